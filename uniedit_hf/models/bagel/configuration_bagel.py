@@ -1,0 +1,139 @@
+"""The shape of a BAGEL model. Without arguments: the released 7B mixture-of-transformers."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+
+
+@strict
+class BagelTextConfig(Qwen2Config):
+    """The language model: a Qwen2 decoder whose layers hold one expert for understanding and one for generation.
+
+    Defaults: the Qwen2.5-7B shape with per-head RMS norms on queries and keys.
+    """
+
+    model_type = "bagel_text"
+    base_config_key = "text_config"
+
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int | None = 4
+    pad_token_id: int | None = 151643
+    bos_token_id: int | None = 151644
+    eos_token_id: int | list[int] | None = 151645
+
+    def __post_init__(self, **kwargs):
+        # The released configurations carry `rope_theta` on the top level, transformers 5 keeps it in a dictionary.
+        theta = kwargs.pop("rope_theta", 1e6)
+        if self.rope_parameters is None:
+            self.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+        super().__post_init__(**kwargs)
+
+
+@strict
+class BagelVisionConfig(SiglipVisionConfig):
+    """The understanding encoder: SigLIP-so400m/14 that takes images of any size.
+
+    `image_size` is the side of the square table of learned positions, in pixels; `num_hidden_layers` counts the
+    layers that exist (the official `vit_config.json` lists one more, whose output is not used).
+    """
+
+    model_type = "bagel_vision"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 16
+    image_size: int | list[int] | tuple[int, int] = 980
+    patch_size: int | list[int] | tuple[int, int] = 14
+    vision_use_head: bool = False
+
+    @property
+    def patches_per_side(self) -> int:
+        """Rows and columns of the table of learned positions."""
+        return self.image_size // self.patch_size
+
+
+@strict
+class BagelVaeConfig(PreTrainedConfig):
+    """The generation autoencoder: FLUX's, frozen. Pixels (B, 3, H, W) become latents (B, z_channels, H/8, W/8).
+
+    Raises:
+        ValueError: If `channel_multipliers` does not name four levels, which is what a factor of 8 takes.
+    """
+
+    model_type = "bagel_vae"
+    base_config_key = "vae_config"
+
+    base_channels: int = 128
+    channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 16
+    scaling_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if len(self.channel_multipliers) != 4:
+            raise ValueError(
+                f"vae_config.channel_multipliers has {len(self.channel_multipliers)} levels, but latents are 1/8 of "
+                "the image, which takes exactly four: name four multipliers."
+            )
+
+
+@strict
+class BagelConfig(PreTrainedConfig):
+    """The whole model: language model, two image encoders and what joins them.
+
+    Args:
+        text_config: Shape of the language model.
+        vision_config: Shape of the understanding encoder (`vit` view).
+        vae_config: Shape of the generation autoencoder (`vae` view).
+        latent_patch_size: Side of the square of latents that is one token; 2 makes 16 x 16 pixels a token.
+        max_latent_size: Rows and columns of the table of latent positions; 64 allows 1024 x 1024 pixels.
+        connector_hidden_act: Activation between the two layers that lead from the understanding encoder to the
+            language model.
+        timestep_shift: Training shift of the flow time; t becomes s t / (1 + (s - 1) t).
+        vision_start_token_id: Token before every image.
+        vision_end_token_id: Token after every image.
+    """
+
+    model_type = "bagel"
+    sub_configs_defaults = {
+        "text_config": BagelTextConfig,
+        "vision_config": BagelVisionConfig,
+        "vae_config": BagelVaeConfig,
+    }
+    # The official folder keeps the autoencoder in a file of its own; `from_pretrained` reads it with the rest.
+    extra_files = ("ae.safetensors",)
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    vae_config: dict | PreTrainedConfig | None = None
+    latent_patch_size: int = 2
+    max_latent_size: int = 64
+    connector_hidden_act: str = "gelu_pytorch_tanh"
+    timestep_shift: float = 1.0
+    bos_token_id: int | None = 151644
+    eos_token_id: int | None = 151645
+    pad_token_id: int | None = 151643
+    vision_start_token_id: int | None = 151652
+    vision_end_token_id: int | None = 151653
+    tie_word_embeddings: bool = False
+
+    @property
+    def latent_token_size(self) -> int:
+        """Channels of a latent token: a square of `latent_patch_size` latents."""
+        return self.latent_patch_size**2 * self.vae_config.z_channels
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Reads our own `config.json`, or gathers the settings of an official checkpoint folder."""
+        from .official_layout import config_dict_of
+
+        return config_dict_of(super().get_config_dict, pretrained_model_name_or_path, **kwargs)

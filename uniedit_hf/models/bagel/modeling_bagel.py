@@ -1,0 +1,691 @@
+"""BAGEL: one decoder that reads text and images, writes text and draws images.
+
+Every layer holds two experts. Text, ViT tokens and image markers go through the understanding expert, latent tokens
+through the generation expert, and all of them share one self-attention. Tokens are routed once: understanding first,
+generation behind, so that a layer runs two dense blocks on two slices.
+
+Shapes: B rows, L tokens a row, T = B * L, N routed tokens (no padding), U of them understanding, D hidden size,
+H query heads, K key and value heads, E head size, P latent tokens, C channels of a latent token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2MLP,
+    Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
+from uniedit_hf.attention import Grid, Packed, Splits, block_mask, context_mask, dense_mask, sample_grid
+from uniedit_hf.losses import Losses
+
+from .configuration_bagel import BagelConfig, BagelTextConfig, BagelVaeConfig, BagelVisionConfig
+from .flow import add_noise, shift_time, velocity_target
+from .generation_bagel import BagelImageGenerationMixin
+from .latents import patchify, sincos_table, time_features
+from .official_layout import CheckpointFolder, check_loading, complete_files
+from .tokens import LATENT, PADDING, TEXT, VIT
+
+
+
+def per_expert(hidden: torch.Tensor, num_und: int, und: nn.Module, gen: nn.Module) -> torch.Tensor:
+    """Runs `und` on the first `num_und` rows of (N, ...) and `gen` on the rest.
+
+    While training both run even on no rows, so that every parameter stays in the graph whatever a batch holds.
+    """
+    if num_und == len(hidden) and not torch.is_grad_enabled():
+        return und(hidden)
+    return torch.cat([und(hidden[:num_und]), gen(hidden[num_und:])])
+
+
+class BagelAttention(nn.Module):
+    """Self-attention with projections and query and key norms of each expert's own."""
+
+    def __init__(self, config: BagelTextConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        size, query_size, key_size = config.hidden_size, config.hidden_size, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(size, query_size)
+        self.k_proj = nn.Linear(size, key_size)
+        self.v_proj = nn.Linear(size, key_size)
+        self.o_proj = nn.Linear(query_size, size, bias=False)
+        self.q_norm = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.q_proj_moe_gen = nn.Linear(size, query_size)
+        self.k_proj_moe_gen = nn.Linear(size, key_size)
+        self.v_proj_moe_gen = nn.Linear(size, key_size)
+        self.o_proj_moe_gen = nn.Linear(query_size, size, bias=False)
+        self.q_norm_moe_gen = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm_moe_gen = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        num_und: int,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        layout: Grid | Packed,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Routed hidden states (N, D) to (N, D)."""
+        heads = (-1, self.head_dim)
+        query = per_expert(hidden, num_und, self.q_proj, self.q_proj_moe_gen).unflatten(-1, heads)
+        key = per_expert(hidden, num_und, self.k_proj, self.k_proj_moe_gen).unflatten(-1, heads)
+        value = per_expert(hidden, num_und, self.v_proj, self.v_proj_moe_gen).unflatten(-1, heads)
+        query = per_expert(query, num_und, self.q_norm, self.q_norm_moe_gen)
+        key = per_expert(key, num_und, self.k_norm, self.k_norm_moe_gen)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(_implementation(self.config, layout), eager_attention_forward)
+        output, _ = attend(self, query, key, value, layout.mask, scaling=self.scaling, dropout=0.0)
+        return per_expert(layout.gather(output), num_und, self.o_proj, self.o_proj_moe_gen)
+
+
+def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
+    """FlexAttention serves packed sequences; rows with a cache go through SDPA then."""
+    flex = config._attn_implementation == "flex_attention"
+    return "sdpa" if flex and isinstance(layout, Grid) else config._attn_implementation
+
+
+class BagelDecoderLayer(GradientCheckpointingLayer):
+    """One layer: a shared self-attention between two sets of weights."""
+
+    def __init__(self, config: BagelTextConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = BagelAttention(config, layer_idx)
+        self.mlp = Qwen2MLP(config)
+        self.mlp_moe_gen = Qwen2MLP(config)
+        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        num_und: int,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        layout: Grid | Packed,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Routed hidden states (N, D) to (N, D)."""
+        normed = per_expert(hidden, num_und, self.input_layernorm, self.input_layernorm_moe_gen)
+        hidden = hidden + self.self_attn(normed, num_und, position_embeddings, layout, past_key_values)
+        normed = per_expert(hidden, num_und, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
+        return hidden + per_expert(normed, num_und, self.mlp, self.mlp_moe_gen)
+
+
+class SinCosPositions(nn.Module):
+    """A frozen table of two-dimensional positions, stored with the weights: (side * side, D)."""
+
+    def __init__(self, side: int, size: int):
+        super().__init__()
+        self.side = side
+        self.pos_embed = nn.Parameter(torch.zeros(side * side, size), requires_grad=False)
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the table by row * side + column."""
+        return self.pos_embed[index]
+
+
+class BagelConnector(nn.Module):
+    """Leads from the understanding encoder to the language model: (..., vision size) to (..., D)."""
+
+    def __init__(self, vision_size: int, size: int, activation: str):
+        super().__init__()
+        self.fc1 = nn.Linear(vision_size, size)
+        self.activation = ACT2FN[activation]
+        self.fc2 = nn.Linear(size, size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(features)))
+
+
+class TimeEmbedder(nn.Module):
+    """Flow time (P,) in [0, 1] to (P, D)."""
+
+    def __init__(self, size: int, num_features: int = 256):
+        super().__init__()
+        self.num_features = num_features
+        self.mlp = nn.Sequential(nn.Linear(num_features, size), nn.SiLU(), nn.Linear(size, size))
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        return self.mlp(time_features(time, self.num_features).to(self.mlp[0].weight.dtype))
+
+
+class BagelPreTrainedModel(PreTrainedModel):
+    """What all BAGEL classes share: initialisation, capabilities and loading that never leaves a weight random."""
+
+    config: BagelConfig
+    config_class = BagelConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BagelDecoderLayer", "SiglipEncoderLayer", "AutoencoderKL"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = ["vae"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, SinCosPositions):
+            initialization.copy_(module.pos_embed, sincos_table(module.side, module.pos_embed.shape[1]))
+        elif isinstance(module, BagelModel):
+            initialization.zeros_(module.llm2vae.weight)
+            initialization.zeros_(module.llm2vae.bias)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """Loads our own layout, the official one or sharded official key names, as `PreTrainedModel` does.
+
+        Raises:
+            ValueError: If a tensor is missing, unexpected or of a wrong shape; the message names it.
+            OSError: If a file of the checkpoint is missing.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        check_loading(info, pretrained_model_name_or_path)
+        model.freeze_fixed_parts()
+        return (model, info) if output_loading_info else model
+
+    def freeze_fixed_parts(self) -> None:
+        """The position tables and the autoencoder are never trained."""
+        for module in self.modules():
+            if isinstance(module, (SinCosPositions, AutoencoderKL)):
+                module.requires_grad_(False)
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        if checkpoint_files is not None:
+            checkpoint_files = complete_files(checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
+
+
+class BagelVisionModel(BagelPreTrainedModel):
+    """SigLIP over the patches of images of any size, each image for itself."""
+
+    config: BagelVisionConfig
+    config_class = BagelVisionConfig
+    base_model_prefix = "vit_model"
+
+    def __init__(self, config: BagelVisionConfig):
+        super().__init__(config)
+        self.vision_model = BagelVisionTransformer(config)
+        self.post_init()
+
+    def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Patches (V, patch * patch * 3) of images with `grids` (images, 2) rows and columns to (V, vision size)."""
+        return self.vision_model(patches, grids)
+
+
+class BagelVisionTransformer(nn.Module):
+    """The layers of the understanding encoder under their official names."""
+
+    def __init__(self, config: BagelVisionConfig):
+        super().__init__()
+        self.embeddings = BagelVisionEmbeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList([SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        sizes = grids.prod(-1).tolist()
+        images = patches.split(sizes)
+        features: list[torch.Tensor | None] = [None] * len(images)
+        # Images of one size share a batch: no padding, no mask, and no image depends on its neighbours.
+        for rows, columns in {tuple(grid) for grid in grids.tolist()}:
+            same = [i for i, grid in enumerate(grids.tolist()) if tuple(grid) == (rows, columns)]
+            hidden = self.embeddings(torch.stack([images[i] for i in same]), rows, columns)
+            for layer in self.encoder.layers:
+                hidden = layer(hidden, None)
+            for i, feature in zip(same, self.post_layernorm(hidden)):
+                features[i] = feature
+        return torch.cat(features)
+
+
+class BagelVisionEmbeddings(nn.Module):
+    """Patches as vectors (row, column, channel) through a linear layer, plus learned positions of a square table."""
+
+    def __init__(self, config: BagelVisionConfig):
+        super().__init__()
+        self.side = config.patches_per_side
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(self.side**2, config.hidden_size)
+
+    def forward(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """(images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
+        index = grid_index(rows, columns, self.side, patches.device)
+        return self.patch_embedding(patches.to(self.patch_embedding.weight.dtype)) + self.position_embedding(index)
+
+
+def grid_index(rows: int, columns: int, side: int, device=None) -> torch.Tensor:
+    """Where the cells of a rows x columns grid stand in a square table of `side`: row * side + column.
+
+    Raises:
+        ValueError: If the grid is larger than the table.
+    """
+    if rows > side or columns > side:
+        raise ValueError(
+            f"An image of {rows} x {columns} tokens is larger than the model's table of {side} x {side} positions: "
+            "resize the image, or raise the table's size in the configuration."
+        )
+    return (torch.arange(rows, device=device)[:, None] * side + torch.arange(columns, device=device)).flatten()
+
+
+class BagelTextModel(BagelPreTrainedModel):
+    """The decoder: embeddings in, hidden states out."""
+
+    config: BagelTextConfig
+    config_class = BagelTextConfig
+    base_model_prefix = "language_model"
+
+    def __init__(self, config: BagelTextConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([BagelDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen2RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        order: torch.Tensor,
+        num_und: int,
+        layout: Grid | Packed,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            inputs_embeds: (B, L, D).
+            position_ids: (B, L) rotary positions.
+            order: (N,) flat places of the tokens, understanding first; padding is left out.
+            num_und: How many of them take the understanding expert.
+            layout: How the routed tokens attend to each other and to the cache.
+            past_key_values: Keys and values of the context; the new ones are added.
+
+        Returns:
+            (B, L, D), zero at padding.
+        """
+        hidden = inputs_embeds.flatten(0, 1)[order]
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids.flatten()[order][None])
+        for layer in self.layers:
+            hidden = layer(hidden, num_und, (cos[0], sin[0]), layout, past_key_values=past_key_values)
+        hidden = per_expert(hidden, num_und, self.norm, self.norm_moe_gen)
+        flat = hidden.new_zeros(inputs_embeds.shape[0] * inputs_embeds.shape[1], hidden.shape[-1])
+        return flat.index_copy(0, order, hidden).view(inputs_embeds.shape)
+
+
+class BagelModel(BagelPreTrainedModel):
+    """BAGEL without the head that writes text and the autoencoder."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^vae\."]
+
+    def __init__(self, config: BagelConfig):
+        super().__init__(config)
+        size, token_size = config.text_config.hidden_size, config.latent_token_size
+        self.language_model = BagelTextModel(config.text_config)
+        self.vit_model = BagelVisionModel(config.vision_config)
+        self.connector = BagelConnector(config.vision_config.hidden_size, size, config.connector_hidden_act)
+        self.vit_pos_embed = SinCosPositions(config.vision_config.patches_per_side, size)
+        self.latent_pos_embed = SinCosPositions(config.max_latent_size, size)
+        self.time_embedder = TimeEmbedder(size)
+        self.vae2llm = nn.Linear(token_size, size)
+        self.llm2vae = nn.Linear(size, token_size)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.language_model.embed_tokens = value
+
+    def embed_vit(self, vit_patches: torch.Tensor, vit_grids: torch.Tensor) -> torch.Tensor:
+        """Patches (V, patch vector) of images with `vit_grids` (images, 2) to tokens (V, D)."""
+        side, device = self.vit_pos_embed.side, vit_patches.device
+        index = torch.cat([grid_index(rows, columns, side, device) for rows, columns in vit_grids.tolist()])
+        return self.connector(self.vit_model(vit_patches, vit_grids)) + self.vit_pos_embed(index)
+
+    def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Latent tokens (P, C), clean or noised, at flow time (P,) and place `index` (P,) to tokens (P, D)."""
+        tokens = self.vae2llm(latents.to(self.vae2llm.weight.dtype))
+        return tokens + self.time_embedder(time) + self.latent_pos_embed(index)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        latent_time: torch.Tensor | None = None,
+        latent_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """All tokens of a batch, text and images, in place: (B, L, D). Images come in the order of their tokens."""
+        embeds = self.language_model.embed_tokens(input_ids)
+        if vit_patches is not None and len(vit_patches):
+            tokens = self.embed_vit(vit_patches, vit_grids)
+            embeds = embeds.masked_scatter((token_type_ids == VIT)[..., None], tokens.to(embeds.dtype))
+        if latents is not None and len(latents):
+            tokens = self.embed_latents(latents, latent_time, latent_index)
+            embeds = embeds.masked_scatter((token_type_ids == LATENT)[..., None], tokens.to(embeds.dtype))
+        return embeds
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        splits: Splits | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of a packed sequence, or of rows of new tokens behind a cached context.
+
+        Args:
+            inputs_embeds: (B, L, D) from `embed`.
+            token_type_ids: (B, L) padding, text, ViT or latent; decides the expert.
+            position_ids: (B, L) rotary positions.
+            splits: Who belongs to which sample and image, each (B, L). Text alone needs none.
+            attention_mask: (B, past + L) of a batch of contexts; `None` for a packed sequence (B = 1).
+            past_key_values: The cache that the new tokens attend to and are added to.
+        """
+        types = token_type_ids.flatten()
+        und, gen = ((types == TEXT) | (types == VIT)).nonzero()[:, 0], (types == LATENT).nonzero()[:, 0]
+        order = torch.cat([und, gen])
+        if attention_mask is None:
+            flex = self.config.text_config._attn_implementation == "flex_attention"
+            layout = Packed(block_mask(splits, order)) if flex else sample_grid(splits, order)
+        else:
+            layout = self._row_layout(order, token_type_ids, splits, attention_mask, past_key_values)
+        if self.config.text_config._attn_implementation == "eager":
+            lowest = torch.finfo(inputs_embeds.dtype).min
+            layout.mask = torch.where(layout.mask, 0.0, lowest).to(inputs_embeds.dtype)
+        hidden = self.language_model(inputs_embeds, position_ids, order, len(und), layout, past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+
+    def _row_layout(self, order, token_type_ids, splits, attention_mask, past_key_values) -> Grid:
+        rows, length = token_type_ids.shape
+        if splits is None:
+            real = attention_mask[:, -length:].bool()
+            own = real[:, None] & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+            own = own | torch.eye(length, dtype=torch.bool, device=real.device)
+        else:
+            own = dense_mask(splits)
+        num_keys = length if past_key_values is None else past_key_values.get_mask_sizes(length, 0)[0]
+        return Grid(order, rows, length, context_mask(attention_mask, own, num_keys))
+
+
+@dataclass
+class BagelOutput(CausalLMOutputWithPast):
+    """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary) and the cache."""
+
+
+class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMixin, GenerationMixin):
+    """BAGEL with its text head and its autoencoder: trains on packs, writes text, draws images."""
+
+    def __init__(self, config: BagelConfig):
+        super().__init__(config)
+        self.model = BagelModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.vae = build_vae(config.vae_config)
+        self.post_init()
+        self.freeze_fixed_parts()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        """Frozen parts are not recomputed: the autoencoder and the understanding encoder keep their activations."""
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        self.vae.disable_gradient_checkpointing()
+        if not any(parameter.requires_grad for parameter in self.model.vit_model.parameters()):
+            for layer in self.model.vit_model.vision_model.encoder.layers:
+                layer.gradient_checkpointing = False
+
+    def adjust_generation_fn(self, generation_config, from_auto_class, from_pipeline, name, **kwargs):
+        """Official folders have no `generation_config.json`; then the one made from the configuration stays."""
+        if generation_config is not None or CheckpointFolder(name, kwargs).has("generation_config.json"):
+            super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name, **kwargs)
+
+    # --- images and latents -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: list[torch.Tensor], posterior_noise: list[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Pixels (3, h, w) in [-1, 1], each at its own size, to latents (16, h/8, w/8), scaled and shifted.
+
+        Takes the mean of the posterior, or a sample of it when standard normal `posterior_noise` of the latents'
+        shapes is given. Runs in fp32 whatever the rest runs in.
+        """
+        scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
+        latents: list[torch.Tensor | None] = [None] * len(images)
+        # Images of one size share a batch; padding to a common size would leak into the group norms.
+        for size in {image.shape for image in images}:
+            same = [i for i, image in enumerate(images) if image.shape == size]
+            with torch.autocast(images[0].device.type, enabled=False):
+                posterior = self.vae.encode(torch.stack([images[i] for i in same]).float()).latent_dist
+            for i, mean, std in zip(same, posterior.mean, posterior.std):
+                drawn = mean if posterior_noise is None else mean + std * posterior_noise[i].to(mean)
+                latents[i] = scale * (drawn - shift)
+        return latents
+
+    @torch.no_grad()
+    def decode_latents(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Latents (16, h, w) to pixels (3, 8 h, 8 w), about [-1, 1]."""
+        scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
+        images = []
+        for latent in latents:
+            with torch.autocast(latent.device.type, enabled=False):
+                images.append(self.vae.decode(latent[None].float() / scale + shift).sample[0])
+        return images
+
+    def latent_tokens(self, latents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (16, h, w) as tokens (P, C) of all images in order, and their places (P,) in the position table."""
+        patch, side = self.config.latent_patch_size, self.config.max_latent_size
+        tokens = [patchify(latent, patch) for latent in latents]
+        index = [grid_index(x.shape[1] // patch, x.shape[2] // patch, side, x.device) for x in latents]
+        return torch.cat(tokens), torch.cat(index)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        split_ids: torch.Tensor | None = None,
+        split_kinds: torch.Tensor | None = None,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        vae_images: list[torch.Tensor] | None = None,
+        latents: list[torch.Tensor] | None = None,
+        posterior_noise: list[torch.Tensor] | None = None,
+        timesteps: torch.Tensor | None = None,
+        noise: list[torch.Tensor] | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 1,
+        **kwargs,
+    ) -> Losses | BagelOutput:
+        """With `labels`, the losses of a packed sequence; without, next-token logits of a batch of contexts.
+
+        Args:
+            input_ids: (B, L) text and marker ids; what stands at image tokens is not read.
+            attention_mask: (B, past + L), 1 at real tokens; `None` for a pack.
+            position_ids: (B, L) rotary positions.
+            token_type_ids: (B, L) 0 padding, 1 text and markers, 2 ViT tokens, 3 latent tokens.
+            sample_ids, split_ids, split_kinds: (B, L) see `uniedit_hf.attention.Splits`.
+            vit_patches: (V, patch * patch * 3) of all ViT views in order.
+            vit_grids: (images, 2) their rows and columns.
+            vae_images: Pixels (3, h, w) of all VAE views in order, or
+            latents: their latents (16, h/8, w/8), already scaled and shifted.
+            posterior_noise: Standard normal draws (16, h/8, w/8): take a sample of the posterior, not its mean.
+            timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
+            noise: Standard normal draws (P, C) of each VAE view; those of clean images are not used.
+            labels: (1, L) the token to predict at each position, -100 where text carries no loss.
+
+        Returns:
+            `Losses` with `labels`, else a `BagelOutput` with logits (B, logits_to_keep, vocabulary).
+        """
+        splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
+        images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
+        target = supervised = None
+        if vae_images is not None or latents is not None:
+            latents = self.encode_images(vae_images, posterior_noise) if latents is None else latents
+            tokens, index = self.latent_tokens(latents)
+            lengths = torch.tensor([len(patchify(x, self.config.latent_patch_size)) for x in latents])
+            time = torch.zeros(len(latents)) if timesteps is None else timesteps.float()
+            time = shift_time(time.to(tokens.device), self.config.timestep_shift)
+            time = time.repeat_interleave(lengths.to(tokens.device))
+            if noise is not None:
+                drawn = torch.cat(noise).to(tokens)
+                supervised, target = time > 0, velocity_target(tokens, drawn)
+                tokens = add_noise(tokens, drawn, time[:, None])
+            images |= {"latents": tokens, "latent_time": time, "latent_index": index}
+        if inputs_embeds is None:
+            if token_type_ids is None:
+                token_type_ids = torch.full_like(input_ids, TEXT)
+            inputs_embeds = self.model.embed(input_ids, token_type_ids, **images)
+        if labels is None:
+            return self._next_token(
+                inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache, logits_to_keep
+            )  # fmt: skip
+        hidden = self.model(inputs_embeds, token_type_ids, position_ids, splits).last_hidden_state
+        return self._losses(hidden, labels, token_type_ids, supervised, target)
+
+    def _losses(self, hidden, labels, token_type_ids, supervised, target) -> Losses:
+        rows = labels != -100
+        # Heads run on supervised rows only, and on none of them too, so that their parameters stay in the graph.
+        logits = self.lm_head(hidden[rows]).float()
+        text_sum = nn.functional.cross_entropy(logits, labels[rows], reduction="sum")
+        drawn = hidden[token_type_ids == LATENT]
+        drawn = drawn[:0] if supervised is None else drawn[supervised]
+        velocity = self.model.llm2vae(drawn).float()
+        wanted = velocity.detach() if supervised is None else target[supervised].float()
+        return Losses(
+            text_sum=text_sum,
+            text_count=rows.sum(),
+            image_sum=(velocity - wanted).pow(2).mean(-1).sum(),
+            image_count=torch.tensor(len(drawn), device=hidden.device),
+        )
+
+    # --- writing text -------------------------------------------------------------------------------------------
+
+    def _next_token(
+        self, inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache, keep
+    ) -> BagelOutput:
+        rows, length = inputs_embeds.shape[:2]
+        if use_cache is not False and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if attention_mask is None:
+            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=inputs_embeds.device)
+        if token_type_ids is None:
+            token_type_ids = torch.where(attention_mask[:, -length:].bool(), TEXT, PADDING)
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        hidden = self.model(
+            inputs_embeds, token_type_ids, position_ids, splits, attention_mask, past_key_values
+        ).last_hidden_state
+        return BagelOutput(logits=self.lm_head(hidden[:, -keep:]), past_key_values=past_key_values)
+
+    def generate(self, inputs=None, **kwargs):
+        """Writes text behind a context, as any transformers model does (sampling, stopping, batches, any cache).
+
+        Takes what the processor returns. The images are embedded first, so that what `GenerationMixin` expands and
+        slices are plain (B, L, ...) tensors.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        names = ("vit_patches", "vit_grids", "vae_images", "latents", "posterior_noise")
+        images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
+        if images:
+            kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
+        return super().generate(input_ids, **kwargs)
+
+    @torch.no_grad()
+    def embed_context(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        vae_images: list[torch.Tensor] | None = None,
+        latents: list[torch.Tensor] | None = None,
+        posterior_noise: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The tokens of a batch of contexts (B, L, D), whose images are all clean."""
+        images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
+        if vae_images or latents:
+            tokens, index = self.latent_tokens(latents or self.encode_images(vae_images, posterior_noise))
+            images |= {"latents": tokens, "latent_time": torch.zeros(len(tokens), device=tokens.device)}
+            images["latent_index"] = index
+        return self.model.embed(input_ids, token_type_ids, **images)
+
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, sample_ids=None, split_ids=None,
+        split_kinds=None, **kwargs,
+    ):  # fmt: skip
+        """Splits matter to the context alone: what is written is text, which sees everything before it."""
+        if is_first_iteration:
+            kwargs |= {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
+        return super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask=None, **kwargs):
+        """The model makes its own masks from the (B, L) one, for static caches too."""
+        return attention_mask
+
+
+def build_vae(config: BagelVaeConfig) -> AutoencoderKL:
+    """FLUX's autoencoder in diffusers' class."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(config.channel_multipliers),
+        up_block_types=("UpDecoderBlock2D",) * len(config.channel_multipliers),
+        block_out_channels=tuple(config.base_channels * each for each in config.channel_multipliers),
+        layers_per_block=config.num_res_blocks,
+        latent_channels=config.z_channels,
+        norm_num_groups=32,
+        scaling_factor=config.scaling_factor,
+        shift_factor=config.shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )

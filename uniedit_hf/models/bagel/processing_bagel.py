@@ -1,0 +1,357 @@
+"""Samples to what BAGEL takes: packs to train on, contexts to write or draw from.
+
+Both come from one layout of segments as tokens, after the reference: every text stands between begin and end markers
+and every image between image markers; all tokens of an image share one rotary position.
+
+Shapes: B rows, L tokens a row, V patches of all ViT views, P tokens and C channels of a VAE view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from uniedit_hf.attention import CAUSAL, FULL, NOISE, PADDING as NO_SAMPLE
+from uniedit_hf.randomness import torch_generator
+from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+
+from .tokens import LATENT, PADDING, TEXT, VIT
+
+
+# name of a token's attribute -> its value at padding
+ATTRIBUTES = {
+    "input_ids": 0,
+    "token_type_ids": PADDING,
+    "position_ids": 0,
+    "split_ids": NO_SAMPLE,
+    "split_kinds": CAUSAL,
+    "labels": -100,
+}
+
+
+class TokenRow:
+    """The tokens of one sample, attribute by attribute, as segments are appended."""
+
+    def __init__(self):
+        self.columns: dict[str, list[np.ndarray]] = {name: [] for name in ATTRIBUTES}
+        self.position = 0
+        self.num_splits = 0
+
+    def append(self, ids, types, kind: int, positions, labels=None) -> None:
+        """Adds one split of tokens."""
+        length = len(ids)
+        values = {
+            "input_ids": ids,
+            "token_type_ids": types,
+            "position_ids": positions,
+            "split_ids": np.full(length, self.num_splits),
+            "split_kinds": np.full(length, kind),
+            "labels": np.full(length, -100) if labels is None else labels,
+        }
+        for name, value in values.items():
+            self.columns[name].append(np.asarray(value, dtype=np.int64))
+        self.num_splits += 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Each attribute as one array."""
+        empty = np.empty(0, dtype=np.int64)
+        return {name: np.concatenate([empty, *parts]) for name, parts in self.columns.items()}
+
+
+class BagelProcessor(ProcessorMixin):
+    """A tokenizer and an image processor that together turn samples into BAGEL's inputs.
+
+    Args:
+        image_processor: Sizes and pixels of both views.
+        tokenizer: Must know `<|im_start|>`, `<|im_end|>`, `<|vision_start|>` and `<|vision_end|>`.
+
+    Raises:
+        ValueError: If the tokenizer lacks one of the four markers.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.bos_id, self.eos_id, self.start_id, self.end_id = (
+            _marker(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+        )
+
+    # --- sizes, without pixels ----------------------------------------------------------------------------------
+
+    def num_tokens(self, sample: Sample) -> int:
+        """How many tokens a sample takes in a pack, from sizes and texts alone; dropped segments take none."""
+        return sum(self._segment_tokens(segment) for segment in sample.segments if not segment.dropped)
+
+    def _segment_tokens(self, segment: TextSegment | ImageSegment) -> int:
+        if isinstance(segment, TextSegment):
+            return len(self.token_ids(segment.text)) + 2
+        from uniedit_hf.images import image_size
+
+        width, height = segment.size or image_size(segment.image)
+        return self.image_processor.tokens(width, height, segment.view) + 2
+
+    def token_ids(self, text: str | Sequence[int]) -> list[int]:
+        """Ids without markers; a list of ids passes through."""
+        if isinstance(text, str):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(token) for token in text]
+
+    # --- layout -------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, sample: Sample, pixels: list[torch.Tensor | None]) -> TokenRow:
+        """Tokens of a sample; `pixels` holds (3, h, w) for every image that is not dropped."""
+        row = TokenRow()
+        for segment, image in zip(sample.segments, pixels):
+            if isinstance(segment, TextSegment):
+                if not segment.dropped:
+                    self._add_text(row, segment)
+            elif segment.dropped:
+                row.position += 1  # the reference keeps the place of a dropped image
+            else:
+                self._add_image(row, segment, image)
+        return row
+
+    def _add_text(self, row: TokenRow, segment: TextSegment) -> None:
+        ids = self.token_ids(segment.text)
+        labels = [*ids, self.eos_id, -100] if segment.loss else None
+        positions = row.position + np.arange(len(ids) + 2)
+        row.append([self.bos_id, *ids, self.eos_id], [TEXT] * (len(ids) + 2), CAUSAL, positions, labels)
+        row.position += len(ids) + 2
+
+    def _add_image(self, row: TokenRow, segment: ImageSegment, pixels: torch.Tensor) -> None:
+        count = self.image_processor.tokens(pixels.shape[2], pixels.shape[1], segment.view, resize=False)
+        kind = NOISE if segment.loss else FULL
+        types = [TEXT, *[VIT if segment.view == "vit" else LATENT] * count, TEXT]
+        ids = [self.start_id, *[0] * count, self.end_id]
+        row.append(ids, types, kind, np.full(count + 2, row.position))
+        row.position += 0 if segment.loss else 1
+
+    def _pixels(self, sample: Sample) -> list[torch.Tensor | None]:
+        _check_views(sample)
+        return [
+            None
+            if isinstance(segment, TextSegment) or segment.dropped
+            else segment.image
+            if isinstance(segment.image, torch.Tensor)
+            else self.image_processor.prepare(segment.image, segment.view)
+            for segment in sample.segments
+        ]
+
+    def _images(self, samples: list[Sample], pixels: list[list[torch.Tensor | None]]) -> dict[str, Any]:
+        """The ViT views as patches and the VAE views as pixels, in the order of their tokens."""
+        views = [
+            (segment.view, image)
+            for sample, images in zip(samples, pixels)
+            for segment, image in zip(sample.segments, images)
+            if image is not None
+        ]
+        vit = [image for view, image in views if view == "vit"]
+        vae = [image for view, image in views if view == "vae"]
+        features: dict[str, Any] = {}
+        if vit:
+            patch = self.image_processor.vit_stride
+            features["vit_patches"] = torch.cat([self.image_processor.patchify_vit(image) for image in vit])
+            features["vit_grids"] = torch.tensor([[x.shape[1] // patch, x.shape[2] // patch] for x in vit])
+        if vae:
+            features["vae_images"] = vae
+        return features
+
+    # --- packs --------------------------------------------------------------------------------------------------
+
+    def pack(self, samples: Sequence[Sample], seed: int = 0, epoch: int = 0, posterior: str = "mean") -> BatchFeature:
+        """Samples end to end in one sequence, with the draws of each: what the training forward takes.
+
+        Args:
+            samples: Whose dropout has been drawn (see `uniedit_hf.recipes.draw_dropout`).
+            seed: With `epoch` and the sample's id it decides flow time, noise and posterior draws.
+            epoch: See `seed`.
+            posterior: `"mean"` or `"sample"` of the VAE's posterior.
+
+        Returns:
+            `input_ids`, `token_type_ids`, `position_ids`, `split_ids`, `split_kinds`, `sample_ids`, `labels`: (1, L);
+            `vit_patches`, `vit_grids`, `vae_images`, `timesteps`, `noise` and `posterior_noise` as the model's
+            `forward` says.
+
+        Raises:
+            ValueError: If there is no sample, or a view is unknown.
+        """
+        samples = list(samples)
+        if not samples:
+            raise ValueError("A pack needs at least one sample, but the list of samples is empty.")
+        pixels = [self._pixels(sample) for sample in samples]
+        rows = [self._lay_out(sample, images).arrays() for sample, images in zip(samples, pixels)]
+        features = {name: torch.from_numpy(np.concatenate([row[name] for row in rows]))[None] for name in ATTRIBUTES}
+        lengths = [len(row["input_ids"]) for row in rows]
+        features["sample_ids"] = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))[None]
+        # splits are numbered within a sample; in a pack every split needs a number of its own
+        first = np.cumsum([0, *(row["split_ids"].max(initial=-1) + 1 for row in rows)])[:-1]
+        features["split_ids"] += torch.from_numpy(np.repeat(first, lengths))[None]
+        features |= self._images(samples, pixels)
+        features |= self._draws(samples, pixels, seed, epoch, posterior)
+        return BatchFeature(features)
+
+    def _draws(self, samples, pixels, seed: int, epoch: int, posterior: str) -> dict[str, Any]:
+        timesteps, noise, posterior_noise = [], [], []
+        for sample, images in zip(samples, pixels):
+            for index, (segment, image) in enumerate(zip(sample.segments, images)):
+                if image is None or segment.view != "vae":
+                    continue
+                generator = torch_generator(seed, epoch, sample.id, "flow", index)
+                tokens, channels, latent = self._latent_shapes(image)
+                logit = torch.randn((), generator=generator)
+                timesteps.append(logit.sigmoid() if segment.loss else torch.zeros(()))
+                drawn = torch.randn(tokens, channels, generator=generator) if segment.loss else None
+                noise.append(torch.zeros(tokens, channels) if drawn is None else drawn)
+                posterior_noise.append(torch.randn(latent, generator=generator))
+        if not timesteps:
+            return {}
+        draws = {"timesteps": torch.stack(timesteps), "noise": noise}
+        return draws | ({"posterior_noise": posterior_noise} if posterior == "sample" else {})
+
+    def _latent_shapes(self, image: torch.Tensor) -> tuple[int, int, tuple[int, int, int]]:
+        """Tokens, channels of a token and the latents' shape of pixels (3, h, w)."""
+        processor, (height, width) = self.image_processor, image.shape[1:]
+        tokens = processor.tokens(width, height, "vae", resize=False)
+        channels = processor.latent_channels * (processor.vae_stride // 8) ** 2
+        return tokens, channels, (processor.latent_channels, height // 8, width // 8)
+
+    # --- contexts -----------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        samples: Sample | Sequence[Sample] | None = None,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        add_generation_prompt: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Contexts to write text from, padded on the left: what `generate()` takes.
+
+        Args:
+            samples: Contexts as samples; or instead
+            images: one image per text, seen by the ViT, before
+            text: one text or a list.
+            add_generation_prompt: Whether to append the marker that begins an answer.
+            return_tensors: Only `"pt"`.
+
+        Raises:
+            ValueError: If there is nothing to read, or images and texts differ in number.
+        """
+        if samples is None:
+            samples = _question_samples(images, text)
+        samples = [samples] if isinstance(samples, Sample) else list(samples)
+        features = self._contexts(samples, add_generation_prompt)
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}, but BAGEL's inputs are torch tensors: use 'pt'.")
+        return features
+
+    def guidance_contexts(self, samples: Sequence[Sample]) -> BatchFeature:
+        """Contexts to draw images from, with those that guidance compares them to: what `generate_images()` takes.
+
+        Each sample gives up to three contexts: itself, itself without its last text, and its texts alone. Contexts
+        that are equal are kept once; `branches` (samples, 3) says which row each sample's three are.
+        """
+        rows: list[Sample] = []
+        index: dict[tuple, int] = {}
+        branches = []
+        for sample in samples:
+            places = []
+            for segments in (sample.segments, _without_last_text(sample), _texts(sample)):
+                # images are compared by identity: the branches of one request share them
+                key = tuple(
+                    segment if isinstance(segment, TextSegment) else (id(segment.image), segment.view)
+                    for segment in segments
+                )
+                if key not in index:
+                    index[key] = len(rows)
+                    rows.append(Sample(segments))
+                places.append(index[key])
+            branches.append(places)
+        features = self._contexts(rows, add_generation_prompt=False)
+        features["branches"] = torch.tensor(branches)
+        return features
+
+    def _contexts(self, samples: list[Sample], add_generation_prompt: bool) -> BatchFeature:
+        if not samples:
+            raise ValueError("There is nothing to do: the list of requests is empty.")
+        pixels = [self._pixels(sample) for sample in samples]
+        rows = []
+        for sample, images in zip(samples, pixels):
+            row = self._lay_out(sample, images)
+            if add_generation_prompt:
+                row.append([self.bos_id], [TEXT], CAUSAL, [row.position])
+            rows.append(row.arrays())
+        length = max(len(row["input_ids"]) for row in rows)
+        features: dict[str, Any] = {
+            name: torch.from_numpy(
+                np.stack([np.pad(row[name], (length - len(row[name]), 0), constant_values=value) for row in rows])
+            )
+            for name, value in ATTRIBUTES.items()
+            if name != "labels"
+        }
+        features["attention_mask"] = (features["token_type_ids"] != PADDING).long()
+        features["sample_ids"] = torch.where(features["attention_mask"].bool(), 0, NO_SAMPLE)
+        return BatchFeature(features | self._images(samples, pixels))
+
+    # --- text and pixels back -----------------------------------------------------------------------------------
+
+    def batch_decode(self, *args, **kwargs) -> list[str]:
+        """Token ids to texts, by the tokenizer."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args, **kwargs) -> str:
+        """Token ids to text, by the tokenizer."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a training forward reads."""
+        names = [*ATTRIBUTES, "sample_ids", "attention_mask", "vit_patches", "vit_grids", "vae_images"]
+        return [*names, "timesteps", "noise", "posterior_noise"]
+
+
+def _marker(tokenizer, token: str) -> int:
+    index = tokenizer.convert_tokens_to_ids(token)
+    if index is None or index == tokenizer.unk_token_id:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this processor'} does not know the token {token}, which "
+            "BAGEL puts around texts and images: use the checkpoint's own tokenizer or add the token to it."
+        )
+    return index
+
+
+def _check_views(sample: Sample) -> None:
+    for segment in sample.segments:
+        if isinstance(segment, ImageSegment) and segment.view not in ("vit", "vae"):
+            raise ValueError(
+                f"Sample {sample.id or '(no id)'} shows an image in the view {segment.view!r}, but BAGEL has the views "
+                "'vit' (to read) and 'vae' (to read and draw): name one of them."
+            )
+
+
+def _without_last_text(sample: Sample) -> tuple:
+    places = [i for i, segment in enumerate(sample.segments) if isinstance(segment, TextSegment)]
+    return tuple(segment for i, segment in enumerate(sample.segments) if not places or i != places[-1])
+
+
+def _texts(sample: Sample) -> tuple:
+    return tuple(segment for segment in sample.segments if isinstance(segment, TextSegment))
+
+
+def _question_samples(images: Any, text: str | Sequence[str] | None) -> list[Sample]:
+    texts = [text] if isinstance(text, str) else list(text or [])
+    pictures = images if isinstance(images, (list, tuple)) else [images] * (images is not None)
+    if pictures and texts and len(pictures) != len(texts):
+        raise ValueError(
+            f"There are {len(pictures)} images and {len(texts)} texts: give one image for every text, or pass samples "
+            "for contexts with several images."
+        )
+    count = max(len(pictures), len(texts))
+    samples = []
+    for i in range(count):
+        segments = [ImageSegment(pictures[i], "vit")] if pictures else []
+        samples.append(Sample(segments + ([TextSegment(texts[i])] if texts else [])))
+    return samples

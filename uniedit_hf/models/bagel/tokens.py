@@ -1,0 +1,3 @@
+"""What a token is: decides how it is embedded and which expert it takes."""
+
+PADDING, TEXT, VIT, LATENT = range(4)
