@@ -1,0 +1,333 @@
+"""Recipes: what a model reads and learns from one row of a data set. A recipe is a function from a row to a `Sample`;
+a new way of training is a new function here.
+
+    edit_sample         source, instruction, perhaps thinking -> the target image (the paper's recipe)
+    answer_sample       source, question -> the answer
+    generate_sample     prompt -> the target image
+    interleaved_sample  turns of text and images, with losses on any of them
+
+Rows have the columns of the `uniedit-148k` data set. Packs are planned from rows without their image columns: where an
+image column is absent, the segment gets its `(width, height)` from the column `source_size` or `target_size` alone. An
+image column that is there but null is an error. Whatever is wrong with a row raises a `RowError`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from uniedit_hf.randomness import python_random
+from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
+
+
+# The views of a source image, in the order in which each model family reads them.
+BAGEL_VIEWS: tuple[View, ...] = ("vae", "vit")
+JANUS_VIEWS: tuple[View, ...] = ("siglip", "vq")
+
+
+class RowError(ValueError):
+    """A row that no sample can be made of, so that a trainer can stop at it or set it aside.
+
+    Args:
+        row_id: The row's `id`, empty if it has none.
+        reason: What is wrong and how to put it right.
+    """
+
+    def __init__(self, row_id: str, reason: str):
+        super().__init__(row_id, reason)
+        self.row_id = row_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Row {self.row_id!r}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What stands in front of an image that the model learns to draw, and how often each part is left out, which is
+    what classifier-free guidance needs. The defaults are the paper's: the source is seen by the ViT only, so the model
+    has to understand it and cannot copy its pixels.
+
+    Args:
+        source_views: The views of a source image: of `"vit"` and `"vae"` for BAGEL, of `"siglip"` and `"vq"` for
+            Janus-Pro. Their order in the sequence is the model's own, whatever their order here.
+        text_dropout: Probability of leaving out a text.
+        vit_dropout: Probability of leaving out the view for understanding, `"vit"` or `"siglip"`.
+        vae_dropout: Probability of leaving out the clean view for drawing, `"vae"` or `"vq"`.
+    """
+
+    source_views: tuple[View, ...] = ("vit",)
+    text_dropout: float = 0.1
+    vit_dropout: float = 0.0
+    vae_dropout: float = 0.0
+
+    def __post_init__(self):
+        asked = tuple(self.source_views)
+        family = JANUS_VIEWS if set(asked) & set(JANUS_VIEWS) else BAGEL_VIEWS
+        if not asked or not set(asked) <= set(family):
+            raise ValueError(
+                f"source_views={asked} must name one or both of {BAGEL_VIEWS} (BAGEL) or of {JANUS_VIEWS} (Janus-Pro)."
+            )
+        object.__setattr__(self, "source_views", tuple(view for view in family if view in asked))
+
+        for name in ("text_dropout", "vit_dropout", "vae_dropout"):
+            if not 0 <= vars(self)[name] <= 1:
+                raise ValueError(f"{name}={vars(self)[name]} is not a probability; choose a number from 0 to 1.")
+        for name, view in (("vit_dropout", self.understanding_view), ("vae_dropout", self.target_view)):
+            if vars(self)[name] and view not in asked:
+                raise ValueError(
+                    f"{name}={vars(self)[name]} has no effect with source_views={asked}; "
+                    f"add {view!r} to source_views or set {name}=0."
+                )
+
+    @property
+    def understanding_view(self) -> View:
+        """The view by which the model reads an image it is asked about."""
+        return "siglip" if self.source_views[0] in JANUS_VIEWS else "vit"
+
+    @property
+    def target_view(self) -> View:
+        """The view in which the model draws."""
+        return "vq" if self.source_views[0] in JANUS_VIEWS else "vae"
+
+    def text(self, text: str) -> TextSegment:
+        """A text that the model reads."""
+        return TextSegment(text, dropout=self.text_dropout)
+
+    def source(self, image: Any, size: tuple[int, int] | None) -> tuple[ImageSegment, ...]:
+        """The views of an image that the model reads."""
+        dropout = {self.understanding_view: self.vit_dropout, self.target_view: self.vae_dropout}
+        return tuple(ImageSegment(image, view, dropout=dropout[view], size=size) for view in self.source_views)
+
+    def target(self, image: Any, size: tuple[int, int] | None) -> ImageSegment:
+        """An image that the model learns to draw."""
+        return ImageSegment(image, self.target_view, loss=True, size=size)
+
+
+PAPER = Conditioning()
+
+
+def edit_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER, thinking_loss: bool = False) -> Sample:
+    """Source views, `instruction`, then `thinking` where the row has some, and the target with its image loss.
+
+    Args:
+        row: Columns `id`, `source_image`, `instruction`, `target_image` and optionally `thinking`, null for none.
+        conditioning: Source views and dropouts.
+        thinking_loss: Whether the model also learns to write `thinking`. What stands in front of it is then never
+            dropped, for thinking has to know what it is about.
+    """
+    columns = _Fields.of_row(row)
+    segments = [*conditioning.source(*columns.image("source_image", "source_size"))]
+    segments.append(conditioning.text(columns.text("instruction")))
+    if row.get("thinking") is not None:
+        thinking = conditioning.text(columns.text("thinking"))
+        segments.append(replace(thinking, loss=thinking_loss))
+    segments.append(conditioning.target(*columns.image("target_image", "target_size")))
+    return Sample(_keep_what_a_text_answers(segments), columns.row_id)
+
+
+def answer_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
+    """The source as the model understands it, `question`, and `answer` with its text loss. Nothing is dropped.
+
+    Args:
+        row: Columns `id`, `source_image`, `question` and `answer`.
+        conditioning: Says by its views which model family it is for.
+    """
+    columns = _Fields.of_row(row)
+    image, size = columns.image("source_image", "source_size")
+    segments = (
+        ImageSegment(image, conditioning.understanding_view, size=size),
+        TextSegment(columns.text("question")),
+        TextSegment(columns.text("answer"), loss=True),
+    )
+    return Sample(segments, columns.row_id)
+
+
+def generate_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
+    """A prompt and the image to draw from it, with its image loss.
+
+    Args:
+        row: Columns `id`, `target_image`, and `prompt`, or `instruction` in a data set without `prompt`.
+        conditioning: Its text dropout applies, and its views say which model family it is for.
+    """
+    columns = _Fields.of_row(row)
+    prompt = conditioning.text(columns.text("prompt" if "prompt" in row else "instruction"))
+    return Sample((prompt, conditioning.target(*columns.image("target_image", "target_size"))), columns.row_id)
+
+
+def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
+    """A conversation of texts and images in any order, with text and image losses in one sample.
+
+    An image that the model draws is hidden, as noise, from what follows; so its clean source views follow it, unless
+    it is the last turn.
+
+    Args:
+        row: Columns `id` and `turns`, a list of turns. A turn has a `role`, `"user"` (read) or `"assistant"`
+            (learned), either a `text` or an `image`, with an image optionally its `size`, and optionally `loss`, which
+            overrides what the role says. Null stands for absent, as Arrow stores it; only an image that is absent
+            altogether is planned from its `size`.
+        conditioning: Source views and dropouts.
+    """
+    columns = _Fields.of_row(row)
+    turns = columns.turns("turns")
+    segments: list[Segment] = []
+    for number, turn in enumerate(turns):
+        loss = turn.loss()
+        if turn.holds_text():
+            segments.append(replace(conditioning.text(turn.text("text")), loss=loss))
+            continue
+        image, size = turn.image("image", "size")
+        if loss:
+            segments.append(conditioning.target(image, size))
+        if not loss or number + 1 < len(turns):
+            segments.extend(conditioning.source(image, size))
+    if not any(segment.loss for segment in segments):
+        raise RowError(columns.row_id, "no turn carries a loss; give what the model should learn role 'assistant'.")
+    return Sample(_keep_what_a_text_answers(segments), columns.row_id)
+
+
+def _keep_what_a_text_answers(segments: Sequence[Segment]) -> list[Segment]:
+    """Takes the dropout off a text with loss and off everything in front of it. Dropout serves the guidance of images;
+    a model that learns to write an answer has to see the question."""
+    learned = [number for number, segment in enumerate(segments) if isinstance(segment, TextSegment) and segment.loss]
+    kept = learned[-1] + 1 if learned else 0
+    return [*(replace(segment, dropout=0.0) for segment in segments[:kept]), *segments[kept:]]
+
+
+def draw_dropout(sample: Sample, seed: int, epoch: int) -> Sample:
+    """Decides which segments are left out, each by its own `dropout`, as a function of (seed, epoch, sample id).
+
+    A segment with loss is never dropped. The processor gives dropped segments no tokens and keeps the reference's
+    rotary positions: a dropped image still advances them by 1, a dropped text by 0.
+    """
+    random = python_random(seed, epoch, sample.id, "dropout")
+    draws = [random.random() for _ in sample.segments]  # one each, so that no segment's draw depends on another
+    return sample.with_segments(
+        [
+            replace(segment, dropped=not segment.loss and draw < segment.dropout)
+            for segment, draw in zip(sample.segments, draws)
+        ]
+    )
+
+
+class MixedRow(NamedTuple):
+    """One row of an epoch of mixed data: which part, which of its rows, and how many times the part had been walked
+    through before. The last stands in for the epoch in the row's random draws, so that a repeated row draws anew."""
+
+    part: int
+    row: int
+    epoch: int
+
+
+def mix(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> list[MixedRow]:
+    """Which rows of which data set make up an epoch. A part is a data set with a recipe for it.
+
+    An epoch is one pass over part 0. Another part gives `weight / weights[0]` as many samples, so the weights are the
+    shares of samples. Every part is walked through from end to end in an order shuffled anew each time, over the
+    boundaries of epochs: no row comes twice before all have come once, and a part larger than its share goes on in the
+    next epoch where it stopped. The parts follow one another; `uniedit_hf.packing.plan_packs` shuffles them.
+
+    Args:
+        lengths: Rows per part.
+        weights: Relative share of samples per part.
+        seed: The mix is a function of it and of the other arguments.
+        epoch: From 0.
+
+    Raises:
+        ValueError: A part is empty or a weight is not a positive number.
+    """
+    for part, (length, weight) in enumerate(zip(lengths, weights, strict=True)):
+        if length < 1 or not 0 < weight < math.inf:
+            raise ValueError(
+                f"Part {part} of the mix has {length} rows and weight {weight}; "
+                "it needs at least one row and a positive weight, so leave it out or correct it."
+            )
+    rows: list[MixedRow] = []
+    for part, (length, weight) in enumerate(zip(lengths, weights)):
+        share = lengths[0] * weight / weights[0]
+        start, end = round(epoch * share), round((epoch + 1) * share)
+        for times in range(start // length, math.ceil(end / length)):
+            order = list(range(length))
+            python_random(seed, "mix", part, times).shuffle(order)
+            begun = times * length
+            rows += [MixedRow(part, row, times) for row in order[max(start - begun, 0) : end - begun]]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The columns of a row, or the fields of one of its turns, read with a clear sentence for whatever is wrong."""
+
+    fields: Mapping[str, Any]
+    row_id: str
+    kind: str = "column"
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> _Fields:
+        row_id = cls(row, "").text("id")
+        return cls(row, row_id)
+
+    def error(self, name: str, found: str, remedy: str) -> RowError:
+        return RowError(self.row_id, f"{self.kind} {name!r} {found}; {remedy}.")
+
+    def value(self, name: str) -> Any:
+        if name not in self.fields:
+            raise self.error(name, f"is missing, there are {', '.join(self.fields)}", "rename or add it")
+        if self.fields[name] is None:
+            raise self.error(name, "is null", "fill it in or leave the row out")
+        return self.fields[name]
+
+    def text(self, name: str) -> str:
+        value = self.value(name)
+        if not isinstance(value, str):
+            raise self.error(name, f"holds {type(value).__name__} {value!r:.40}", "expected text")
+        if not value.strip():
+            raise self.error(name, "is empty", "write some text or leave the row out")
+        return value
+
+    def image(self, name: str, size_name: str) -> tuple[Any, tuple[int, int] | None]:
+        """The image and its size, of which one may be `None`: the image if its column is absent, else the size."""
+        if name not in self.fields and self.fields.get(size_name) is None:
+            there = ", ".join(self.fields)
+            raise self.error(name, f"is missing, and so is {size_name!r} to plan with, there are {there}", "add it")
+        size = self._size(size_name) if self.fields.get(size_name) is not None else None
+        if name not in self.fields:
+            return None, size
+        image = self.value(name)
+        stored = isinstance(image, Mapping)
+        if stored and image.get("bytes") is None and image.get("path") is None:
+            raise self.error(name, "has neither bytes nor a path", "fill it in or leave the row out")
+        if not stored and not isinstance(image, (Image.Image, bytes, str, os.PathLike)):
+            raise self.error(name, f"holds {type(image).__name__} {image!r:.40}", "expected an image, bytes or a path")
+        return image, size
+
+    def _size(self, name: str) -> tuple[int, int]:
+        value = self.fields[name]
+        pair = tuple(value) if isinstance(value, (list, tuple)) else ()
+        if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+            raise self.error(name, f"holds {value!r:.40}", "expected (width, height) in pixels")
+        return pair
+
+    def turns(self, name: str) -> list[_Fields]:
+        value = self.value(name)
+        if not isinstance(value, (list, tuple)) or not value or not all(isinstance(turn, Mapping) for turn in value):
+            raise self.error(name, f"holds {value!r:.40}", "expected a list of turns with role and text or image")
+        return [replace(self, fields=turn, kind=f"turn {number}:") for number, turn in enumerate(value)]
+
+    def holds_text(self) -> bool:
+        if self.fields.get("text") is not None and self.fields.get("image") is not None:
+            raise self.error("text", "stands beside an 'image'", "make two turns of them")
+        return self.fields.get("text") is not None
+
+    def loss(self) -> bool:
+        role, loss = self.value("role"), self.fields.get("loss")
+        if role not in ("user", "assistant"):
+            raise self.error("role", f"is {role!r:.40}", "expected 'user' or 'assistant'")
+        if loss is not None and not isinstance(loss, bool):
+            raise self.error("loss", f"is {loss!r:.40}", "expected true, false or null")
+        return role == "assistant" if loss is None else loss
