@@ -260,11 +260,7 @@ class BagelProcessor(ProcessorMixin):
         for sample in samples:
             places = []
             for segments in (sample.segments, _without_last_text(sample), _texts(sample)):
-                # images are compared by identity: the branches of one request share them
-                key = tuple(
-                    segment if isinstance(segment, TextSegment) else (id(segment.image), segment.view)
-                    for segment in segments
-                )
+                key = tuple(_identity(segment) for segment in segments)
                 if key not in index:
                     index[key] = len(rows)
                     rows.append(Sample(segments))
@@ -330,6 +326,13 @@ def _check_views(sample: Sample) -> None:
                 f"Sample {sample.id or '(no id)'} shows an image in the view {segment.view!r}, but BAGEL has the views "
                 "'vit' (to read) and 'vae' (to read and draw): name one of them."
             )
+
+
+def _identity(segment: TextSegment | ImageSegment) -> tuple:
+    """What makes two segments the same context. Images by identity: the branches of one request share them."""
+    if isinstance(segment, TextSegment):
+        return (segment.text,) if isinstance(segment.text, str) else tuple(segment.text)
+    return (id(segment.image), segment.view)
 
 
 def _without_last_text(sample: Sample) -> tuple:
