@@ -1,0 +1,52 @@
+"""Registers our models with the Auto classes of transformers, without importing anything before it is needed.
+
+`AutoModel.register` takes classes, and our classes import torch and diffusers, which takes seconds and, while
+transformers itself is being imported, would go in circles. So BAGEL is registered the way transformers registers its
+own models: as rows in its tables of names, resolved on first use in the module `transformers.models.bagel`, which we
+let be `uniedit_hf.models.bagel`. The rows are added when the module that holds a table is imported, or at once if it
+already is.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+import wrapt
+
+
+AUTO = "transformers.models.auto"
+MODEL_TYPE = "bagel"
+CONFIGURATION = "BagelConfig"
+
+# Module of transformers -> the mapping behind an Auto class -> what it shall hold for our configuration.
+MAPPINGS = {
+    "modeling_auto": {
+        "MODEL_MAPPING": "BagelModel",
+        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": "BagelForConditionalGeneration",
+        "MODEL_FOR_MULTIMODAL_LM_MAPPING": "BagelForConditionalGeneration",
+    },
+    "processing_auto": {"PROCESSOR_MAPPING": "BagelProcessor"},
+    "image_processing_auto": {"IMAGE_PROCESSOR_MAPPING": {"pil": "BagelImageProcessor"}},
+}
+
+
+def register_when_imported() -> None:
+    """Adds the hooks; importing `uniedit_hf` calls this once."""
+    wrapt.register_post_import_hook(_add_configuration, f"{AUTO}.configuration_auto")
+    for module in MAPPINGS:
+        wrapt.register_post_import_hook(_add_classes, f"{AUTO}.{module}")
+
+
+def _add_configuration(module: ModuleType) -> None:
+    sys.modules[f"transformers.models.{MODEL_TYPE}"] = import_module(f"uniedit_hf.models.{MODEL_TYPE}")
+    module.CONFIG_MAPPING_NAMES[MODEL_TYPE] = CONFIGURATION
+
+
+def _add_classes(module: ModuleType) -> None:
+    for name, classes in MAPPINGS[module.__name__.removeprefix(f"{AUTO}.")].items():
+        mapping = vars(module)[name]
+        mapping._model_mapping[MODEL_TYPE] = classes
+        # Made from the table of configurations when transformers was imported, which may have been before our row.
+        mapping._reverse_config_mapping[CONFIGURATION] = MODEL_TYPE
