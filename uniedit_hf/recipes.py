@@ -239,9 +239,11 @@ def mix(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int)
         epoch: From 0.
 
     Raises:
-        ValueError: A part is empty or a weight is not a positive number.
+        ValueError: A part is empty, or has no weight, or one that is not a positive number.
     """
-    for part, (length, weight) in enumerate(zip(lengths, weights, strict=True)):
+    if not lengths or len(lengths) != len(weights):
+        raise ValueError(f"A mix of {len(lengths)} part(s) has {len(weights)} weight(s); give each part one weight.")
+    for part, (length, weight) in enumerate(zip(lengths, weights)):
         if length < 1 or not 0 < weight < math.inf:
             raise ValueError(
                 f"Part {part} of the mix has {length} rows and weight {weight}; "
