@@ -1,0 +1,258 @@
+"""Images to what BAGEL's two encoders take: sizes, pixels, patches; and pixels back to images.
+
+An image has two views. The ViT, which understands, takes patches of `vit_stride` x `vit_stride` pixels; the VAE, which
+draws, takes pixels whose latents become one token per `vae_stride` x `vae_stride` pixels.
+
+Shapes: H, W pixels of a prepared image; R, C its rows and columns of tokens; p the side of a ViT patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from uniedit_hf.images import open_image
+
+
+# 14 * 14 * 9 * 1024, the reference's limit while it fits a size.
+FIT_PIXELS = 1_806_336
+
+
+def fit_size(width: int, height: int, longest_edge: int, shortest_edge: int, stride: int) -> tuple[int, int]:
+    """The size to which the reference resizes an image: multiples of `stride`, the aspect ratio nearly kept.
+
+    The image shrinks until its longer side is at most `longest_edge`, then grows until its shorter side is at least
+    `shortest_edge`; where both cannot be had, the longer side wins. Two habits of the reference are kept, since the
+    released weights have seen no other sizes: sides are rounded after every step, half to even, and an intermediate
+    size of more than `FIT_PIXELS` is scaled by the ratio of the pixels, not by its square root. With `longest_edge` up
+    to 1344 this concerns only narrow images, which the next step shrinks anyway.
+
+    Args:
+        width: Pixels, at least 1.
+        height: Pixels, at least 1.
+        longest_edge: Of the result, at most; a multiple of `stride`.
+        shortest_edge: Of the result, at least, unless the longer side would pass `longest_edge`.
+        stride: What both sides become multiples of, at least once.
+
+    Returns:
+        `(width, height)`.
+
+    Source: BAGEL's image transform, as tabled in the test fixture `resize.json`.
+    """
+    scale = max(min(longest_edge / max(width, height), 1.0), shortest_edge / min(width, height))
+    size = _scaled((width, height), scale, stride)
+    pixels = size[0] * size[1]
+    if pixels > FIT_PIXELS:
+        size = _scaled(size, FIT_PIXELS / pixels, stride)
+    if max(size) > longest_edge:
+        size = _scaled(size, longest_edge / max(size), stride)
+    return size
+
+
+def _scaled(size: tuple[int, int], scale: float, stride: int) -> tuple[int, int]:
+    width, height = (max(stride, round(round(side * scale) / stride) * stride) for side in size)
+    return width, height
+
+
+class BagelImageProcessorKwargs(TypedDict, total=False):
+    """The settings that `from_pretrained` may override."""
+
+    vae_size: dict[str, int]
+    vit_size: dict[str, int]
+    vae_stride: int
+    vit_stride: int
+    latent_channels: int
+    image_mean: list[float]
+    image_std: list[float]
+
+
+class BagelImageProcessor(BaseImageProcessor):
+    """Sizes and pixels of both views of an image, with Pillow and torch alone. Defaults: the released 7B model.
+
+    Args:
+        vae_size: `{"longest_edge", "shortest_edge"}` in pixels of the VAE view.
+        vit_size: The same of the ViT view. The reference edits with 980 but tunes for editing with 518:
+            `from_pretrained(..., vit_size={"longest_edge": 518, "shortest_edge": 224})`.
+        vae_stride: Pixels along the side of a latent token: 8 times the model's `latent_patch_size`.
+        vit_stride: Pixels along the side of a ViT patch.
+        latent_channels: Channels of the VAE's latents, so that noise can be drawn before the model is called.
+        image_mean: Per channel, subtracted from values in [0, 1].
+        image_std: Per channel, what the difference is divided by; with both 0.5 pixels are in [-1, 1].
+
+    Raises:
+        ValueError: If a size or stride is not a positive whole number, or a longest edge is less than the shortest
+            edge or not a multiple of its stride.
+    """
+
+    model_input_names = ["pixel_values"]
+    valid_kwargs = BagelImageProcessorKwargs
+
+    def __init__(
+        self,
+        vae_size: dict[str, int] | None = None,
+        vit_size: dict[str, int] | None = None,
+        vae_stride: int = 16,
+        vit_stride: int = 14,
+        latent_channels: int = 16,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.vae_size = dict(vae_size or {"longest_edge": 1024, "shortest_edge": 512})
+        self.vit_size = dict(vit_size or {"longest_edge": 980, "shortest_edge": 224})
+        self.vae_stride = vae_stride
+        self.vit_stride = vit_stride
+        self.latent_channels = latent_channels
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        for view in ("vae", "vit"):
+            _check_settings(view, *self._settings(view))
+
+    # --- sizes --------------------------------------------------------------------------------------------------
+
+    def resized_size(self, width: int, height: int, view: str) -> tuple[int, int]:
+        """`(width, height)` of a view of an image that has this size, see `fit_size`.
+
+        Raises:
+            ValueError: If the view is unknown or a side is less than 1.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"The image is {width} x {height} pixels, but must be at least 1 x 1: leave it out.")
+        size, stride = self._settings(view)
+        return fit_size(width, height, size["longest_edge"], size["shortest_edge"], stride)
+
+    def tokens(self, width: int, height: int, view: str, resize: bool = True) -> int:
+        """How many tokens a view of an image takes, without the two markers around them.
+
+        Args:
+            width: Pixels.
+            height: Pixels.
+            view: `"vit"` or `"vae"`.
+            resize: Whether the size is that of the image as it was taken, still to be resized, or of prepared pixels.
+
+        Raises:
+            ValueError: If the view is unknown, or prepared pixels are not whole tokens.
+        """
+        if resize:
+            width, height = self.resized_size(width, height, view)
+        _, stride = self._settings(view)
+        _check_divisible(width, height, stride)
+        return (width // stride) * (height // stride)
+
+    # --- pixels -------------------------------------------------------------------------------------------------
+
+    def prepare(self, image: Any, view: str, *, after: str | None = None, name: str = "image") -> torch.FloatTensor:
+        """Pixels of a view of an image.
+
+        When BAGEL reads an image to answer or edit, the reference first resizes it as for the VAE, whether or not the
+        VAE will see it, and the ViT sees that picture, resized again: `prepare(image, "vit", after="vae")`. While
+        training, each view comes from the original. Resizing twice for the VAE is the same as once, so
+        `prepare(image, "vae")` serves both.
+
+        Args:
+            image: What `uniedit_hf.images.open_image` takes.
+            view: `"vit"` or `"vae"`.
+            after: The view to resize for first.
+            name: What to call the image in errors.
+
+        Returns:
+            (3, H, W) fp32 in [-1, 1], resized with Pillow's antialiased bicubic filter.
+
+        Raises:
+            ImageError: If the image cannot be used.
+            ValueError: If a view is unknown.
+        """
+        picture = open_image(image, name=name)
+        for step in (after, view) if after else (view,):
+            picture = picture.resize(self.resized_size(*picture.size, step), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
+        return (pixels - mean) / std
+
+    def preprocess(self, images: Any, view: str = "vit", return_tensors: str | None = "pt") -> BatchFeature:
+        """One view of one or several images, as `AutoImageProcessor` users expect it; also by calling the processor.
+
+        Args:
+            images: An image or a list of images, each as in `prepare`.
+            view: `"vit"` or `"vae"`.
+            return_tensors: `"pt"` or `None`; either way torch tensors.
+
+        Returns:
+            `pixel_values`: a list of (3, H, W), since sizes differ.
+
+        Raises:
+            ImageError: If an image cannot be used.
+            ValueError: If the view is unknown, or other tensors are asked for.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}, but pixels come as torch tensors: use 'pt'.")
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        return BatchFeature(
+            {"pixel_values": [self.prepare(image, view, name=f"image {i}") for i, image in enumerate(images)]}
+        )
+
+    def patchify_vit(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(3, H, W) to (R*C, p*p*3), row by row; within a patch by row, column, channel, the channel fastest.
+
+        Raises:
+            ValueError: If a side is not a multiple of the patch.
+        """
+        channels, height, width = pixels.shape
+        patch = self.vit_stride
+        _check_divisible(width, height, patch)
+        patches = pixels.view(channels, height // patch, patch, width // patch, patch).permute(1, 3, 2, 4, 0)
+        return patches.reshape(-1, patch * patch * channels)
+
+    @staticmethod
+    def to_pil(pixels: torch.Tensor | Sequence[torch.Tensor]) -> Image.Image | list[Image.Image]:
+        """Pixels in [-1, 1] to a picture, or a list or batch of them to a list. Values are rounded, outliers clamped.
+
+        Raises:
+            ValueError: If a value is not a number, which a model that has overflowed or diverged draws.
+        """
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim == 4:
+            return [BagelImageProcessor.to_pil(image) for image in pixels]
+        if pixels.isnan().any():
+            raise ValueError(
+                "The pixels hold values that are not numbers: the model that drew them has overflowed or diverged; "
+                "draw in fp32 or bf16, or go back to an earlier checkpoint."
+            )
+        values = ((pixels.detach().float().cpu() + 1) * 127.5 + 0.5).floor().clamp(0, 255)
+        return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+    def _settings(self, view: str) -> tuple[dict[str, int], int]:
+        """Edges and stride of a view."""
+        if view == "vit":
+            return self.vit_size, self.vit_stride
+        if view == "vae":
+            return self.vae_size, self.vae_stride
+        raise ValueError(f"The view is {view!r}, but BAGEL has the views 'vit' and 'vae': name one of them.")
+
+
+def _check_settings(view: str, size: dict[str, int], stride: int) -> None:
+    edges = {f"{view}_size[{edge!r}]": size.get(edge) for edge in ("longest_edge", "shortest_edge")}
+    for option, value in {f"{view}_stride": stride, **edges}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{option} is {value!r}, but must be a whole number of pixels, at least 1: set it.")
+    longest, shortest = size["longest_edge"], size["shortest_edge"]
+    if longest < shortest or longest % stride:
+        raise ValueError(
+            f"{view}_size is {size}, but its longest_edge must be at least its shortest_edge and a multiple of "
+            f"{view}_stride, {stride}: for instance {max(stride, round(max(longest, shortest) / stride) * stride)}."
+        )
+
+
+def _check_divisible(width: int, height: int, stride: int) -> None:
+    if width % stride or height % stride:
+        raise ValueError(
+            f"The image is {width} x {height} pixels, but both sides must be multiples of {stride}: resize it first, "
+            "as prepare() does."
+        )
