@@ -148,31 +148,29 @@ class BagelImageProcessor(BaseImageProcessor):
 
     # --- pixels -------------------------------------------------------------------------------------------------
 
-    def prepare(self, image: Any, view: str, *, after: str | None = None, name: str = "image") -> torch.FloatTensor:
-        """Pixels of a view of an image.
+    def fit(self, image: Any, view: str, *, name: str = "image") -> Image.Image:
+        """An image as RGB, resized to the size of a view with Pillow's antialiased bicubic filter.
 
-        When BAGEL reads an image to answer or edit, the reference first resizes it as for the VAE, whether or not the
-        VAE will see it, and the ViT sees that picture, resized again: `prepare(image, "vit", after="vae")`. While
-        training, each view comes from the original. Resizing twice for the VAE is the same as once, so
-        `prepare(image, "vae")` serves both.
+        When BAGEL reads an image to answer or edit, the reference first fits it to the VAE, whether or not the VAE will
+        see it, and gives that picture to both encoders; while training, each view comes from the original. So for
+        inference the ViT's pixels are `prepare(fit(image, "vae"), "vit")`; fitting twice to the VAE changes nothing.
 
         Args:
             image: What `uniedit_hf.images.open_image` takes.
             view: `"vit"` or `"vae"`.
-            after: The view to resize for first.
             name: What to call the image in errors.
-
-        Returns:
-            (3, H, W) fp32 in [-1, 1], resized with Pillow's antialiased bicubic filter.
 
         Raises:
             ImageError: If the image cannot be used.
-            ValueError: If a view is unknown.
+            ValueError: If the view is unknown.
         """
         picture = open_image(image, name=name)
-        for step in (after, view) if after else (view,):
-            picture = picture.resize(self.resized_size(*picture.size, step), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255
+        return picture.resize(self.resized_size(*picture.size, view), Image.Resampling.BICUBIC)
+
+    def prepare(self, image: Any, view: str, *, name: str = "image") -> torch.FloatTensor:
+        """Pixels (3, H, W) in fp32, in [-1, 1], of a view of an image; arguments and errors are those of `fit`."""
+        values = torch.from_numpy(np.array(self.fit(image, view, name=name)))
+        pixels = values.permute(2, 0, 1).contiguous().float() / 255
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
         return (pixels - mean) / std
 
@@ -180,7 +178,7 @@ class BagelImageProcessor(BaseImageProcessor):
         """One view of one or several images, as `AutoImageProcessor` users expect it; also by calling the processor.
 
         Args:
-            images: An image or a list of images, each as in `prepare`.
+            images: An image or a list of images, each as in `fit`.
             view: `"vit"` or `"vae"`.
             return_tensors: `"pt"` or `None`; either way torch tensors.
 
