@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass
 
+from uniedit_hf.models.bagel.image_processing_bagel import fit_size
 from uniedit_hf.packing import plan_packs
 from uniedit_hf.recipes import Conditioning, draw_dropout, edit_sample
 from uniedit_hf.segments import ImageSegment, Sample, Segment
@@ -25,19 +26,6 @@ MAX_TOKENS = 11_520
 PLANNED_ROWS = 148_000
 SEED = 0
 BOTH_VIEWS = Conditioning(source_views=("vae", "vit"))
-
-
-def resized(width: int, height: int, longest: int, shortest: int, stride: int) -> tuple[int, int]:
-    """The size at which BAGEL sees an image: longest side at most, shortest at least, multiples of the stride."""
-
-    def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-        return tuple(max(stride, round(round(side * scale) / stride) * stride) for side in size)
-
-    scale = max(min(longest / max(width, height), 1.0), shortest / min(width, height))
-    size = scaled((width, height), scale)
-    if size[0] * size[1] > 14 * 14 * 9 * 1024:
-        size = scaled(size, 14 * 14 * 9 * 1024 / (size[0] * size[1]))  # by the ratio itself, as the original has it
-    return scaled(size, longest / max(size)) if max(size) > longest else size
 
 
 def simulated_row(number: int, draw: random.Random) -> dict:
@@ -52,7 +40,7 @@ def count_tokens(segment: Segment) -> int:
     if not isinstance(segment, ImageSegment):
         return len(segment.text)
     longest, shortest, stride = (518, 224, 14) if segment.view == "vit" else (1024, 512, 16)
-    width, height = resized(*segment.size, longest, shortest, stride)
+    width, height = fit_size(*segment.size, longest, shortest, stride)
     return (width // stride) * (height // stride)
 
 

@@ -6,13 +6,12 @@ import itertools
 import json
 import pickle
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.packing import compare, official_packing, planned, resized
+from benchmarks.packing import compare, official_packing, planned
 from uniedit_hf.packing import (
     OversizedSampleError,
     PackPlan,
@@ -240,10 +239,3 @@ def test_the_official_packer_loses_every_second_large_sample():
     """Its control flow as described: two 1024 x 1024 edits of 5,541 tokens are charged 9,639 each and never share."""
     result = official_packing([5_541] * 10, [9_639] * 10)
     assert (result.packs, result.trained, result.discarded) == (5, 5, 5)
-
-
-def test_resizing_matches_the_reference():
-    fixture = json.loads((Path(__file__).parent / "fixtures/bagel_tiny/resize.json").read_text())
-    for row in fixture["table"]:
-        for name, limits in fixture["transforms"].items():
-            assert resized(row["width"], row["height"], *limits) == tuple(row[name])
