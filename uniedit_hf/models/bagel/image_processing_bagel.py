@@ -151,9 +151,10 @@ class BagelImageProcessor(BaseImageProcessor):
     def fit(self, image: Any, view: str, *, name: str = "image") -> Image.Image:
         """An image as RGB, resized to the size of a view with Pillow's antialiased bicubic filter.
 
-        When BAGEL reads an image to answer or edit, the reference first fits it to the VAE, whether or not the VAE will
-        see it, and gives that picture to both encoders; while training, each view comes from the original. So for
-        inference the ViT's pixels are `prepare(fit(image, "vae"), "vit")`; fitting twice to the VAE changes nothing.
+        When BAGEL reads an image to answer or edit, the reference first fits it to the VAE, whether or not the VAE
+        will see it, and gives that picture to both encoders; while training, each view comes from the original. So
+        for inference the ViT's pixels are `prepare(fit(image, "vae"), "vit")`; fitting twice to the VAE changes
+        nothing.
 
         Args:
             image: What `uniedit_hf.images.open_image` takes.
@@ -173,6 +174,10 @@ class BagelImageProcessor(BaseImageProcessor):
         pixels = values.permute(2, 0, 1).contiguous().float() / 255
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
         return (pixels - mean) / std
+
+    def fit(self, picture: Image.Image, view: str) -> Image.Image:
+        """A picture resized to the size of a view, with Pillow's antialiased bicubic filter."""
+        return picture.resize(self.resized_size(*picture.size, view), Image.Resampling.BICUBIC)
 
     def preprocess(self, images: Any, view: str = "vit", return_tensors: str | None = "pt") -> BatchFeature:
         """One view of one or several images, as `AutoImageProcessor` users expect it; also by calling the processor.
