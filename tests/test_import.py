@@ -1,0 +1,103 @@
+"""Importing the package is cheap, its names resolve, and the Auto classes know the models however one arrives."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import uniedit_hf
+from uniedit_hf.models import bagel
+
+
+HEAVY = ("torch", "transformers", "datasets", "diffusers", "trl", "numpy")
+
+
+def run_python(code: str) -> dict:
+    """What a fresh interpreter prints as JSON in its last line."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_import_is_light():
+    # The time of the processor and not of the wall, so that a busy machine does not fail the test.
+    code = f"""
+import json, sys, time
+start = time.process_time()
+import uniedit_hf
+seconds = time.process_time() - start
+dir(uniedit_hf)
+print(json.dumps({{"seconds": seconds, "heavy": [name for name in {HEAVY} if name in sys.modules]}}))
+"""
+    runs = [run_python(code) for _ in range(2)]
+    assert min(run["seconds"] for run in runs) < 0.5
+    assert runs[0]["heavy"] == []
+
+
+@pytest.mark.parametrize("package", [uniedit_hf, bagel], ids=lambda package: package.__name__)
+def test_public_names_resolve(package):
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+        assert name in dir(package)
+
+
+@pytest.mark.parametrize("package", [uniedit_hf, bagel], ids=lambda package: package.__name__)
+def test_editors_see_the_same_names(package):
+    block = next(node for node in ast.parse(inspect.getsource(package)).body if isinstance(node, ast.If))
+    seen = {
+        alias.name: f"{package.__name__}.{line.module}" if line.level else line.module
+        for line in block.body
+        for alias in line.names
+    }
+    assert seen == package._MODULE_OF
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'BagelModle'"):
+        uniedit_hf.BagelModle  # noqa: B018
+    with pytest.raises(ImportError, match="BagelModle"):
+        from uniedit_hf import BagelModle  # noqa: F401
+
+
+@pytest.mark.parametrize("first", ["uniedit_hf", "transformers", "uniedit_hf.models.bagel.modeling_bagel"])
+def test_auto_classes_know_bagel(first):
+    code = f"""
+import json, sys
+if {first!r} == "transformers":
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+import {first}
+import uniedit_hf
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+config = AutoConfig.for_model("bagel")
+light = "diffusers" not in sys.modules
+from transformers.models.auto.image_processing_auto import (
+    IMAGE_PROCESSOR_MAPPING, get_image_processor_class_from_name
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+autos = [AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM]
+classes = [auto._model_mapping[type(config)] for auto in autos]
+classes += [PROCESSOR_MAPPING[type(config)], IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]]
+classes += [processor_class_from_name("BagelProcessor"), get_image_processor_class_from_name("BagelImageProcessor")]
+print(json.dumps({{
+    "light": light,
+    "names": [kind.__name__ for kind in classes],
+    "same": all(kind is getattr(uniedit_hf, kind.__name__) for kind in [type(config), *classes]),
+}}))
+"""
+    answer = run_python(code)
+    assert answer["names"] == [
+        "BagelModel",
+        "BagelForConditionalGeneration",
+        "BagelForConditionalGeneration",
+        "BagelProcessor",
+        "BagelImageProcessor",
+        "BagelProcessor",
+        "BagelImageProcessor",
+    ]
+    assert answer["same"]
+    assert answer["light"] == (not first.endswith("modeling_bagel"))

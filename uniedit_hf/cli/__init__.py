@@ -1,0 +1,85 @@
+"""The command line, `uniedit COMMAND [options]`.
+
+A command is a file of this folder with a function `run`, whose annotations name the dataclasses of its options, and a
+line in `COMMANDS`. Here a command is chosen and its mistakes are told apart: exit code 2 for a command line that makes
+no sense, 1 for what a command found wrong (one sentence each), 130 for Ctrl-C; anything else is our mistake and keeps
+its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from uniedit_hf import __version__
+
+
+# The words after `uniedit` -> what the command does. `dataset build` lives in dataset_build.py.
+COMMANDS = {
+    "quickstart": "Go the whole way once on a laptop: make data, tune a small model, look at its edits.",
+    "convert": "Rewrite a BAGEL checkpoint in the official layout or in that of transformers.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: The words after `uniedit`; by default those of this process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: After `COMMAND --help` (0) or an option that makes no sense (2), as argparse does it.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"uniedit_hf {__version__}")
+        return 0
+    command = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
+    if command is None:
+        return _complain(f"uniedit: {_unknown(arguments)}", 2)
+    try:
+        # Imported here: the parser takes a third of a second, and a command whatever it needs.
+        from uniedit_hf.cli.parsing import CommandParser
+
+        run = import_module(f"uniedit_hf.cli.{command.replace(' ', '_')}").run
+        flags = arguments[len(command.split()) :]
+        run(*CommandParser(command, COMMANDS[command], run, show_inherited="--help_all" in flags).parse(flags))
+    except (ValueError, OSError) as error:
+        return _complain(f"uniedit {command}: {error}", 1)
+    except KeyboardInterrupt:
+        return _complain(f"uniedit {command}: stopped by Ctrl-C", 130)
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: uniedit COMMAND [--config FILE] [options]",
+            "",
+            *lines,
+            "",
+            '"uniedit COMMAND --help" shows the options of a command, "uniedit --version" the version.',
+        ]
+    )
+
+
+def _unknown(arguments: Sequence[str]) -> str:
+    words = " ".join(arguments[:2] if any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else arguments[:1])
+    nearest = get_close_matches(words, COMMANDS, n=1, cutoff=0.5)
+    remedy = f'did you mean "uniedit {nearest[0]}"?' if nearest else '"uniedit --help" lists the commands.'
+    return f'there is no command "{words}"; {remedy}'
+
+
+def _complain(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code

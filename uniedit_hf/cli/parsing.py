@@ -1,0 +1,151 @@
+"""One flat parser of dataclasses a command, over `trl.TrlParser`: options come from flags and from a YAML file, a flag
+wins over the file, and every mistake in either is one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentTypeError
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+
+class OptionFormatter(ArgumentDefaultsHelpFormatter):
+    """An option under one name, with what it takes: `--steps int`; required options say so."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        name = ", ".join(option for option in action.option_strings if "-" not in option.lstrip("-"))
+        if action.nargs == 0:
+            return name
+        kind = "|".join(map(str, action.choices)) if action.choices else action.type.__name__
+        kind = action.metavar or {"string_to_bool": "true|false", "str": "text"}.get(kind, kind)
+        return f"{name} {kind} ..." if action.nargs == "+" else f"{name} {kind}"
+
+    def _get_help_string(self, action: Action) -> str:
+        if action.required:
+            return f"{action.help} (required)"
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class CommandParser(TrlParser):
+    """The options of one command.
+
+    Args:
+        command: The words after `uniedit`.
+        summary: What the command does, in a line.
+        run: The function behind it; the annotations of its parameters are the dataclasses of the options.
+        show_inherited: Whether `--help` also shows options that our dataclasses inherit from other libraries.
+    """
+
+    def __init__(self, command: str, summary: str, run: Callable[..., None], show_inherited: bool = False):
+        hints = get_type_hints(run)
+        hints.pop("return", None)
+        super().__init__(
+            list(hints.values()),
+            prog=f"uniedit {command}",
+            usage=f"uniedit {command} [--config FILE] [options]",
+            description=summary,
+            formatter_class=OptionFormatter,
+            allow_abbrev=False,
+        )
+        self.type_hints = {name: hint for kind in hints.values() for name, hint in get_type_hints(kind).items()}
+        self.option_of = {action.dest: action for action in self._actions if action.nargs != 0}
+        own = {name for kind in hints.values() for base in kind.__mro__ if _is_ours(base) for name in _declared(base)}
+        for action in self._actions:
+            # `--no_x` does the same as `--x false`, which the help shows.
+            if action.dest != "help" and (action.nargs == 0 or not (show_inherited or action.dest in own)):
+                action.help = SUPPRESS
+        self.add_argument("--config", metavar="FILE", type=str, default=SUPPRESS, help="a YAML file of options")
+        self.add_argument("--help_all", action="help", help="show the options of the libraries underneath, too")
+
+    def parse(self, flags: Sequence[str]) -> tuple[Any, ...]:
+        """One dataclass instance for each parameter of `run`.
+
+        Raises:
+            SystemExit: With code 2 and one sentence on stderr if an option is unknown, lacking or has a wrong value or
+                if the file of options cannot be read; with code 0 after `--help`.
+            ValueError: What a dataclass itself finds wrong with its values.
+        """
+        flags = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+        if "--config" in flags:
+            position = flags.index("--config")
+            path = next(iter(flags[position + 1 :]), "--")
+            if path.startswith("--"):
+                self.error("--config needs the path of a YAML file after it.")
+            del flags[position : position + 2]
+            self._take_config(path)
+        known = {option for action in self._actions for option in action.option_strings}
+        for flag in flags:
+            if flag.startswith("--") and flag.partition("=")[0] not in known:
+                self.error(self._unknown(flag.partition("=")[0].removeprefix("--"), "--"))
+        *options, rest = self.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+        if rest:
+            self.error(f"did not expect {rest[0]!r}: every value follows an option such as --config.")
+        return tuple(options)
+
+    def error(self, message: str):
+        """One sentence and exit code 2, where argparse would print the usage first."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+    def _take_config(self, path: str) -> None:
+        config = self._read(path)
+        # As in TrlParser: `env` sets environment variables.
+        os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
+        for key in config:
+            if key not in self.option_of:
+                self.error(f"{path}: {self._unknown(str(key))}")
+        self.set_defaults_with_config(
+            **{key: self._checked(path, self.option_of[key], value) for key, value in config.items()}
+        )
+
+    def _read(self, path: str) -> dict:
+        try:
+            with open(path, encoding="utf-8") as file:
+                config = yaml.safe_load(file)
+        except OSError as error:
+            self.error(f"cannot read the options in {path}: {error.strerror}.")
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}.")
+        if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
+            self.error(f"{path} must hold one option a line, such as `seed: 0`, with `env` a mapping of its own.")
+        return config
+
+    def _checked(self, path: str, option: Action, value: Any) -> Any:
+        """A value of the file, converted and checked as the same value after a flag would be."""
+        hint = self.type_hints[option.dest]
+        takes = {get_origin(each) or each for each in (hint, *get_args(hint))}
+        if value is None or (isinstance(value, dict | list) and type(value) in takes and option.nargs != "+"):
+            return value
+        if isinstance(value, dict) or isinstance(value, list) != (option.nargs == "+"):
+            kind = "a list" if option.nargs == "+" else "one value"
+            self.error(f"{path}: {option.dest} takes {kind}, found {value!r}.")
+        values = [self._converted(path, option, each) for each in (value if isinstance(value, list) else [value])]
+        return values if option.nargs == "+" else values[0]
+
+    def _converted(self, path: str, option: Action, value: Any) -> Any:
+        try:
+            converted = option.type(str(value))
+        except (ValueError, TypeError, ArgumentTypeError):
+            self.error(f"{path}: {option.dest} takes {option.type.__name__}, found {value!r}.")
+        if option.choices is not None and converted not in option.choices:
+            self.error(f"{path}: {option.dest} is one of {', '.join(map(str, option.choices))}, found {value!r}.")
+        return converted
+
+    def _unknown(self, name: str, prefix: str = "") -> str:
+        nearest = get_close_matches(name.replace("-", "_"), self.option_of, n=1)
+        remedy = f"did you mean {prefix}{nearest[0]}?" if nearest else f'"{self.prog} --help" lists the options.'
+        return f"there is no option {prefix}{name}; {remedy}"
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _declared(kind: type) -> list[str]:
+    return list(inspect.get_annotations(kind))

@@ -1,0 +1,23 @@
+"""`uniedit quickstart`: the whole way once, on a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class QuickstartOptions:
+    output_dir: str = field(
+        default="runs/quickstart",
+        metadata={"help": "where the data, the model and the report go", "metavar": "FOLDER"},
+    )
+    model: Literal["bagel"] = field(default="bagel", metadata={"help": "the family of the small model"})
+    steps: int = field(default=300, metadata={"help": "optimizer steps of tuning"})
+    seed: int = field(default=0, metadata={"help": "seed of the data, the weights and the training"})
+
+
+def run(options: QuickstartOptions) -> None:
+    from uniedit_hf import quickstart
+
+    quickstart.run(output_dir=options.output_dir, model=options.model, steps=options.steps, seed=options.seed)
