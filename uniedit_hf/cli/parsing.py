@@ -21,8 +21,7 @@ class OptionFormatter(ArgumentDefaultsHelpFormatter):
         name = ", ".join(option for option in action.option_strings if "-" not in option.lstrip("-"))
         if action.nargs == 0:
             return name
-        kind = "|".join(map(str, action.choices)) if action.choices else action.type.__name__
-        kind = action.metavar or {"string_to_bool": "true|false", "str": "text"}.get(kind, kind)
+        kind = action.metavar or _kind(action)
         return f"{name} {kind} ..." if action.nargs == "+" else f"{name} {kind}"
 
     def _get_help_string(self, action: Action) -> str:
@@ -38,7 +37,7 @@ class CommandParser(TrlParser):
         command: The words after `uniedit`.
         summary: What the command does, in a line.
         run: The function behind it; the annotations of its parameters are the dataclasses of the options.
-        show_inherited: Whether `--help` also shows options that our dataclasses inherit from other libraries.
+        show_inherited: Whether the help also shows options that are declared in another package than `run`.
     """
 
     def __init__(self, command: str, summary: str, run: Callable[..., None], show_inherited: bool = False):
@@ -54,7 +53,11 @@ class CommandParser(TrlParser):
         )
         self.type_hints = {name: hint for kind in hints.values() for name, hint in get_type_hints(kind).items()}
         self.option_of = {action.dest: action for action in self._actions if action.nargs != 0}
-        own = {name for kind in hints.values() for base in kind.__mro__ if _is_ours(base) for name in _declared(base)}
+        package = run.__module__.partition(".")[0]
+        ours = [
+            base for kind in hints.values() for base in kind.__mro__ if base.__module__.partition(".")[0] == package
+        ]
+        own = {name for base in ours for name in inspect.get_annotations(base)}
         for action in self._actions:
             # `--no_x` does the same as `--x false`, which the help shows.
             if action.dest != "help" and (action.nargs == 0 or not (show_inherited or action.dest in own)):
@@ -132,9 +135,9 @@ class CommandParser(TrlParser):
         try:
             converted = option.type(str(value))
         except (ValueError, TypeError, ArgumentTypeError):
-            self.error(f"{path}: {option.dest} takes {option.type.__name__}, found {value!r}.")
+            self.error(f"{path}: {option.dest} takes {_kind(option)}, found {value!r}.")
         if option.choices is not None and converted not in option.choices:
-            self.error(f"{path}: {option.dest} is one of {', '.join(map(str, option.choices))}, found {value!r}.")
+            self.error(f"{path}: {option.dest} takes {_kind(option)}, found {value!r}.")
         return converted
 
     def _unknown(self, name: str, prefix: str = "") -> str:
@@ -143,9 +146,9 @@ class CommandParser(TrlParser):
         return f"there is no option {prefix}{name}; {remedy}"
 
 
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _declared(kind: type) -> list[str]:
-    return list(inspect.get_annotations(kind))
+def _kind(option: Action) -> str:
+    """What an option takes, for people."""
+    if option.choices is not None:
+        return "|".join(map(str, option.choices))
+    name = option.type.__name__
+    return {"string_to_bool": "true|false", "str": "text"}.get(name, name)
