@@ -102,7 +102,7 @@ class Reference:
         states = []
         hook = self.model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
         self.model.zero_grad()
-        losses = self.model(**pack)
+        losses = self.model(**{name: value for name, value in pack.items() if not name.startswith("num_")})
         hook.remove()
         (losses.text + losses.image).backward()
         hidden = states[0][0].detach()

@@ -89,6 +89,8 @@ class _Context:
 class BagelImageGenerationMixin:
     """Adds `generate_images` to the model that holds `model`, `vae` and `config`."""
 
+    image_settings = ImageSettings
+
     @torch.no_grad()
     def generate_images(
         self,

@@ -175,10 +175,6 @@ class BagelImageProcessor(BaseImageProcessor):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
         return (pixels - mean) / std
 
-    def fit(self, picture: Image.Image, view: str) -> Image.Image:
-        """A picture resized to the size of a view, with Pillow's antialiased bicubic filter."""
-        return picture.resize(self.resized_size(*picture.size, view), Image.Resampling.BICUBIC)
-
     def preprocess(self, images: Any, view: str = "vit", return_tensors: str | None = "pt") -> BatchFeature:
         """One view of one or several images, as `AutoImageProcessor` users expect it; also by calling the processor.
 

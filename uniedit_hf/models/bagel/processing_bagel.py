@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.utils.hub import has_file
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE, PADDING as NO_SAMPLE
+from uniedit_hf.images import image_size
 from uniedit_hf.randomness import torch_generator
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
+from .configuration_bagel import BagelConfig
+from .image_processing_bagel import BagelImageProcessor
 from .tokens import LATENT, PADDING, TEXT, VIT
 
 
@@ -79,6 +83,27 @@ class BagelProcessor(ProcessorMixin):
             _marker(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
         )
 
+    # What a source is shown through while editing, and an image while answering.
+    source_views = ("vae", "vit")
+    reading_view = "vit"
+
+    @classmethod
+    def from_checkpoint(cls, name, config: BagelConfig, **hub_options) -> BagelProcessor:
+        """The processor saved with a checkpoint, or for an official folder one of its tokenizer and the shapes of
+        its configuration.
+
+        Raises:
+            OSError: If there is no tokenizer.
+        """
+        if has_file(name, "processor_config.json", **hub_options):
+            return cls.from_pretrained(name, **hub_options)
+        image_processor = BagelImageProcessor(
+            vit_stride=config.vision_config.patch_size,
+            vae_stride=8 * config.latent_patch_size,
+            latent_channels=config.vae_config.z_channels,
+        )
+        return cls(image_processor, AutoTokenizer.from_pretrained(name, **hub_options))
+
     # --- sizes, without pixels ----------------------------------------------------------------------------------
 
     def num_tokens(self, sample: Sample) -> int:
@@ -88,8 +113,6 @@ class BagelProcessor(ProcessorMixin):
     def _segment_tokens(self, segment: TextSegment | ImageSegment) -> int:
         if isinstance(segment, TextSegment):
             return len(self.token_ids(segment.text)) + 2
-        from uniedit_hf.images import image_size
-
         width, height = segment.size or image_size(segment.image)
         return self.image_processor.tokens(width, height, segment.view) + 2
 
@@ -98,6 +121,25 @@ class BagelProcessor(ProcessorMixin):
         if isinstance(text, str):
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [int(token) for token in text]
+
+    def open_source(self, image: Any, name: str = "image"):
+        """Opens an image that is edited or asked about and fits it to the VAE's sizes, as the reference does before
+        either encoder sees it."""
+        return self.image_processor.fit(image, "vae", name=name)
+
+    def output_size(self, source) -> tuple[int, int]:
+        """(width, height) of an edit: the fitted source's own."""
+        return source.size
+
+    def default_size(self, config: BagelConfig) -> tuple[int, int]:
+        """(width, height) of a drawing: the largest square the model has positions for."""
+        side = 8 * config.latent_patch_size * config.max_latent_size
+        longest = self.image_processor.vae_size["longest_edge"]
+        return (min(side, longest),) * 2
+
+    def to_pil(self, pixels: torch.Tensor):
+        """Pixels (3, h, w) in [-1, 1] as a PIL image."""
+        return self.image_processor.to_pil(pixels)
 
     # --- layout -------------------------------------------------------------------------------------------------
 
@@ -173,7 +215,7 @@ class BagelProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `token_type_ids`, `position_ids`, `split_ids`, `split_kinds`, `sample_ids`, `labels`: (1, L);
             `vit_patches`, `vit_grids`, `vae_images`, `timesteps`, `noise` and `posterior_noise` as the model's
-            `forward` says.
+            `forward` says; `num_text_targets` and `num_image_targets`, how many tokens carry a loss.
 
         Raises:
             ValueError: If there is no sample, or a view is unknown.
@@ -191,6 +233,10 @@ class BagelProcessor(ProcessorMixin):
         features["split_ids"] += torch.from_numpy(np.repeat(first, lengths))[None]
         features |= self._images(samples, pixels)
         features |= self._draws(samples, pixels, seed, epoch, posterior)
+        features["num_text_targets"] = int((features["labels"] != -100).sum())
+        features["num_image_targets"] = sum(
+            len(noise) for noise, time in zip(features.get("noise", ()), features.get("timesteps", ())) if time > 0
+        )
         return BatchFeature(features)
 
     def _draws(self, samples, pixels, seed: int, epoch: int, posterior: str) -> dict[str, Any]:

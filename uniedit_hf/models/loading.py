@@ -1,0 +1,50 @@
+"""A model and its processor from a folder or Hub id, whatever the family and the layout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
+
+from .bagel.configuration_bagel import BagelConfig
+from .bagel.modeling_bagel import BagelForConditionalGeneration
+from .bagel.processing_bagel import BagelProcessor
+
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def load_model(name, **kwargs):
+    """A model with all its heads. Official BAGEL folders need no `config.json`.
+
+    Raises:
+        OSError: If there is no checkpoint.
+        ValueError: If its tensors and its configuration do not belong together.
+    """
+    if _is_bagel(name, **kwargs):
+        return BagelForConditionalGeneration.from_pretrained(name, **kwargs)
+    return AutoModelForMultimodalLM.from_pretrained(name, **kwargs)
+
+
+def load_processor(name, config, **kwargs):
+    """The processor saved with a checkpoint; for official BAGEL folders one made of their tokenizer.
+
+    Raises:
+        OSError: If the checkpoint has no tokenizer.
+    """
+    options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+    if isinstance(config, BagelConfig):
+        return BagelProcessor.from_checkpoint(name, config, **options)
+    return AutoProcessor.from_pretrained(name, **options)
+
+
+def _is_bagel(name, **kwargs) -> bool:
+    if isinstance(kwargs.get("config"), BagelConfig):
+        return True
+    folder = Path(name, kwargs.get("subfolder", ""))
+    if os.path.isdir(name) and ((folder / "llm_config.json").is_file() or not (folder / "config.json").is_file()):
+        return True  # an official folder, or no checkpoint at all: the class says what is missing
+    options = {key: kwargs[key] for key in (*HUB_OPTIONS, "subfolder") if key in kwargs}
+    config = AutoConfig.from_pretrained(name, **options)
+    return isinstance(config, BagelConfig)

@@ -1,0 +1,240 @@
+"""`UniEditPipeline`: the one door to a tuned or released model. Edits, answers and drawings, one or many at a time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils._pytree import tree_map
+from tqdm.auto import tqdm
+
+from uniedit_hf.models.loading import load_model, load_processor
+from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+
+
+StepCallback = Callable[[int, int, list[torch.Tensor]], None]
+
+
+class UniEditPipeline:
+    """A model with its processor, and three verbs: `edit`, `answer`, `generate`.
+
+    Every verb takes one request or lists of requests and returns one result or a list. Requests of a list may differ
+    in size, length, seed and guidance; each result is what it would be alone.
+
+    Args:
+        model: A `BagelForConditionalGeneration`.
+        processor: Its `BagelProcessor`.
+        batch_size: How many requests run side by side.
+
+    Example:
+        >>> pipe = UniEditPipeline.from_pretrained("me/bagel-uniedit")
+        >>> pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
+        >>> pipe.answer(image, "What does the sign say?")
+        >>> pipe.generate("a red lighthouse at dusk")
+    """
+
+    def __init__(self, model, processor, batch_size: int = 8):
+        self.model = model.eval()
+        self.processor = processor
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, batch_size: int = 8, **kwargs) -> UniEditPipeline:
+        """Loads a checkpoint of any layout from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            batch_size: How many requests run side by side.
+            kwargs: What `from_pretrained` of the model takes: `dtype`, `device_map`, `quantization_config`,
+                `subfolder="ema"`, `revision`, `token` ...
+
+        Raises:
+            OSError: If the folder or repository holds no checkpoint.
+            ValueError: If its tensors and its configuration do not belong together.
+        """
+        model = load_model(pretrained_model_name_or_path, **kwargs)
+        return cls(model, load_processor(pretrained_model_name_or_path, model.config, **kwargs), batch_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs."""
+        return self.model.device
+
+    def to(self, *args, **kwargs) -> UniEditPipeline:
+        """Moves the model, as `torch.nn.Module.to` does."""
+        self.model.to(*args, **kwargs)
+        return self
+
+    # --- the three verbs ----------------------------------------------------------------------------------------
+
+    def edit(
+        self,
+        image: Any | list,
+        instruction: str | list[str],
+        *,
+        seed: int | list[int] | None = None,
+        size: tuple[int, int] | list[tuple[int, int]] | None = None,
+        source_views: Sequence[str] | None = None,
+        text_guidance_scale: float | list[float] = 4.0,
+        image_guidance_scale: float | list[float] = 2.0,
+        guidance_interval: tuple[float, float] | list[tuple[float, float]] = (0.0, 1.0),
+        guidance_renorm: str | list[str] = "text_channel",
+        callback_on_step_end: StepCallback | None = None,
+        **settings,
+    ) -> Image.Image | list[Image.Image]:
+        """Edits an image after an instruction.
+
+        Args:
+            image: What `uniedit_hf.images.open_image` takes, or a list.
+            instruction: The instruction, or a list as long.
+            seed: Of the noise; drawn at random if not given.
+            size: (width, height) of the result; the source's, resized as in training, if not given.
+            source_views: Which encoders see the source; all of the model's if not given.
+            text_guidance_scale: How strongly the instruction guides; 1 does not.
+            image_guidance_scale: How strongly the source guides; 1 does not.
+            guidance_interval: Flow times (low, high] at which guidance acts.
+            guidance_renorm: See `uniedit_hf.models.bagel.flow.guide`.
+            callback_on_step_end: Called after every step with its number, the number of steps and the latents.
+            settings: Further fields of the model's `ImageSettings`, such as `num_timesteps`; each may be a list.
+
+        Raises:
+            ValueError: If a request is empty or a setting out of range; nothing is drawn then.
+        """
+        requests, many = _requests(image=image, instruction=instruction)
+        views = source_views or self.processor.source_views
+        samples, sizes = [], []
+        for index, request in enumerate(requests):
+            name = f"image {index}" if many else "image"
+            source = self.processor.open_source(request["image"], name=name)
+            text = _text(request["instruction"], f"instruction {index}" if many else "instruction")
+            samples.append(Sample([*(ImageSegment(source, view) for view in views), TextSegment(text)]))
+            sizes.append(self.processor.output_size(source))
+        settings |= {
+            "text_guidance_scale": text_guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
+            "guidance_interval": guidance_interval,
+            "guidance_renorm": guidance_renorm,
+        }
+        images = self._draw(samples, sizes if size is None else size, seed, settings, callback_on_step_end)
+        return images if many else images[0]
+
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        seed: int | list[int] | None = None,
+        size: tuple[int, int] | list[tuple[int, int]] | None = None,
+        text_guidance_scale: float | list[float] = 4.0,
+        guidance_interval: tuple[float, float] | list[tuple[float, float]] = (0.4, 1.0),
+        guidance_renorm: str | list[str] = "global",
+        callback_on_step_end: StepCallback | None = None,
+        **settings,
+    ) -> Image.Image | list[Image.Image]:
+        """Draws an image after a prompt; arguments as in `edit`, `size` is the model's largest square by default.
+
+        Raises:
+            ValueError: If a prompt is empty or a setting out of range; nothing is drawn then.
+        """
+        requests, many = _requests(prompt=prompt)
+        samples = [
+            Sample([TextSegment(_text(request["prompt"], f"prompt {index}" if many else "prompt"))])
+            for index, request in enumerate(requests)
+        ]
+        settings |= {
+            "text_guidance_scale": text_guidance_scale,
+            "guidance_interval": guidance_interval,
+            "guidance_renorm": guidance_renorm,
+        }
+        size = size or self.processor.default_size(self.model.config)
+        images = self._draw(samples, size, seed, settings, callback_on_step_end)
+        return images if many else images[0]
+
+    def answer(
+        self, image: Any | list, question: str | list[str], *, max_new_tokens: int = 512, **generate_kwargs
+    ) -> str | list[str]:
+        """Answers a question about an image.
+
+        Args:
+            image: What `uniedit_hf.images.open_image` takes, `None` for a question about nothing, or a list.
+            question: The question, or a list as long.
+            max_new_tokens: The longest answer.
+            generate_kwargs: What `generate()` of transformers takes; greedy by default.
+
+        Raises:
+            ValueError: If a question is empty.
+        """
+        requests, many = _requests(image=image, question=question)
+        samples = []
+        for index, request in enumerate(requests):
+            segments: list = []
+            if request["image"] is not None:
+                source = self.processor.open_source(request["image"], name=f"image {index}" if many else "image")
+                segments.append(ImageSegment(source, self.processor.reading_view))
+            text = _text(request["question"], f"question {index}" if many else "question")
+            samples.append(Sample([*segments, TextSegment(text)]))
+        generate_kwargs = {"do_sample": False} | generate_kwargs
+        answers: list[str] = []
+        for start in range(0, len(samples), self.batch_size):
+            inputs = self._to_device(self.processor(samples[start : start + self.batch_size]))
+            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
+            written = output[:, inputs["input_ids"].shape[1] :]
+            answers += self.processor.batch_decode(written, skip_special_tokens=True)
+        answers = [answer.strip() for answer in answers]
+        return answers if many else answers[0]
+
+    # --- shared -------------------------------------------------------------------------------------------------
+
+    def _draw(self, samples: list[Sample], size, seed, settings: dict, callback) -> list[Image.Image]:
+        count = len(samples)
+        sizes = _each(size, count, "size")
+        seeds = [secrets.randbits(31) if each is None else each for each in _each(seed, count, "seed")]
+        columns = {name: _each(value, count, name) for name, value in settings.items()}
+        requests = [
+            self.model.image_settings(
+                width=sizes[i][0], height=sizes[i][1], seed=seeds[i], **{name: each[i] for name, each in columns.items()}
+            )
+            for i in range(count)
+        ]
+        images = []
+        for start in tqdm(range(0, count, self.batch_size), disable=count <= self.batch_size, desc="drawing"):
+            batch = slice(start, start + self.batch_size)
+            contexts = self._to_device(self.processor.guidance_contexts(samples[batch]))
+            pixels = self.model.generate_images(requests[batch], callback_on_step_end=callback, **contexts)
+            images += [self.processor.to_pil(each) for each in pixels]
+        return images
+
+    def _to_device(self, features) -> dict:
+        return tree_map(lambda x: x.to(self.device) if isinstance(x, torch.Tensor) else x, dict(features))
+
+
+def _requests(**columns) -> tuple[list[dict], bool]:
+    """One dictionary per request; single values serve every request of a list."""
+    lists = {name: value for name, value in columns.items() if isinstance(value, (list, tuple))}
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The lists differ in length ({lengths}): give one value for every request.")
+    if lists and not max(lengths.values()):
+        raise ValueError(f"There is nothing to do: {' and '.join(lengths)} is an empty list.")
+    count = max(lengths.values(), default=1)
+    return [{name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)], bool(
+        lists
+    )
+
+
+def _each(value: Any, count: int, name: str) -> list:
+    """A setting for every request: a list is taken as one value each, anything else serves all."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} values for {count} requests: give one value, or one for each.")
+    return value
+
+
+def _text(text: Any, name: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        found = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise ValueError(f"The {name} is {found}: write what the model should do.")
+    return text
