@@ -54,10 +54,13 @@ class CommandParser(TrlParser):
         self.type_hints = {name: hint for kind in hints.values() for name, hint in get_type_hints(kind).items()}
         self.option_of = {action.dest: action for action in self._actions if action.nargs != 0}
         package = run.__module__.partition(".")[0]
-        ours = [
-            base for kind in hints.values() for base in kind.__mro__ if base.__module__.partition(".")[0] == package
-        ]
-        own = {name for base in ours for name in inspect.get_annotations(base)}
+        own = {
+            name
+            for kind in hints.values()
+            for base in kind.__mro__
+            if base.__module__.partition(".")[0] == package
+            for name in inspect.get_annotations(base)
+        }
         for action in self._actions:
             # `--no_x` does the same as `--x false`, which the help shows.
             if action.dest != "help" and (action.nargs == 0 or not (show_inherited or action.dest in own)):
