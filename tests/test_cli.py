@@ -11,14 +11,14 @@ from typing import Literal
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from uniedit_hf import cli
 from uniedit_hf.cli.parsing import CommandParser
 
 
 UNIEDIT = Path(sys.executable).with_name("uniedit")
+FIXTURE = Path(__file__).parent / "fixtures" / "bagel_tiny"
 
 
 # As TrainingArguments: a dataclass of another package.
@@ -286,6 +286,15 @@ def test_mistakes_of_a_command(capsys, paint_wall, mistake, code, sentence):
 def test_other_errors_keep_their_traceback(paint_wall):
     with pytest.raises(KeyError):
         cli.main(["paint", "wall", "--mistake", "key"])
+
+
+def test_convert(capsys, tmp_path):
+    options = ["convert", "--input_dir", str(FIXTURE), "--output_dir", str(tmp_path / "ours")]
+    assert cli.main([*options, "--to", "transformers"]) == 0
+    assert "in the transformers layout" in capsys.readouterr().out
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "ours").iterdir()}
+    assert cli.main([*options, "--to", "official"]) == 1
+    assert capsys.readouterr().err.startswith(f"uniedit convert: output_dir {tmp_path / 'ours'} is not empty")
 
 
 def test_the_console_script():

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 # In backticks: something with a slash or the ending of a file of ours, and no blanks or wildcards.
-NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.-]*|[\w.-]+\.(?:py|md|cfg|toml|txt))`|\]\(((?!https?:|#)[^)#]+)")
+NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.-]*|(?!__)[\w.-]+\.(?:py|md|cfg|toml|txt))`|\]\(((?!https?:|#)[^)#]+)")
 MADE_BY_RUNNING = ("runs/", ".venv")
 
 
