@@ -64,7 +64,7 @@ def open_image(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
         max_pixels: Width times height at most; above 178,956,970 Pillow's `MAX_IMAGE_PIXELS` must be raised as well.
 
     Returns:
-        A new picture in mode RGB; the one passed in is not changed.
+        A new picture in mode RGB, without metadata; the one passed in is not changed.
 
     Raises:
         ImageError: If there is no such picture, or it is damaged, too large, empty, of an unknown kind, or an address.
@@ -73,6 +73,7 @@ def open_image(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
         turn = TURNS.get(_orientation(picture))
         picture.load()
         picture = _rgb(picture, name)
+        picture.info.clear()  # with its EXIF it would be turned once more wherever it is opened next
         return picture if turn is None else picture.transpose(turn)
 
 
