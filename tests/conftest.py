@@ -10,6 +10,8 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
 
 _cache = tempfile.mkdtemp(prefix="uniedit-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
@@ -26,3 +28,7 @@ os.environ.update(
         "MPLBACKEND": "Agg",
     }
 )
+
+# A drawn example may take long on a busy machine, which says nothing about the code.
+settings.register_profile("uniedit", deadline=None)
+settings.load_profile("uniedit")

@@ -9,6 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, get_image_processor_class_from_name
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
 import uniedit_hf
 from uniedit_hf.models import bagel
@@ -65,39 +68,43 @@ def test_unknown_name():
 
 
 @pytest.mark.parametrize("first", ["uniedit_hf", "transformers", "uniedit_hf.models.bagel.modeling_bagel"])
-def test_auto_classes_know_bagel(first):
+def test_bagel_is_registered_in_any_order_of_imports(first):
     code = f"""
 import json, sys
 if {first!r} == "transformers":
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModel, AutoProcessor
 import {first}
 import uniedit_hf
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
-config = AutoConfig.for_model("bagel")
-light = "diffusers" not in sys.modules
-from transformers.models.auto.image_processing_auto import (
-    IMAGE_PROCESSOR_MAPPING, get_image_processor_class_from_name
-)
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
-autos = [AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM]
-classes = [auto._model_mapping[type(config)] for auto in autos]
-classes += [PROCESSOR_MAPPING[type(config)], IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]]
-classes += [processor_class_from_name("BagelProcessor"), get_image_processor_class_from_name("BagelImageProcessor")]
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+config = type(AutoConfig.for_model("bagel"))
 print(json.dumps({{
-    "light": light,
-    "names": [kind.__name__ for kind in classes],
-    "same": all(kind is getattr(uniedit_hf, kind.__name__) for kind in [type(config), *classes]),
+    "config": config.__module__ + "." + config.__name__,
+    "known": config in AutoModel._model_mapping and config in PROCESSOR_MAPPING,
+    "light": "diffusers" not in sys.modules,
 }}))
 """
-    answer = run_python(code)
-    assert answer["names"] == [
-        "BagelModel",
-        "BagelForConditionalGeneration",
-        "BagelForConditionalGeneration",
-        "BagelProcessor",
-        "BagelImageProcessor",
-        "BagelProcessor",
-        "BagelImageProcessor",
-    ]
-    assert answer["same"]
-    assert answer["light"] == (not first.endswith("modeling_bagel"))
+    assert run_python(code) == {
+        "config": "uniedit_hf.models.bagel.configuration_bagel.BagelConfig",
+        "known": True,
+        "light": not first.endswith("modeling_bagel"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("auto", "name"),
+    [
+        (AutoModel, "BagelModel"),
+        (AutoModelForImageTextToText, "BagelForConditionalGeneration"),
+        (AutoModelForMultimodalLM, "BagelForConditionalGeneration"),
+    ],
+)
+def test_auto_models(auto, name):
+    assert auto._model_mapping[uniedit_hf.BagelConfig] is getattr(uniedit_hf, name)
+
+
+def test_auto_processors():
+    assert PROCESSOR_MAPPING[uniedit_hf.BagelConfig] is uniedit_hf.BagelProcessor
+    assert processor_class_from_name("BagelProcessor") is uniedit_hf.BagelProcessor
+    assert IMAGE_PROCESSOR_MAPPING[uniedit_hf.BagelConfig] == {"pil": uniedit_hf.BagelImageProcessor}
+    assert get_image_processor_class_from_name("BagelImageProcessor") is uniedit_hf.BagelImageProcessor
