@@ -225,11 +225,16 @@ def test_settings_are_overridden_while_loading(tmp_path):
     assert loaded.vit_size == tuned
     assert "colour" in unused
     assert loaded.resized_size(2000, 2000, "vit") == (518, 518)
+    with pytest.raises(ValueError, match="vit_stride is 0"):  # checked like any setting
+        AutoImageProcessor.from_pretrained(tmp_path, vit_stride=0)
 
 
 def test_two_processors_share_no_settings():
-    BagelImageProcessor().vit_size["longest_edge"] = 1
-    assert BagelImageProcessor().vit_size["longest_edge"] == 980
+    edges = {"longest_edge": 64, "shortest_edge": 64}
+    for options in ({}, {"vae_size": edges}):
+        first, second = BagelImageProcessor(**options), BagelImageProcessor(**options)
+        first.vae_size["longest_edge"] = 1
+        assert second.vae_size["longest_edge"] > 1
 
 
 @pytest.mark.parametrize(

@@ -241,8 +241,13 @@ def test_orientation(kind, orientation):
 def test_size_of_a_png_is_read_without_decoding():
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    data = encode(Image.fromarray(colours(400, 600)), "PNG", exif=exif)
-    assert image_size(data[: data.index(b"IDAT") + 20]) == (400, 600)
+    for options, size in (({"exif": exif}, (400, 600)), ({}, (600, 400))):
+        data = encode(Image.fromarray(colours(400, 600)), "PNG", **options)
+        assert image_size(data[: data.index(b"IDAT") + 20]) == size
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    late = data[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+    assert Image.open(BytesIO(late)).getexif()[ORIENTATION] == 6
+    assert open_image(late).size == image_size(late) == (600, 400)  # EXIF behind the pixels counts for neither
 
 
 def test_damaged_exif_leaves_a_picture_as_stored():
