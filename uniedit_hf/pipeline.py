@@ -194,7 +194,10 @@ class UniEditPipeline:
         columns = {name: _each(value, count, name) for name, value in settings.items()}
         requests = [
             self.model.image_settings(
-                width=sizes[i][0], height=sizes[i][1], seed=seeds[i], **{name: each[i] for name, each in columns.items()}
+                width=sizes[i][0],
+                height=sizes[i][1],
+                seed=seeds[i],
+                **{name: each[i] for name, each in columns.items()},
             )
             for i in range(count)
         ]
@@ -219,9 +222,9 @@ def _requests(**columns) -> tuple[list[dict], bool]:
     if lists and not max(lengths.values()):
         raise ValueError(f"There is nothing to do: {' and '.join(lengths)} is an empty list.")
     count = max(lengths.values(), default=1)
-    return [{name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)], bool(
-        lists
-    )
+    return [
+        {name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)
+    ], bool(lists)
 
 
 def _each(value: Any, count: int, name: str) -> list:

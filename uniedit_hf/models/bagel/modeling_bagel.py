@@ -472,6 +472,27 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
             for layer in self.model.vit_model.vision_model.encoder.layers:
                 layer.gradient_checkpointing = False
 
+    def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by what they serve: `vit`, `und` and `gen` experts with what leads into them, `text_only`
+        what nothing but a text loss reaches, `fixed` what is never trained."""
+        last = f"language_model.layers.{self.config.text_config.num_hidden_layers - 1}."
+        own_queries = ("self_attn.q_proj.", "self_attn.q_norm.", "self_attn.o_proj.", "post_attention_layernorm.", "mlp.")
+        parts: dict[str, list[nn.Parameter]] = {name: [] for name in ("vit", "und", "gen", "text_only", "fixed")}
+        for name, parameter in self.named_parameters():
+            name = name.removeprefix("model.")
+            if name.startswith(("vae.", "vit_pos_embed.", "latent_pos_embed.")):
+                part = "fixed"
+            elif name.startswith("vit_model."):
+                part = "vit"
+            elif "_moe_gen" in name or name.startswith(("vae2llm.", "llm2vae.", "time_embedder.")):
+                part = "gen"
+            elif name.startswith(("lm_head.", "language_model.norm.", *(last + each for each in own_queries))):
+                part = "text_only"
+            else:
+                part = "und"
+            parts[part].append(parameter)
+        return parts
+
     def adjust_generation_fn(self, generation_config, from_auto_class, from_pipeline, name, **kwargs):
         """Official folders have no `generation_config.json`; then the one made from the configuration stays."""
         if generation_config is not None or CheckpointFolder(name, kwargs).has("generation_config.json"):

@@ -9,6 +9,7 @@ Shapes: B rows, L tokens a row, V patches of all ViT views, P tokens and C chann
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils.hub import has_file
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE, PADDING as NO_SAMPLE
-from uniedit_hf.images import image_size
+from uniedit_hf.images import ImageError, image_size, open_image
 from uniedit_hf.randomness import torch_generator
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
@@ -108,9 +109,10 @@ class BagelProcessor(ProcessorMixin):
 
     def num_tokens(self, sample: Sample) -> int:
         """How many tokens a sample takes in a pack, from sizes and texts alone; dropped segments take none."""
-        return sum(self._segment_tokens(segment) for segment in sample.segments if not segment.dropped)
+        return sum(self.segment_tokens(segment) for segment in sample.segments if not segment.dropped)
 
-    def _segment_tokens(self, segment: TextSegment | ImageSegment) -> int:
+    def segment_tokens(self, segment: TextSegment | ImageSegment) -> int:
+        """How many tokens a segment takes unless it is dropped, markers included."""
         if isinstance(segment, TextSegment):
             return len(self.token_ids(segment.text)) + 2
         width, height = segment.size or image_size(segment.image)
@@ -171,14 +173,36 @@ class BagelProcessor(ProcessorMixin):
         row.append(ids, types, kind, np.full(count + 2, row.position))
         row.position += 0 if segment.loss else 1
 
+    def with_pixels(self, sample: Sample) -> Sample:
+        """The sample with its images opened and prepared, so that what is wrong with one of them shows by itself.
+
+        Raises:
+            ImageError: If an image cannot be read, or is not of the size that its row states.
+        """
+        pixels = self._pixels(sample)
+        return sample.with_segments(
+            [
+                segment if image is None else replace(segment, image=image)
+                for segment, image in zip(sample.segments, pixels)
+            ]
+        )
+
+    def _prepare(self, segment: ImageSegment, name: str) -> torch.Tensor:
+        if isinstance(segment.image, torch.Tensor):
+            return segment.image
+        picture = open_image(segment.image, name=name)
+        if segment.size is not None and tuple(segment.size) != picture.size:
+            raise ImageError(
+                f"{name} is {picture.width} x {picture.height} pixels, but its row states "
+                f"{segment.size[0]} x {segment.size[1]}, by which packs are planned: correct the size columns."
+            )
+        return self.image_processor.prepare(picture, segment.view, name=name)
+
     def _pixels(self, sample: Sample) -> list[torch.Tensor | None]:
         _check_views(sample)
+        name = f"The image of sample {sample.id!r}" if sample.id else "The image"
         return [
-            None
-            if isinstance(segment, TextSegment) or segment.dropped
-            else segment.image
-            if isinstance(segment.image, torch.Tensor)
-            else self.image_processor.prepare(segment.image, segment.view)
+            None if isinstance(segment, TextSegment) or segment.dropped else self._prepare(segment, name)
             for segment in sample.segments
         ]
 
@@ -203,13 +227,15 @@ class BagelProcessor(ProcessorMixin):
 
     # --- packs --------------------------------------------------------------------------------------------------
 
-    def pack(self, samples: Sequence[Sample], seed: int = 0, epoch: int = 0, posterior: str = "mean") -> BatchFeature:
+    def pack(
+        self, samples: Sequence[Sample], seed: int = 0, epoch: int | Sequence[int] = 0, posterior: str = "mean"
+    ) -> BatchFeature:
         """Samples end to end in one sequence, with the draws of each: what the training forward takes.
 
         Args:
             samples: Whose dropout has been drawn (see `uniedit_hf.recipes.draw_dropout`).
             seed: With `epoch` and the sample's id it decides flow time, noise and posterior draws.
-            epoch: See `seed`.
+            epoch: See `seed`; one for all samples, or one for each.
             posterior: `"mean"` or `"sample"` of the VAE's posterior.
 
         Returns:
@@ -232,16 +258,17 @@ class BagelProcessor(ProcessorMixin):
         first = np.cumsum([0, *(row["split_ids"].max(initial=-1) + 1 for row in rows)])[:-1]
         features["split_ids"] += torch.from_numpy(np.repeat(first, lengths))[None]
         features |= self._images(samples, pixels)
-        features |= self._draws(samples, pixels, seed, epoch, posterior)
+        epochs = [epoch] * len(samples) if isinstance(epoch, int) else epoch
+        features |= self._draws(samples, pixels, seed, epochs, posterior)
         features["num_text_targets"] = int((features["labels"] != -100).sum())
         features["num_image_targets"] = sum(
             len(noise) for noise, time in zip(features.get("noise", ()), features.get("timesteps", ())) if time > 0
         )
         return BatchFeature(features)
 
-    def _draws(self, samples, pixels, seed: int, epoch: int, posterior: str) -> dict[str, Any]:
+    def _draws(self, samples, pixels, seed: int, epochs: Sequence[int], posterior: str) -> dict[str, Any]:
         timesteps, noise, posterior_noise = [], [], []
-        for sample, images in zip(samples, pixels):
+        for sample, images, epoch in zip(samples, pixels, epochs):
             for index, (segment, image) in enumerate(zip(sample.segments, images)):
                 if image is None or segment.view != "vae":
                     continue
@@ -256,6 +283,23 @@ class BagelProcessor(ProcessorMixin):
             return {}
         draws = {"timesteps": torch.stack(timesteps), "noise": noise}
         return draws | ({"posterior_noise": posterior_noise} if posterior == "sample" else {})
+
+    @staticmethod
+    def merge(packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Several packs end to end in one sequence; samples and splits are numbered on."""
+        merged: dict[str, Any] = {}
+        for name in dict.fromkeys(name for pack in packs for name in pack):
+            values = [pack[name] for pack in packs if name in pack]
+            if name.startswith("num_"):
+                merged[name] = sum(values)
+            elif isinstance(values[0], list):
+                merged[name] = [item for value in values for item in value]
+            elif name in ("sample_ids", "split_ids"):
+                first = np.cumsum([0, *(int(value.max()) + 1 for value in values)])
+                merged[name] = torch.cat([value + int(start) for value, start in zip(values, first)], dim=1)
+            else:
+                merged[name] = torch.cat(values, dim=1 if name in ATTRIBUTES else 0)
+        return merged
 
     def _latent_shapes(self, image: torch.Tensor) -> tuple[int, int, tuple[int, int, int]]:
         """Tokens, channels of a token and the latents' shape of pixels (3, h, w)."""

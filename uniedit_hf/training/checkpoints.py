@@ -1,0 +1,65 @@
+"""Checkpoints that know whether they are whole: a list of their files is written last, by renaming."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+COMPLETE = "complete.json"
+
+
+def mark_complete(folder: str | os.PathLike) -> None:
+    """Lists the files of a checkpoint with their sizes. The list appears whole or not at all."""
+    folder = Path(folder)
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != COMPLETE
+    }
+    unfinished = folder / (COMPLETE + ".tmp")
+    unfinished.write_text(json.dumps(files, indent=1))
+    os.replace(unfinished, folder / COMPLETE)
+
+
+def what_is_missing(folder: str | os.PathLike) -> str | None:
+    """Why a checkpoint cannot be used, or `None` if it is whole."""
+    folder = Path(folder)
+    if not (folder / COMPLETE).is_file():
+        return f"{COMPLETE} is missing, so it was not written to its end"
+    for name, size in json.loads((folder / COMPLETE).read_text()).items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+    return None
+
+
+def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The checkpoint folders of a run, newest first."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    numbered = [(int(path.name.rsplit("-", 1)[1]), path) for path in found if path.name.rsplit("-", 1)[1].isdigit()]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def last_whole_checkpoint(output_dir: str | os.PathLike, remove_torn: bool) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and a sentence for every newer one that is torn.
+
+    Args:
+        output_dir: Of the run.
+        remove_torn: Whether to delete the torn ones, so that they are written afresh.
+    """
+    torn = []
+    for path in checkpoints(output_dir):
+        reason = what_is_missing(path)
+        if reason is None:
+            return path, torn
+        torn.append(f"{path} is torn ({reason})")
+        if remove_torn:
+            shutil.rmtree(path)
+    return None, torn

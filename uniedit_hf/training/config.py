@@ -1,0 +1,180 @@
+"""Settings of a training run. The paper's recipe is the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from uniedit_hf.recipes import Conditioning
+
+
+RECIPES = ("edit", "answer", "generate", "interleaved")
+
+
+@dataclass
+class UniEditConfig(TrainingArguments):
+    r"""Arguments of [`UniEditTrainer`].
+
+    Parameters:
+        > Parameters that control the model
+
+        model_init_kwargs (`dict`, *optional*):
+            Keyword arguments of `from_pretrained` when the model is given as a folder or Hub id, such as `dtype`.
+        freeze_und (`bool`, *optional*, defaults to `False`):
+            Keep the understanding expert, the text embeddings and the connector as they are.
+        freeze_gen (`bool`, *optional*, defaults to `False`):
+            Keep the generation expert and what leads to and from latent tokens as they are.
+        freeze_vit (`bool`, *optional*, defaults to `True`):
+            Keep the understanding encoder as it is.
+
+        > Parameters that control the data
+
+        recipe (`str`, *optional*, defaults to `"edit"`):
+            What a row becomes: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see `uniedit_hf.recipes`.
+        source_views (`list[str]`, *optional*, defaults to `["vit"]`):
+            Encoders that see the source image while training.
+        text_dropout (`float`, *optional*, defaults to `0.1`):
+            Probability of training a sample without its text.
+        vit_dropout (`float`, *optional*, defaults to `0.0`):
+            Probability of leaving out the view for understanding.
+        vae_dropout (`float`, *optional*, defaults to `0.0`):
+            Probability of leaving out the clean view for drawing.
+        thinking_loss (`bool`, *optional*, defaults to `False`):
+            Learn to write the column `thinking` before the edit.
+        max_tokens_per_pack (`int`, *optional*, defaults to `11520`):
+            Tokens of a pack at most. `per_device_train_batch_size` counts packs.
+        packing_window (`int`, *optional*, defaults to `64`):
+            How many samples wait while packs are filled.
+        bad_rows (`str`, *optional*, defaults to `"raise"`):
+            `"raise"` on a row that cannot be used, or `"quarantine"`: leave it out, count it and list it with its
+            reason in `quarantine.jsonl`.
+        vit_longest_edge (`int`, *optional*):
+            Longest side of the ViT view while training, in pixels; the processor's own if not set. The paper trains
+            with 518 and draws with 980.
+        posterior (`str`, *optional*, defaults to `"sample"`):
+            `"sample"` or `"mean"` of the VAE's posterior.
+
+        > Parameters that control the losses
+
+        image_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the mean image loss.
+        text_loss_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the mean text loss. At 0 nothing that only the text loss reaches is computed or trained.
+        timestep_shift (`float`, *optional*, defaults to `1.0`):
+            Shift of the flow time while training.
+        ema_decay (`float`, *optional*):
+            Keep an exponential moving average of the trained weights with this decay, saved under `ema/`; the paper's
+            is 0.9999.
+
+        > Parameters that control what is shown
+
+        sample_steps (`int`, *optional*):
+            Draw the first rows of the evaluation data every so many steps, into `samples/`.
+        num_samples (`int`, *optional*, defaults to `4`):
+            How many.
+        sample_timesteps (`int`, *optional*, defaults to `20`):
+            Timesteps of these drawings.
+
+    > [!NOTE]
+    > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-5, `lr_scheduler_type`
+    > `"constant_with_warmup"`, `warmup_steps` 0.05 (a share of the run; the paper's 2,000 steps are most of its
+    > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, `per_device_train_batch_size` 1, `gradient_checkpointing`
+    > True, `logging_steps` 10, `bf16` True where there is a GPU, `remove_unused_columns` False.
+    """
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: steps, or a share of the run if below 1."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of AdamW."})
+    adam_epsilon: float = field(default=1e-15, metadata={"help": "Epsilon of AdamW."})
+    per_device_train_batch_size: int = field(default=1, metadata={"help": "Packs per device and forward pass."})
+    gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations to save memory."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logs, or a share of the run below 1."})
+    bf16: bool | None = field(default=None, metadata={"help": "bfloat16 mixed precision; on where there is a GPU."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Recipes read the columns they need."})
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of from_pretrained, as JSON."}
+    )
+    freeze_und: bool = field(default=False, metadata={"help": "Keep the understanding expert as it is."})
+    freeze_gen: bool = field(default=False, metadata={"help": "Keep the generation expert as it is."})
+    freeze_vit: bool = field(default=True, metadata={"help": "Keep the understanding encoder as it is."})
+
+    recipe: str = field(default="edit", metadata={"help": "edit, answer, generate or interleaved."})
+    source_views: list[str] = field(
+        default_factory=lambda: ["vit"], metadata={"help": "Encoders that see the source image."}
+    )
+    text_dropout: float = field(default=0.1, metadata={"help": "Probability of training without the text."})
+    vit_dropout: float = field(default=0.0, metadata={"help": "Probability of leaving out the ViT view."})
+    vae_dropout: float = field(default=0.0, metadata={"help": "Probability of leaving out the clean VAE view."})
+    thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
+    max_tokens_per_pack: int = field(default=11520, metadata={"help": "Tokens of a pack at most."})
+    packing_window: int = field(default=64, metadata={"help": "Samples that wait while packs are filled."})
+    bad_rows: str = field(default="raise", metadata={"help": "raise or quarantine rows that cannot be used."})
+    vit_longest_edge: int | None = field(default=None, metadata={"help": "Longest side of the ViT view, pixels."})
+    posterior: str = field(default="sample", metadata={"help": "sample or mean of the VAE's posterior."})
+
+    image_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the mean image loss."})
+    text_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the mean text loss."})
+    timestep_shift: float = field(default=1.0, metadata={"help": "Shift of the flow time while training."})
+    ema_decay: float | None = field(default=None, metadata={"help": "Decay of a moving average, saved under ema/."})
+
+    sample_steps: int | None = field(default=None, metadata={"help": "Steps between sample images."})
+    num_samples: int = field(default=4, metadata={"help": "How many sample images."})
+    sample_timesteps: int = field(default=20, metadata={"help": "Timesteps of the sample images."})
+
+    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            import torch
+
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and not self.use_cpu
+        super().__post_init__()
+        self._check()
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """Source views and dropouts, as the recipes take them."""
+        return Conditioning(tuple(self.source_views), self.text_dropout, self.vit_dropout, self.vae_dropout)
+
+    def _check(self) -> None:
+        """Refuses what cannot work, naming the argument to change."""
+        _one_of("recipe", self.recipe, RECIPES)
+        _one_of("bad_rows", self.bad_rows, ("raise", "quarantine"))
+        _one_of("posterior", self.posterior, ("sample", "mean"))
+        self.conditioning  # noqa: B018  checks views and dropouts
+        for name in ("image_loss_weight", "text_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more.")
+        if not self.image_loss_weight and not self.text_loss_weight:
+            raise ValueError("image_loss_weight and text_loss_weight are both 0, so nothing is learned: raise one.")
+        if (
+            self.text_loss_weight
+            and self.recipe == "edit"
+            and not self.thinking_loss
+            or (self.text_loss_weight and self.recipe == "generate")
+        ):
+            raise ValueError(
+                f"text_loss_weight is {self.text_loss_weight}, but no text of the recipe {self.recipe!r} carries a "
+                "loss: set text_loss_weight=0, thinking_loss=True, or recipe='answer' or 'interleaved'."
+            )
+        if not self.text_loss_weight and (self.recipe == "answer" or self.thinking_loss):
+            asking = "recipe='answer'" if self.recipe == "answer" else "thinking_loss=True"
+            raise ValueError(f"{asking} learns to write text, but text_loss_weight is 0: raise text_loss_weight.")
+        if self.recipe == "generate" and not self.image_loss_weight:
+            raise ValueError("recipe='generate' learns to draw, but image_loss_weight is 0: raise image_loss_weight.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
+        if self.timestep_shift <= 0:
+            raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
+        for name in ("max_tokens_per_pack", "packing_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: use 1 or more.")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: use {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}.")
