@@ -1,0 +1,1 @@
+"""Turns rows of visual questions and answers into intelligent image edits."""

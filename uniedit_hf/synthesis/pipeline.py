@@ -1,0 +1,255 @@
+"""From rows of visual questions to verified edits. Every stage is a pure function from a row to a record or to a
+rejection with its reason, and every choice is a function of the seed and the row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+
+from tqdm.auto import tqdm
+
+from uniedit_hf.randomness import python_random
+from uniedit_hf.synthesis.easy_vqa import VqaRow, one_row_per_image
+from uniedit_hf.synthesis.editor import EDITOR, edit
+from uniedit_hf.synthesis.instructions import Instruction, Plan, draw_instruction, draw_plain_edit
+from uniedit_hf.synthesis.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
+from uniedit_hf.synthesis.records import Record, Rejection, stable_id, variant_text
+from uniedit_hf.synthesis.scene import SIDE
+from uniedit_hf.synthesis.sources import Source, png_bytes, source_of_record, source_of_row
+from uniedit_hf.synthesis.topics import CATEGORIES, PLAIN_KINDS, Category, PlainKind
+from uniedit_hf.synthesis.verify import JUDGE, verify
+
+
+EDIT_NAMES = {Recolor: "color", Reshape: "shape", Move: "location", Resize: "size", Copies: "count", Keep: "none"}
+
+Result = Record | Rejection
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How often each sort of intelligent instruction is drawn. Weights need not add up to 1.
+
+    Args:
+        categories: By what the embedded question is about.
+        depths: By how many conditions are nested.
+        false_conditions: How often the outermost condition does not hold.
+        unchanged: How often the picture is to be left as it is.
+
+    Raises:
+        ValueError: An unknown name, a negative weight, or a share outside of 0 to 1.
+    """
+
+    categories: Mapping[Category, float] = field(
+        default_factory=lambda: {"shape": 0.25, "color": 0.25, "count": 0.15, "location": 0.2, "knowledge": 0.15}
+    )
+    depths: Mapping[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.3, 3: 0.2})
+    false_conditions: float = 0.5
+    unchanged: float = 0.25
+
+    def __post_init__(self):
+        check_weights("categories", self.categories, CATEGORIES)
+        check_weights("depths", self.depths, (1, 2, 3))
+        for name, share in (("false_conditions", self.false_conditions), ("unchanged", self.unchanged)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {share}")
+
+
+def synthesize(rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None) -> Iterator[Result]:
+    """Intelligent edits of training pictures, with a progress bar.
+
+    Args:
+        rows: Questions about training pictures.
+        seed: Decides every choice; the same rows, seed, size and shares give the same records.
+        size: How many records to make; rejections come in addition.
+        shares: How often each sort is drawn.
+
+    Raises:
+        ValueError: A row is not of the training split, or the rows cannot give what the shares ask for.
+    """
+    check_training_rows(rows)
+    return intelligent_edits(rows, seed=seed, size=size, shares=shares)
+
+
+def synthesize_plain(
+    rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
+) -> Iterator[Result]:
+    """Plain edits of training pictures: `plain_edits` behind the check of `synthesize`."""
+    check_training_rows(rows)
+    return plain_edits(rows, seed=seed, size=size, kinds=kinds)
+
+
+def intelligent_edits(
+    rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None
+) -> Iterator[Result]:
+    """Like `synthesize`, for rows of any split: edits of test pictures are for measuring, never for training."""
+    shares = shares or Shares()
+    wanted = [name for name, weight in shares.categories.items() if weight]
+    pools = {category: _pool(rows, category, seed) for category in wanted}
+    endless = {category: _endless(pool) for category, pool in pools.items()}
+    seen: set[str] = set()
+    for index in tqdm(range(size), desc="Intelligent edits", unit="edit", mininterval=0.5):
+        plan = draw_plan(shares, python_random(seed, index, "plan"))
+        make = partial(intelligent_edit, plan=plan, seed=seed)
+        yield from _until_record(endless[plan.category], make, seen, 2 * len(pools[plan.category]))
+
+
+def plain_edits(
+    rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
+) -> Iterator[Result]:
+    """Direct edits ("make the shape red.") of the rows' pictures, which take turns.
+
+    Args:
+        rows: Only their pictures matter, of any split.
+        seed: Decides every choice.
+        size: How many records to make; rejections come in addition.
+        kinds: How often each of `PLAIN_KINDS` is drawn; all alike by default.
+
+    Raises:
+        ValueError: There are no rows, a kind is unknown, or no row gives an edit.
+    """
+    weights = dict.fromkeys(PLAIN_KINDS, 1.0) if kinds is None else kinds
+    check_weights("kinds", weights, PLAIN_KINDS)
+    pool = _shuffled(one_row_per_image(rows), seed, "plain")
+    endless, seen = _endless(pool), set()
+    for index in tqdm(range(size), desc="Plain edits", unit="edit", mininterval=0.5):
+        kind = _weighted(weights, python_random(seed, index, "kind"))
+        yield from _until_record(endless, partial(_plain_edit_of_row, kind=kind, seed=seed), seen, 2 * len(pool))
+
+
+def plain_counterpart(record: Record, *, seed: int, kinds: Collection[PlainKind] = PLAIN_KINDS) -> Result:
+    """A plain edit of the picture that a record starts from, for a control that sees the same pictures."""
+    source = source_of_record(record)
+    if isinstance(source, Rejection):
+        return source
+    order = python_random(seed, record.id, "kinds").sample(list(kinds), len(kinds))
+    results = (plain_edit(source, kind, seed=seed, draw=record.id) for kind in order)
+    return next((result for result in results if isinstance(result, Record)), Rejection("no plain edit", record.id))
+
+
+def intelligent_edit(row: VqaRow, draw: int, *, plan: Plan, seed: int) -> Result:
+    """One intelligent edit of a row: draw the instruction, draw the target, verify it.
+
+    Args:
+        row: A question about a picture.
+        draw: Counts the edits of the same row.
+        plan: What the instruction should be like.
+        seed: Decides every choice, with row and draw.
+    """
+    source = source_of_row(row)
+    if isinstance(source, Rejection):
+        return source
+    row_id = stable_id(source.image, row.question, row.answer)
+    rng = python_random(seed, row_id, f"instruction {plan} {draw}")
+    instruction = draw_instruction(source.scene, row, plan, rng)
+    if isinstance(instruction, str):
+        return Rejection(instruction, row_id)
+    choices = {"depth": plan.depth, "condition": plan.holds, "changed": plan.changes}
+    return _edited(source, instruction, plan.category, choices, row_id)
+
+
+def plain_edit(source: Source, kind: PlainKind, *, seed: int, draw: int | str) -> Result:
+    """One plain edit of a picture; `draw` tells edits of the same picture apart."""
+    picture_id = stable_id(source.image)
+    instruction = draw_plain_edit(source.scene, kind, python_random(seed, picture_id, f"plain {kind} {draw}"))
+    if isinstance(instruction, str):
+        return Rejection(instruction, picture_id)
+    category = None if kind == "size" else kind  # the data set has no category for size
+    return _edited(source, instruction, category, {"depth": 0, "changed": True}, picture_id)
+
+
+def draw_plan(shares: Shares, rng: random.Random) -> Plan:
+    """What the next instruction should be like."""
+    category, depth = _weighted(shares.categories, rng), _weighted(shares.depths, rng)
+    return Plan(category, depth, rng.random() >= shares.false_conditions, rng.random() >= shares.unchanged)
+
+
+def check_training_rows(rows: Sequence[VqaRow]) -> None:
+    """Raises ValueError for the first row that is not of the training split."""
+    for index, row in enumerate(rows):
+        if row.split != "train":
+            raise ValueError(
+                f"Row {index} ({row.question!r} about {row.image_path.name}) is of the split {row.split!r}; training "
+                'data is made of training pictures only: pass rows of `load_easy_vqa("train")`.'
+            )
+
+
+def check_weights(option: str, weights: Mapping, names: Collection) -> None:
+    """Raises ValueError for an unknown name, a negative weight, or weights without a positive one."""
+    unknown = [name for name in weights if name not in names]
+    if unknown or not weights or min(weights.values()) < 0 or not sum(weights.values()):
+        raise ValueError(
+            f"{option} gives weights of 0 or more, one of them positive, to some of {', '.join(map(str, names))}; "
+            f"got {dict(weights)}"
+        )
+
+
+def _edited(source: Source, instruction: Instruction, category: str | None, choices: dict, row_id: str) -> Result:
+    target = edit(source.pixels, source.scene, instruction.program)
+    if reason := verify(target, source.scene, instruction.program):
+        return Rejection(reason, row_id)
+    taken = taken_action(instruction.program, source.scene)
+    phrasing = ".".join(map(str, instruction.phrasing))
+    return Record(
+        id=stable_id(source.image, instruction.question or "", instruction.answer or "", instruction.text),
+        source_image=source.image,
+        instruction=instruction.text,
+        target_image=source.image if isinstance(taken, Keep) else png_bytes(target),
+        task_category=category,
+        question=instruction.question,
+        answer=instruction.answer,
+        variant=variant_text(**choices, edit=EDIT_NAMES[type(taken)], phrasing=phrasing),
+        source=instruction.source,
+        editor=EDITOR,
+        judge=JUDGE,
+        scores={"instruction": 1.0},
+        license=source.license,
+        source_size=(SIDE, SIDE),
+        target_size=(SIDE, SIDE),
+        split=source.split,
+    )
+
+
+def _plain_edit_of_row(row: VqaRow, draw: int, *, kind: PlainKind, seed: int) -> Result:
+    source = source_of_row(row)
+    return source if isinstance(source, Rejection) else plain_edit(source, kind, seed=seed, draw=draw)
+
+
+def _until_record(
+    candidates: Iterator[tuple[VqaRow, int]], make: Callable[[VqaRow, int], Result], seen: set[str], limit: int
+) -> Iterator[Result]:
+    """Rejections up to the next new record, and that record."""
+    for _ in range(limit):
+        result = make(*next(candidates))
+        if isinstance(result, Record) and result.id in seen:
+            result = Rejection("the same edit was drawn before", result.id)
+        yield result
+        if isinstance(result, Record):
+            seen.add(result.id)
+            return
+    raise ValueError(f"{limit} rows were tried in vain for one edit; the last was rejected because {result.reason}.")
+
+
+def _pool(rows: Sequence[VqaRow], category: Category, seed: int) -> list[VqaRow]:
+    """The rows that a category can be made of, shuffled: those that ask about it, or one of each picture where the
+    question is composed."""
+    of_category = category in ("shape", "color")
+    pool = [row for row in rows if row.attribute == category] if of_category else one_row_per_image(rows)
+    return _shuffled(pool, seed, category)
+
+
+def _shuffled(rows: Sequence[VqaRow], seed: int, purpose: str) -> list[VqaRow]:
+    if not rows:
+        raise ValueError(f"There are no rows for {purpose} edits; pass the rows of `load_easy_vqa`.")
+    return python_random(seed, purpose, "order").sample(rows, len(rows))
+
+
+def _endless(rows: Sequence[VqaRow]) -> Iterator[tuple[VqaRow, int]]:
+    """The rows over and over, with the number of the round."""
+    return ((row, draw) for draw in count() for row in rows)
+
+
+def _weighted(weights: Mapping, rng: random.Random):
+    return rng.choices(list(weights), list(weights.values()))[0]
