@@ -83,6 +83,8 @@ class CommandParser(TrlParser):
             if path.startswith("--"):
                 self.error("--config needs the path of a YAML file after it.")
             del flags[position : position + 2]
+            if "--config" in flags:
+                self.error("--config names one file, but was given twice.")
             self._take_config(path)
         known = {option for action in self._actions for option in action.option_strings}
         for flag in flags:
@@ -126,10 +128,11 @@ class CommandParser(TrlParser):
         """A value of the file, converted and checked as the same value after a flag would be."""
         hint = self.type_hints[option.dest]
         takes = {get_origin(each) or each for each in (hint, *get_args(hint))}
-        if value is None or (isinstance(value, dict | list) and type(value) in takes and option.nargs != "+"):
+        structured = value is None or isinstance(value, dict) or (isinstance(value, list) and option.nargs != "+")
+        if structured and type(value) in takes:
             return value
-        if isinstance(value, dict) or isinstance(value, list) != (option.nargs == "+"):
-            kind = "a list" if option.nargs == "+" else "one value"
+        if structured or isinstance(value, list) != (option.nargs == "+"):
+            kind = "a list" if option.nargs == "+" else _kind(option)
             self.error(f"{path}: {option.dest} takes {kind}, found {value!r}.")
         values = [self._converted(path, option, each) for each in (value if isinstance(value, list) else [value])]
         return values if option.nargs == "+" else values[0]
