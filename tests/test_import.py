@@ -14,6 +14,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
 import uniedit_hf
+from uniedit_hf import training
 from uniedit_hf.models import bagel
 
 
@@ -42,14 +43,14 @@ print(json.dumps({{"seconds": seconds, "heavy": [name for name in {HEAVY} if nam
     assert runs[0]["heavy"] == []
 
 
-@pytest.mark.parametrize("package", [uniedit_hf, bagel], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [uniedit_hf, bagel, training], ids=lambda package: package.__name__)
 def test_public_names_resolve(package):
     for name in package.__all__:
         assert getattr(package, name).__name__ == name
         assert name in dir(package)
 
 
-@pytest.mark.parametrize("package", [uniedit_hf, bagel], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [uniedit_hf, bagel, training], ids=lambda package: package.__name__)
 def test_editors_see_the_same_names(package):
     block = next(node for node in ast.parse(inspect.getsource(package)).body if isinstance(node, ast.If))
     seen = {
