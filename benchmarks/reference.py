@@ -39,12 +39,22 @@ TOLERANCES = {
     "vae_decode": 1e-4,
 }
 
+# The image transforms whose pixels stand in resize.safetensors: longest side at most, shortest at least, stride.
+PIXEL_TRANSFORMS = {"small": (64, 32, 16), "patch14": (70, 28, 14)}
 
-def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value of the reference. A NaN or another shape is infinite."""
+
+def relative_error(ours: torch.Tensor | float, reference: torch.Tensor | float, least: float = 0.0) -> float:
+    """The largest difference, relative to the largest value of the reference, or to `least` if that is more.
+
+    Equal values have no error, zeros neither. A NaN, another shape, or a value where the reference is all zero is
+    infinite.
+    """
+    ours, reference = (torch.as_tensor(values, dtype=torch.float64) for values in (ours, reference))
     if ours.shape != reference.shape:
         return float("inf")
-    error = ((ours.double() - reference.double()).abs().max() / reference.double().abs().max()).item()
+    if torch.equal(ours, reference):
+        return 0.0
+    error = ((ours - reference).abs().max() / reference.abs().max().clamp(min=least)).item()
     return error if error == error else float("inf")
 
 
@@ -97,8 +107,9 @@ class Reference:
         pack = self.processor.pack([self.sample(each["segments"]) for each in facts["samples"]])
         views = [s for each in facts["samples"] for s in each["segments"] if s["type"] == "vae_image"]
         logits = torch.tensor([float("-inf") if s["timestep_logit"] is None else s["timestep_logit"] for s in views])
-        pack["timesteps"] = logits.sigmoid()
-        pack["noise"] = list(tensors["train.noise"].split([len(noise) for noise in pack["noise"]]))
+        if views:
+            pack["timesteps"] = logits.sigmoid()
+            pack["noise"] = list(tensors["train.noise"].split([len(noise) for noise in pack["noise"]]))
         states = []
         hook = self.model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
         self.model.zero_grad()
@@ -116,11 +127,11 @@ class Reference:
         positions = relative_error(pack["position_ids"][0], tensors["train.position_ids"])
         return {
             "hidden": max(relative_error(hidden, tensors["train.hidden"]), positions),
-            "text_loss": abs(losses.text.item() / facts["ce_mean"] - 1),
-            "image_loss": abs(losses.image.item() / facts["mse_mean"] - 1),
+            "text_loss": relative_error(losses.text.item(), facts["ce_mean"]),
+            "image_loss": relative_error(losses.image.item(), facts["mse_mean"]),
             # a norm that is zero but for rounding is compared with the largest one
             "grad_norm": max(
-                abs(norms.get(name, 0.0) - norm) / max(norm, 1e-4 * scale) for name, norm in expected.items()
+                relative_error(norms.get(name, 0.0), norm, least=1e-4 * scale) for name, norm in expected.items()
             ),
         }
 
@@ -129,20 +140,15 @@ class Reference:
         facts = self.facts["vqa"]
         context = Sample([self.image(facts["image"], "vit"), TextSegment(facts["question"])])
         inputs = self.processor(context)
-        wanted = facts["generated"][1:]
+        wanted, logits = facts["generated"][1:], self.tensors["vqa.logits"]
+        # as many tokens as the reference has logits for, past the end of the answer if it went on there
+        self.model.generation_config.eos_token_id = None
         output = self.model.generate(
-            **inputs,
-            max_new_tokens=len(wanted) + 1,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-            eos_token_id=self.processor.eos_id,
-            pad_token_id=0,
+            **inputs, max_new_tokens=len(logits), do_sample=False, return_dict_in_generate=True, output_logits=True
         )
         written = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        count = min(len(output.logits), len(self.tensors["vqa.logits"]))
-        error = relative_error(torch.cat(output.logits[:count]), self.tensors["vqa.logits"][:count])
-        return {"answer_logits": error}, written[: len(wanted)] == wanted and count == len(self.tensors["vqa.logits"])
+        error = relative_error(torch.cat(output.logits), logits)
+        return {"answer_logits": error}, written[: len(wanted)] == wanted
 
     def drawing(self) -> dict[str, float]:
         """Latents and pixels of all guided runs, edits and drawings."""
@@ -172,11 +178,11 @@ class Reference:
 
     def autoencoder(self) -> dict[str, float]:
         """One image to the latents of its posterior's mean, and those back to pixels."""
-        (latent,) = self.model.encode_images(list(self.tensors["vae.image"]))
-        (decoded,) = self.model.decode_latents(list(self.tensors["vae.latent_from_mean"]))
+        latents = self.model.encode_images(list(self.tensors["vae.image"]))
+        decoded = self.model.decode_latents(list(self.tensors["vae.latent_from_mean"]))
         return {
-            "vae_encode": relative_error(latent, self.tensors["vae.latent_from_mean"][0]),
-            "vae_decode": relative_error(decoded, self.tensors["vae.decoded"][0]),
+            "vae_encode": relative_error(torch.stack(latents), self.tensors["vae.latent_from_mean"]),
+            "vae_decode": relative_error(torch.stack(decoded), self.tensors["vae.decoded"]),
         }
 
     def resizing(self) -> dict[str, float]:
@@ -190,7 +196,7 @@ class Reference:
                 error = max(error, 0.0 if list(ours) == row[name] else float("inf"))
         for key, pixels in tensors.items():
             if key.endswith(".rgb"):
-                for name, (longest, shortest, stride) in {"small": (64, 32, 16), "patch14": (70, 28, 14)}.items():
+                for name, (longest, shortest, stride) in PIXEL_TRANSFORMS.items():
                     size = {"longest_edge": longest, "shortest_edge": shortest}
                     processor = BagelImageProcessor(vae_size=size, vae_stride=stride)
                     ours = processor.prepare(pixels.numpy(), "vae")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ class UniEditPipeline:
         processor: Its `BagelProcessor`.
         batch_size: How many requests run side by side.
 
+    Raises:
+        ValueError: If `batch_size` is less than 1.
+
     Example:
         >>> pipe = UniEditPipeline.from_pretrained("me/bagel-uniedit")
         >>> pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
@@ -37,6 +41,10 @@ class UniEditPipeline:
     """
 
     def __init__(self, model, processor, batch_size: int = 8):
+        if batch_size < 1:
+            raise ValueError(
+                f"batch_size is {batch_size}, but at least one request must run at a time: use 1 or more."
+            )
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
@@ -98,13 +106,14 @@ class UniEditPipeline:
             guidance_interval: Flow times (low, high] at which guidance acts.
             guidance_renorm: See `uniedit_hf.models.bagel.flow.guide`.
             callback_on_step_end: Called after every step with its number, the number of steps and the latents.
-            settings: Further fields of the model's `ImageSettings`, such as `num_timesteps`; each may be a list.
+            settings: Further fields of the model's `ImageSettings`, such as `num_timesteps`; each may be a list, and
+                `num_timesteps` must be the same for all.
 
         Raises:
             ValueError: If a request is empty or a setting out of range; nothing is drawn then.
         """
         requests, many = _requests(image=image, instruction=instruction)
-        views = source_views or self.processor.source_views
+        views = self.processor.source_views if source_views is None else source_views
         samples, sizes = [], []
         for index, request in enumerate(requests):
             name = f"image {index}" if many else "image"
@@ -189,18 +198,7 @@ class UniEditPipeline:
 
     def _draw(self, samples: list[Sample], size, seed, settings: dict, callback) -> list[Image.Image]:
         count = len(samples)
-        sizes = _each(size, count, "size")
-        seeds = [secrets.randbits(31) if each is None else each for each in _each(seed, count, "seed")]
-        columns = {name: _each(value, count, name) for name, value in settings.items()}
-        requests = [
-            self.model.image_settings(
-                width=sizes[i][0],
-                height=sizes[i][1],
-                seed=seeds[i],
-                **{name: each[i] for name, each in columns.items()},
-            )
-            for i in range(count)
-        ]
+        requests = self._image_settings(count, {"size": size, "seed": seed} | settings)
         images = []
         for start in tqdm(range(0, count, self.batch_size), disable=count <= self.batch_size, desc="drawing"):
             batch = slice(start, start + self.batch_size)
@@ -208,6 +206,25 @@ class UniEditPipeline:
             pixels = self.model.generate_images(requests[batch], callback_on_step_end=callback, **contexts)
             images += [self.processor.to_pil(each) for each in pixels]
         return images
+
+    def _image_settings(self, count: int, settings: dict) -> list:
+        """The model's `ImageSettings` of every request, all checked before anything is drawn."""
+        known = {field.name for field in fields(self.model.image_settings)} - {"width", "height"} | {"size"}
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f"There is no setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}.")
+        columns = {name: _each(value, count, name) for name, value in settings.items()}
+        requests = []
+        for index in range(count):
+            values = {name: column[index] for name, column in columns.items()}
+            try:
+                width, height = _size(values.pop("size"))
+                seed = secrets.randbits(31) if values["seed"] is None else values["seed"]
+                requests.append(self.model.image_settings(width=width, height=height, **values | {"seed": seed}))
+                self.model.check_image_settings(requests[-1:])
+            except ValueError as error:
+                raise ValueError(f"Request {index}: {error}" if count > 1 else str(error)) from error
+        self.model.check_image_settings(requests)
+        return requests
 
     def _to_device(self, features) -> dict:
         return tree_map(lambda x: x.to(self.device) if isinstance(x, torch.Tensor) else x, dict(features))
@@ -220,11 +237,10 @@ def _requests(**columns) -> tuple[list[dict], bool]:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"The lists differ in length ({lengths}): give one value for every request.")
     if lists and not max(lengths.values()):
-        raise ValueError(f"There is nothing to do: {' and '.join(lengths)} is an empty list.")
+        raise ValueError(f"There is nothing to do: the list for {' and '.join(lengths)} is empty.")
     count = max(lengths.values(), default=1)
-    return [
-        {name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)
-    ], bool(lists)
+    requests = [{name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)]
+    return requests, bool(lists)
 
 
 def _each(value: Any, count: int, name: str) -> list:
@@ -234,6 +250,12 @@ def _each(value: Any, count: int, name: str) -> list:
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} values for {count} requests: give one value, or one for each.")
     return value
+
+
+def _size(size: Any) -> tuple[int, int]:
+    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(edge, int) for edge in size)):
+        raise ValueError(f"size is {size!r}, but must be two whole numbers of pixels: (width, height).")
+    return tuple(size)
 
 
 def _text(text: Any, name: str) -> str:

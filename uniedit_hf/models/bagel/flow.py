@@ -19,7 +19,8 @@ def shift_time(time: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - t) x_0 + t eps, with `time` broadcast against the tokens. Clean tokens (t = 0) come back as they are."""
+    """x_t = (1 - t) x_0 + t eps, with `time` broadcast against the tokens; clean tokens (t = 0) come back as they
+    are."""
     return (1 - time) * clean + time * noise
 
 

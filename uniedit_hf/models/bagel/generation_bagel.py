@@ -54,10 +54,15 @@ class ImageSettings:
 
     def __post_init__(self):
         for name in ("text_guidance_scale", "image_guidance_scale"):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, but guidance starts at 1, which switches it off: use 1 or more."
                 )
+        if not (isinstance(self.guidance_interval, (tuple, list)) and len(self.guidance_interval) == 2):
+            raise ValueError(
+                f"guidance_interval is {self.guidance_interval!r}, but guidance acts between two flow times: use a "
+                "pair such as (0.4, 1.0)."
+            )
         if self.guidance_renorm not in ("global", "channel", "text_channel"):
             raise ValueError(
                 f"guidance_renorm is {self.guidance_renorm!r}: use 'global', 'channel' or 'text_channel'."
@@ -65,7 +70,9 @@ class ImageSettings:
         if not 0 <= self.guidance_renorm_min <= 1:
             raise ValueError(f"guidance_renorm_min is {self.guidance_renorm_min}: use a number from 0 to 1.")
         if self.num_timesteps < 2:
-            raise ValueError(f"num_timesteps is {self.num_timesteps}, but it takes 2 for a single step: use 2 or more.")
+            raise ValueError(
+                f"num_timesteps is {self.num_timesteps}, but it takes 2 for a single step: use 2 or more."
+            )
         if self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
 
@@ -113,7 +120,7 @@ class BagelImageGenerationMixin:
             Pixels (3, height, width), about [-1, 1].
 
         Raises:
-            ValueError: If a size does not divide into latent tokens, or the numbers of steps differ.
+            ValueError: See `check_image_settings`.
         """
         latents = self.generate_latents(settings, branches, noise, callback_on_step_end, **contexts)
         return self.decode_latents(self.unpatchify(latents, settings))
@@ -134,16 +141,15 @@ class BagelImageGenerationMixin:
         **contexts,
     ) -> list[torch.Tensor]:
         """As `generate_images`, but returns the latent tokens (P, C) in fp32."""
-        steps = self._check_settings(settings)
+        self.check_image_settings(settings)
+        steps = settings[0].num_timesteps - 1
         context = self._encode_contexts(**contexts)
         device = context.position.device
         latents = [x.to(device, torch.float32) for x in (noise or [self._start(s) for s in settings])]
         times = torch.stack([schedule(steps + 1, s.timestep_shift) for s in settings]).tolist()
         branches, selected = branches.tolist(), {}
         for step in range(steps):
-            wanted = [
-                self._branches(s, rows, times[r][step]) for r, (s, rows) in enumerate(zip(settings, branches))
-            ]
+            wanted = [self._branches(s, rows, times[r][step]) for r, (s, rows) in enumerate(zip(settings, branches))]
             pairs = tuple(sorted({(row, r) for r, rows in enumerate(wanted) for row in rows if row is not None}))
             if pairs not in selected:
                 selected = {pairs: context.select(torch.tensor([row for row, _ in pairs], device=device))}
@@ -162,21 +168,28 @@ class BagelImageGenerationMixin:
                 callback_on_step_end(step + 1, steps, latents)
         return latents
 
-    def _check_settings(self, settings: Sequence[ImageSettings]) -> int:
+    def check_image_settings(self, settings: Sequence[ImageSettings]) -> None:
+        """Whether these images can be drawn side by side.
+
+        Raises:
+            ValueError: If a size does not divide into latent tokens or has more of them than the model has positions
+                for, or the numbers of steps differ.
+        """
         side = 8 * self.config.latent_patch_size
+        longest = side * self.config.max_latent_size
         for s in settings:
-            if s.height % side or s.width % side or s.height <= 0 or s.width <= 0:
+            if any(edge % side or not side <= edge <= longest for edge in (s.width, s.height)):
+                nearest = [min(max(side, edge // side * side), longest) for edge in (s.width, s.height)]
                 raise ValueError(
                     f"An image of {s.width} x {s.height} pixels cannot be drawn: width and height must be multiples "
-                    f"of {side}, for example {max(side, s.width // side * side)} x {max(side, s.height // side * side)}."
+                    f"of {side} from {side} to {longest}, for example {nearest[0]} x {nearest[1]}."
                 )
-        counts = {s.num_timesteps for s in settings}
-        if len(counts) != 1:
+        counts = sorted({s.num_timesteps for s in settings})
+        if len(counts) > 1:
             raise ValueError(
-                f"The requests of a batch ask for {sorted(counts)} timesteps, but they are drawn in step: use one "
-                "number, or one call for each."
+                f"The requests ask for {counts} timesteps, but they are drawn in step: use one number, or one call "
+                "for each."
             )
-        return counts.pop() - 1
 
     def _start(self, settings: ImageSettings) -> torch.Tensor:
         side = 8 * self.config.latent_patch_size
@@ -208,7 +221,7 @@ class BagelImageGenerationMixin:
 
     def _velocities(self, context: _Context, latents, time, settings, requests) -> list[torch.Tensor]:
         """The velocity (P, C) in fp32 of each context row's own noised image, behind that context."""
-        side, device = 8 * self.config.latent_patch_size, time.device
+        device = time.device
         lengths = [len(x) for x in latents]
         input_ids, types = _image_block(lengths, self.config, device)
         real = (types != PADDING).long()

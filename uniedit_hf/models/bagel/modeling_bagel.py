@@ -40,7 +40,6 @@ from .official_layout import CheckpointFolder, check_loading, complete_files
 from .tokens import LATENT, PADDING, TEXT, VIT
 
 
-
 def per_expert(hidden: torch.Tensor, num_und: int, und: nn.Module, gen: nn.Module) -> torch.Tensor:
     """Runs `und` on the first `num_und` rows of (N, ...) and `gen` on the rest.
 
@@ -476,7 +475,13 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
         """All parameters by what they serve: `vit`, `und` and `gen` experts with what leads into them, `text_only`
         what nothing but a text loss reaches, `fixed` what is never trained."""
         last = f"language_model.layers.{self.config.text_config.num_hidden_layers - 1}."
-        own_queries = ("self_attn.q_proj.", "self_attn.q_norm.", "self_attn.o_proj.", "post_attention_layernorm.", "mlp.")
+        own_queries = (
+            "self_attn.q_proj.",
+            "self_attn.q_norm.",
+            "self_attn.o_proj.",
+            "post_attention_layernorm.",
+            "mlp.",
+        )
         parts: dict[str, list[nn.Parameter]] = {name: [] for name in ("vit", "und", "gen", "text_only", "fixed")}
         for name, parameter in self.named_parameters():
             name = name.removeprefix("model.")
@@ -604,7 +609,8 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
             inputs_embeds = self.model.embed(input_ids, token_type_ids, **images)
         if labels is None:
             return self._next_token(
-                inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache, logits_to_keep
+                inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache,
+                logits_to_keep,
             )  # fmt: skip
         hidden = self.model(inputs_embeds, token_type_ids, position_ids, splits).last_hidden_state
         return self._losses(hidden, labels, token_type_ids, supervised, target)

@@ -2,7 +2,7 @@
 
 | layout | weights | autoencoder | settings |
 |---|---|---|---|
-| official | `ema.safetensors` | `ae.safetensors` | `llm_config.json`, `vit_config.json`, maybe a nested `config.json` |
+| official | `ema.safetensors` | `ae.safetensors` | `llm_config.json`, `vit_config.json`, or in one `config.json` |
 | sharded | `model-*-of-*.safetensors`, with or without an index | `ae.safetensors` | the same |
 | ours | `model.safetensors` or shards with an index | in the same files | `config.json` |
 
@@ -51,8 +51,8 @@ class CheckpointFolder:
         """Whether the checkpoint holds this file."""
         if self.local is not None:
             return (self.local / file).is_file()
-        options = {k: v for k, v in self.options.items() if k in ("cache_dir", "local_files_only", "token", "revision")}
-        return has_file(self.name, file, **options)
+        known = ("cache_dir", "local_files_only", "token", "revision")
+        return has_file(self.name, file, **{key: value for key, value in self.options.items() if key in known})
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file, or an empty dictionary if there is none.
@@ -216,11 +216,13 @@ def complete_files(files: Iterable[str]) -> list[str]:
     """
     complete: dict[str, None] = {}
     for file in files:
-        shard = SHARD.fullmatch(os.path.basename(file))
-        count = int(shard["count"]) if shard else 0
-        siblings = [f"{shard['stem']}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)] if shard else []
-        for path in [os.path.join(os.path.dirname(file), name) for name in siblings] or [file]:
-            complete[path] = None
+        folder, name = os.path.split(file)
+        shard = SHARD.fullmatch(name)
+        names = [name]
+        if shard:
+            numbers = range(1, int(shard["count"]) + 1)
+            names = [f"{shard['stem']}-{number:05d}-of-{shard['count']}.safetensors" for number in numbers]
+        complete |= dict.fromkeys(os.path.join(folder, name) for name in names)
     missing = [path for path in complete if not os.path.isfile(path)]
     if missing:
         raise OSError(f"{', '.join(missing)} is missing: the checkpoint is incomplete, download it again.")

@@ -98,9 +98,15 @@ class BagelProcessor(ProcessorMixin):
         """
         if has_file(name, "processor_config.json", **hub_options):
             return cls.from_pretrained(name, **hub_options)
+        vit_stride, vae_stride = config.vision_config.patch_size, 8 * config.latent_patch_size
+        # the released sizes, as far as the model has positions for them
+        vit_edge = min(980, config.vision_config.image_size) // vit_stride * vit_stride
+        vae_edge = min(1024, config.max_latent_size * vae_stride) // vae_stride * vae_stride
         image_processor = BagelImageProcessor(
-            vit_stride=config.vision_config.patch_size,
-            vae_stride=8 * config.latent_patch_size,
+            vit_size={"longest_edge": vit_edge, "shortest_edge": min(224, vit_edge)},
+            vae_size={"longest_edge": vae_edge, "shortest_edge": min(512, vae_edge)},
+            vit_stride=vit_stride,
+            vae_stride=vae_stride,
             latent_channels=config.vae_config.z_channels,
         )
         return cls(image_processor, AutoTokenizer.from_pretrained(name, **hub_options))
@@ -413,8 +419,8 @@ def _check_views(sample: Sample) -> None:
     for segment in sample.segments:
         if isinstance(segment, ImageSegment) and segment.view not in ("vit", "vae"):
             raise ValueError(
-                f"Sample {sample.id or '(no id)'} shows an image in the view {segment.view!r}, but BAGEL has the views "
-                "'vit' (to read) and 'vae' (to read and draw): name one of them."
+                f"Sample {sample.id or '(no id)'} shows an image in the view {segment.view!r}, but BAGEL has "
+                "the views 'vit' (to read) and 'vae' (to read and draw): name one of them."
             )
 
 
