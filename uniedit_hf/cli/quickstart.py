@@ -15,9 +15,19 @@ class QuickstartOptions:
     model: Literal["bagel"] = field(default="bagel", metadata={"help": "the family of the small model"})
     steps: int = field(default=300, metadata={"help": "optimizer steps of tuning"})
     seed: int = field(default=0, metadata={"help": "seed of the data, the weights and the training"})
+    base: str | None = field(
+        default=None,
+        metadata={"help": "folder of the model to tune; the project's own if not given", "metavar": "FOLDER"},
+    )
 
 
 def run(options: QuickstartOptions) -> None:
     from uniedit_hf import quickstart
 
-    quickstart.run(output_dir=options.output_dir, model=options.model, steps=options.steps, seed=options.seed)
+    quickstart.run(
+        output_dir=options.output_dir,
+        model=options.model,
+        steps=options.steps,
+        seed=options.seed,
+        base=options.base,
+    )
