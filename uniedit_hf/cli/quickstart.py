@@ -24,10 +24,11 @@ class QuickstartOptions:
 def run(options: QuickstartOptions) -> None:
     from uniedit_hf import quickstart
 
-    quickstart.run(
+    page = quickstart.run(
         output_dir=options.output_dir,
         model=options.model,
         steps=options.steps,
         seed=options.seed,
         base=options.base,
     )
+    print(f"Finished: open {page}")

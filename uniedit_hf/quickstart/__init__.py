@@ -41,6 +41,4 @@ def run(output_dir: str, model: str = "bagel", steps: int = 300, seed: int = 0, 
     drawn = time.perf_counter()
     seconds = {"data": made - start, "tuning": tuned - made, "drawing": drawn - tuned, "all": drawn - start}
     settings = {"model": model, "base": str(base or "assets"), "steps": steps, "seed": seed}
-    page = write_report(folder, settings=settings, summary=summary, losses=losses, examples=examples, seconds=seconds)
-    print(f"Finished in {seconds['all'] / 60:.1f} minutes: open {page}")
-    return page
+    return write_report(folder, settings=settings, summary=summary, losses=losses, examples=examples, seconds=seconds)

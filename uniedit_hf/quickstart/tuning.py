@@ -25,8 +25,8 @@ def base_folder(base: str | None, model: str) -> Path:
         remedy = (
             "name the folder of a checkpoint."
             if base
-            else "it comes with a clone of the repository, not with the installed package: run this in a clone, or pass "
-            "--base FOLDER with a model of your own."
+            else "it comes with a clone of the repository, not with the installed package: run this in a clone, or "
+            "pass --base FOLDER with a model of your own."
         )
         raise OSError(f"The small base model is not at {folder}: {remedy}")
     return folder
