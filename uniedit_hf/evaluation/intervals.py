@@ -1,0 +1,45 @@
+"""Intervals for means and for paired differences, by bootstrap over items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+DRAWS = 4000
+COVERAGE = 0.95
+
+
+def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean."""
+    return _interval(np.asarray(scores, dtype=np.float64), seed)
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """The mean difference of two runs over the same items, and its 95 % paired bootstrap interval.
+
+    Args:
+        ours: A score per item.
+        theirs: The other run's score of the same item, in the same order.
+        seed: Of the resampling; the same scores and seed give the same interval.
+
+    Returns:
+        `(difference, low, high)`.
+
+    Raises:
+        ValueError: The runs have different numbers of items, or none.
+    """
+    if len(ours) != len(theirs) or not len(ours):
+        raise ValueError(
+            f"A paired difference needs the same items in both runs, but they have {len(ours)} and {len(theirs)}."
+        )
+    differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    return (float(differences.mean()), *_interval(differences, seed))
+
+
+def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    picks = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
+    means = values[picks].mean(axis=1)
+    low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(low), float(high)
