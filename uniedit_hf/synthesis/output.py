@@ -12,7 +12,8 @@ from typing import Any
 from datasets import Dataset
 
 from uniedit_hf.synthesis.contact_sheet import contact_sheet
-from uniedit_hf.synthesis.records import Record, Rejection, record_to_row, row_features, variant_choices
+from uniedit_hf.schema import row_features
+from uniedit_hf.synthesis.records import Record, Rejection, record_to_row, variant_choices
 
 
 PARQUET_NAME = "train-00000-of-00001.parquet"

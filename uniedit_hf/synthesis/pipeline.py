@@ -12,11 +12,12 @@ from itertools import count
 from tqdm.auto import tqdm
 
 from uniedit_hf.randomness import python_random
+from uniedit_hf.schema import stable_id
 from uniedit_hf.synthesis.easy_vqa import VqaRow, one_row_per_image
 from uniedit_hf.synthesis.editor import EDITOR, edit
 from uniedit_hf.synthesis.instructions import Instruction, Plan, draw_instruction, draw_plain_edit
 from uniedit_hf.synthesis.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
-from uniedit_hf.synthesis.records import Record, Rejection, stable_id, variant_text
+from uniedit_hf.synthesis.records import Record, Rejection, variant_text
 from uniedit_hf.synthesis.scene import SIDE
 from uniedit_hf.synthesis.sources import Source, png_bytes, source_of_record, source_of_row
 from uniedit_hf.synthesis.topics import CATEGORIES, PLAIN_KINDS, Category, PlainKind

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-
-if TYPE_CHECKING:
-    from datasets import Features
-
-
-TASK_CATEGORIES = ("shape", "color", "count", "location", "math", "ocr", "caption", "knowledge")
-SCORES = ("quality", "instruction", "preservation")
+from uniedit_hf.schema import SCORES
 
 
 @dataclass(frozen=True)
@@ -24,14 +17,14 @@ class Record:
         source_image: The picture before the edit, as encoded bytes.
         instruction: What the model is asked to do.
         target_image: The picture after the edit, as encoded bytes.
-        task_category: One of `TASK_CATEGORIES`.
+        task_category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         question: The question that the instruction embeds.
         answer: Its answer on the source.
         variant: Every choice that was drawn, as "name=value,name=value".
         source: Where the question comes from.
         editor: The model that drew the target.
         judge: The model that verified it.
-        scores: Any of `SCORES`: visual quality 1 to 5; instruction followed and rest kept, each 0 to 1.
+        scores: Any of `uniedit_hf.schema.SCORES`: visual quality 1 to 5; instruction followed and rest kept, each 0 to 1.
         license: The licence of the source picture.
         source_size: (width, height) of the source in pixels.
         target_size: (width, height) of the target in pixels.
@@ -69,15 +62,6 @@ class Rejection:
     id: str
 
 
-def stable_id(*parts: bytes | str) -> str:
-    """32 hexadecimal digits that depend on every part and nothing else."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        encoded = part.encode() if isinstance(part, str) else part
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return digest.hexdigest()
-
-
 def variant_text(**choices: object) -> str:
     """The `variant` column: the choices that were drawn, in the order given."""
     return ",".join(f"{name}={str(value).lower()}" for name, value in choices.items())
@@ -88,33 +72,8 @@ def variant_choices(variant: str) -> dict[str, str]:
     return dict(choice.split("=", 1) for choice in variant.split(",")) if variant else {}
 
 
-def row_features() -> Features:
-    """The columns of the data set (design.md, "Data set row")."""
-    from datasets import ClassLabel, Features, Image, List, Value
-
-    return Features(
-        {
-            "id": Value("string"),
-            "source_image": Image(),
-            "instruction": Value("string"),
-            "target_image": Image(),
-            "task_category": ClassLabel(names=list(TASK_CATEGORIES)),
-            "question": Value("string"),
-            "answer": Value("string"),
-            "variant": Value("string"),
-            "source": Value("string"),
-            "editor": Value("string"),
-            "judge": Value("string"),
-            "scores": {name: Value("float32") for name in SCORES},
-            "license": Value("string"),
-            "source_size": List(Value("int32"), length=2),
-            "target_size": List(Value("int32"), length=2),
-        }
-    )
-
-
 def record_to_row(record: Record) -> dict[str, Any]:
-    """The record as one row of `row_features`, images as encoded bytes."""
+    """The record as one row of `uniedit_hf.schema.row_features`, images as encoded bytes."""
     return {
         "id": record.id,
         "source_image": {"bytes": record.source_image, "path": None},
