@@ -15,6 +15,7 @@ class QuickstartOptions:
     model: Literal["bagel"] = field(default="bagel", metadata={"help": "the family of the small model"})
     steps: int = field(default=300, metadata={"help": "optimizer steps of tuning"})
     seed: int = field(default=0, metadata={"help": "seed of the data, the weights and the training"})
+    items: int = field(default=100, metadata={"help": "test items of each kind"})
     base: str | None = field(
         default=None,
         metadata={"help": "folder of the model to tune; the project's own if not given", "metavar": "FOLDER"},
@@ -29,6 +30,7 @@ def run(options: QuickstartOptions) -> None:
         model=options.model,
         steps=options.steps,
         seed=options.seed,
+        items=options.items,
         base=options.base,
     )
     print(f"Finished: open {page}")

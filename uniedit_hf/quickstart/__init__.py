@@ -1,44 +1,86 @@
 """The whole way once, on a laptop: questions about pictures become intelligent edits, a small BAGEL is tuned on them,
-and a page shows what it makes of pictures it has never seen.
+and a page shows what that does to its three abilities.
 
-    data.py     easy-VQA -> Parquet -> `load_dataset`
+    data.py     easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same pictures
     tuning.py   the base model and `UniEditTrainer`
-    showing.py  edits of test pictures
-    report.py   report.json and report.html
+    items.py    questions, drawings and edits of test pictures
+    measure.py  what base, tuned model and control make of them, with intervals
+    report.py   items.jsonl, report.json and report.html
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
 
-def run(output_dir: str, model: str = "bagel", steps: int = 300, seed: int = 0, base: str | None = None) -> Path:
+def run(
+    output_dir: str,
+    model: str = "bagel",
+    steps: int = 300,
+    seed: int = 0,
+    items: int = 100,
+    base: str | None = None,
+) -> Path:
     """Runs it all and returns the path of the page.
 
     Args:
-        output_dir: Where data, model and report go; files of an earlier run are replaced.
+        output_dir: Where data, models and report go; those of an earlier run are replaced.
         model: Family of the small model.
-        steps: Optimizer steps of tuning.
-        seed: Of data, order of training and noise; the same seed gives the same files.
+        steps: Optimizer steps of each tuning.
+        seed: Of data and tuning; the same seed gives the same files. The test items are always the same.
+        items: Test items of each kind.
         base: Folder of the model to tune; the project's own small base if not given.
 
     Raises:
         OSError: If the base model is not there; the message says where to get it.
     """
+    from uniedit_hf.pipeline import UniEditPipeline
+
     from .data import make_edits
+    from .items import test_items
+    from .measure import bounds, outputs_of, score
     from .report import write_report
-    from .showing import draw_examples
     from .tuning import base_folder, tune
 
-    folder, start = Path(output_dir), time.perf_counter()
-    base_path = base_folder(base, model)
-    dataset, summary = make_edits(folder / "data", seed=seed)
-    made = time.perf_counter()
-    losses = tune(base_path, dataset, folder / "model", steps=steps, seed=seed)
-    tuned = time.perf_counter()
-    examples = draw_examples(base_path, folder / "model", seed=seed)
-    drawn = time.perf_counter()
-    seconds = {"data": made - start, "tuning": tuned - made, "drawing": drawn - tuned, "all": drawn - start}
-    settings = {"model": model, "base": str(base or "assets"), "steps": steps, "seed": seed}
-    return write_report(folder, settings=settings, summary=summary, losses=losses, examples=examples, seconds=seconds)
+    folder, clock = Path(output_dir), _Clock()
+    folders = {"base": base_folder(base, model), "tuned": folder / "model", "control": folder / "control"}
+    for name in ("data", "model", "control"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    datasets, data = make_edits(folder / "data", seed=seed)
+    clock.lap("data")
+    losses = {}
+    for name, kind in (("tuned", "intelligent"), ("control", "plain")):
+        losses[name] = tune(folders["base"], datasets[kind], folders[name], steps=steps, seed=seed)
+        clock.lap(f"tuning ({name})")
+    asked = test_items(items)
+    outputs, scores = {}, {}
+    for name, path in folders.items():
+        pipeline = UniEditPipeline.from_pretrained(path, batch_size=50)
+        outputs[name] = outputs_of(pipeline, asked, name)
+        scores[name] = [score(item, output) for item, output in zip(asked, outputs[name])]
+        clock.lap(f"measuring ({name})")
+    return write_report(
+        folder,
+        settings={"model": model, "base": base or "assets", "steps": steps, "seed": seed},
+        data=data,
+        losses=losses,
+        items=asked,
+        outputs=outputs,
+        scores=scores,
+        bounds=bounds(pipeline, asked),
+        seconds=clock.laps,
+    )
+
+
+class _Clock:
+    """How long each part took, in seconds."""
+
+    def __init__(self):
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = round(now - self.last, 1), now

@@ -1,4 +1,5 @@
-"""Intelligent edits from easy-VQA's training pictures, as a data set on disk."""
+"""Edits of easy-VQA's training pictures, as data sets on disk: intelligent ones to tune on, and plain ones of the same
+pictures for the control."""
 
 from __future__ import annotations
 
@@ -9,17 +10,24 @@ from datasets import Dataset, load_dataset
 
 from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.output import write_parquet
-from uniedit_hf.synthesis.pipeline import synthesize
+from uniedit_hf.synthesis.pipeline import plain_counterpart, synthesize
+from uniedit_hf.synthesis.records import Record
 
 
-NUM_EDITS = 4000
+NUM_EDITS = 8000
 
 
-def make_edits(folder: Path, *, seed: int, size: int = NUM_EDITS) -> tuple[Dataset, dict[str, Any]]:
-    """Writes the edits as Parquet, with a summary and a contact sheet, and loads them as a user would.
+def make_edits(folder: Path, *, seed: int, size: int = NUM_EDITS) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """Writes `intelligent` and `plain` edits as Parquet, each with a summary and a contact sheet, and loads them as a
+    user would.
 
     Returns:
-        The data set, and the counts of the summary.
+        The data sets by name, and the counts of each.
     """
-    summary = write_parquet(synthesize(load_easy_vqa("train"), seed=seed, size=size), folder)
-    return load_dataset(str(folder), split="train"), summary
+    intelligent = list(synthesize(load_easy_vqa("train"), seed=seed, size=size))
+    plain = [plain_counterpart(record, seed=seed) for record in intelligent if isinstance(record, Record)]
+    summaries, datasets = {}, {}
+    for name, results in (("intelligent", intelligent), ("plain", plain)):
+        summaries[name] = write_parquet(results, folder / name)
+        datasets[name] = load_dataset(str(folder / name), split="train")
+    return datasets, summaries

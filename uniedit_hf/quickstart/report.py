@@ -1,45 +1,60 @@
-"""The page that shows a run, and the same as JSON. The page is one file: pictures and curve are inside it."""
+"""The page that shows a run, and the same as JSON. The page is one file: pictures and curves are inside it."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from .showing import Example
+from uniedit_hf.evaluation.small_world import Score
+
+from .items import Item, blind_answers
+from .measure import ABILITIES, COLUMNS, Output, score, summary, write_items
 
 
 NOTE = (
-    "A 64-pixel world of one coloured shape: this page shows that the machinery works from end to end. "
+    "A 64-pixel world of coloured shapes: this page shows the machinery and the effect of tuning in that world. "
     "It is no evidence about the 7B model."
 )
+NUM_EXAMPLES = 12
+COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "control": "#d98b2b"}
 
 
 def write_report(
     folder: Path,
     *,
     settings: dict[str, Any],
-    summary: dict[str, Any],
-    losses: Sequence[dict[str, float]],
-    examples: Sequence[Example],
-    seconds: dict[str, float],
+    data: dict[str, Any],
+    losses: Mapping[str, Sequence[dict[str, float]]],
+    items: Sequence[Item],
+    outputs: Mapping[str, Sequence[Output]],
+    scores: Mapping[str, Sequence[Score]],
+    bounds: Mapping[str, Sequence[Score]],
+    seconds: Mapping[str, float],
 ) -> Path:
-    """Writes `report.json` and `report.html` and returns the path of the page."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page."""
+    write_items(folder / "items.jsonl", items, outputs, scores)
+    questions = [item for item in items if item.ability == "understanding"]
+    blind = [score(item, answer).right for item, answer in zip(questions, blind_answers(questions))]
     facts = {
-        "settings": settings,
-        "data": summary,
-        "losses": list(losses),
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "examples": [example.instruction for example in examples],
         "note": NOTE,
+        "settings": settings,
+        "abilities": summary(items, scores),
+        "references": {
+            "understanding, from the question alone": float(np.mean(blind)),
+            **{f"editing, {name}": float(np.mean([s.right for s in each])) for name, each in bounds.items()},
+        },
+        "data": data,
+        "losses": {name: list(each) for name, each in losses.items()},
+        "seconds": dict(seconds),
     }
     (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     environment = Environment(
@@ -47,19 +62,30 @@ def write_report(
     )
     page = environment.get_template("report.html.j2").render(
         **facts,
-        curve=loss_curve(losses),
-        rows=[
-            {"instruction": each.instruction} | {name: data_url(getattr(each, name)) for name in PICTURES}
-            for each in examples
-        ],
-        pictures=PICTURES,
+        bars=ability_bars(facts["abilities"]),
+        curve=loss_curves(losses),
+        rows=_examples(items, outputs, scores),
+        columns=COLUMNS,
+        minutes=sum(seconds.values()) / 60,
     )
     path = folder / "report.html"
     path.write_text(page)
     return path
 
 
-PICTURES = ("source", "base", "tuned", "target")
+def _examples(items: Sequence[Item], outputs, scores) -> list[dict[str, Any]]:
+    """The first intelligent edits, drawn from the ViT view: nothing is picked."""
+    chosen = [i for i, item in enumerate(items) if item.kind == "intelligent" and item.view == "vit"][:NUM_EXAMPLES]
+    return [
+        {
+            "instruction": items[i].asked,
+            "source": data_url(items[i].source),
+            "target": data_url(items[i].expected),
+            **{column: data_url(outputs[column][i]) for column in COLUMNS},
+            "right": {column: scores[column][i].right for column in COLUMNS},
+        }
+        for i in chosen
+    ]
 
 
 def data_url(image: Image.Image) -> str:
@@ -69,20 +95,50 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def loss_curve(losses: Sequence[dict[str, float]]) -> str:
+def ability_bars(abilities: Mapping[str, Any]) -> str:
+    """The share of right items per ability and column with 95 % intervals, as an SVG element."""
+    figure, axes = _figure(7, 2.8)
+    width = 0.26
+    for offset, column in enumerate(COLUMNS):
+        heights = np.array([abilities[ability][column] for ability in ABILITIES])
+        intervals = np.array([abilities[ability]["interval"][column] for ability in ABILITIES])
+        places = np.arange(len(ABILITIES)) + (offset - 1) * width
+        errors = np.abs(intervals.T - heights)
+        axes.bar(places, heights, width * 0.92, yerr=errors, label=column, color=COLORS[column], capsize=3)
+    axes.set_xticks(range(len(ABILITIES)), ABILITIES)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("right")
+    axes.legend(frameon=False, ncols=3, loc="upper right")
+    return _svg(figure)
+
+
+def loss_curves(losses: Mapping[str, Sequence[dict[str, float]]]) -> str:
     """The losses over the steps as an SVG element."""
+    figure, axes = _figure(7, 2.6)
+    for name, each in losses.items():
+        axes.plot([x["step"] for x in each], [x["loss"] for x in each], color=COLORS[name], linewidth=1.6, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("image loss")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float):
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams["svg.hashsalt"] = "uniedit"
-    figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
-    axes.plot([each["step"] for each in losses], [each["loss"] for each in losses], color="#3b6fd4", linewidth=1.6)
-    axes.set_xlabel("step")
-    axes.set_ylabel("image loss")
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def _svg(figure) -> str:
+    from matplotlib import pyplot
+
     buffer = StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "uniedit"}):  # the same figure gives the same text
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from datasets import Dataset
@@ -41,7 +40,6 @@ def tune(base: Path, dataset: Dataset, folder: Path, *, steps: int, seed: int) -
     Returns:
         Per logged step its number and loss.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     args = UniEditConfig(
         output_dir=str(folder),
         max_steps=steps,

@@ -1,0 +1,136 @@
+"""What is measured: questions, drawings and edits of test pictures, the same for every model."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+from PIL import Image
+
+from uniedit_hf.randomness import derive_seed, python_random
+from uniedit_hf.synthesis.easy_vqa import VqaRow, load_easy_vqa, load_image, one_row_per_image
+from uniedit_hf.synthesis.pipeline import intelligent_edits, plain_edits
+from uniedit_hf.synthesis.questions import Drawing, composed_questions, drawing_of
+from uniedit_hf.synthesis.reader import read
+from uniedit_hf.synthesis.records import Record
+
+
+Ability = Literal["understanding", "generation", "editing"]
+SEED = 20260521  # of the test items; the same whatever seed a run has
+VIEWS = {"vit": ("vit",), "both": ("vae", "vit")}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One test item.
+
+    Args:
+        ability: What it measures.
+        kind: Sort within the ability: `easy-vqa open`, `easy-vqa yes/no`, `composed`, `drawing`, `plain`,
+            `intelligent`.
+        id: Unique.
+        asked: The question, prompt or instruction.
+        expected: The answer, the drawing, or the target picture.
+        source: The picture it is about, if any.
+        view: By which views an edit sees its source: `vit` or `both`.
+    """
+
+    ability: Ability
+    kind: str
+    id: str
+    asked: str
+    expected: str | Drawing | Image.Image
+    source: Image.Image | None = None
+    view: str | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of the noise: the same for every model."""
+        return derive_seed(SEED, self.id) % 2**31
+
+
+def test_items(num_each: int) -> list[Item]:
+    """Items on test pictures: `num_each` drawings, as many questions of easy-VQA and composed ones, and as many plain
+    and intelligent edits, half of each with either view of the source."""
+    rows = load_easy_vqa("test")
+    pictures = _shuffled(one_row_per_image(rows), "pictures")
+    return [
+        *_easy_questions(_shuffled(rows, "questions")[:num_each]),
+        *_composed_questions(pictures[:num_each]),
+        *_drawings(pictures[-num_each:]),
+        *_edits("plain", plain_edits(rows, seed=SEED, size=num_each)),
+        *_edits("intelligent", intelligent_edits(rows, seed=SEED, size=num_each)),
+    ]
+
+
+def _shuffled(rows: Sequence[VqaRow], purpose: str) -> list[VqaRow]:
+    return python_random(SEED, purpose).sample(list(rows), len(rows))
+
+
+def _easy_questions(rows: Sequence[VqaRow]) -> list[Item]:
+    return [
+        Item(
+            "understanding",
+            "easy-vqa open" if row.is_open else "easy-vqa yes/no",
+            f"easy-vqa {row.image_id} {row.question}",
+            row.question,
+            row.answer,
+            load_image(row.image_path),
+        )
+        for row in rows
+    ]
+
+
+def _composed_questions(rows: Sequence[VqaRow]) -> list[Item]:
+    items = []
+    for row in rows:
+        image = load_image(row.image_path)
+        question = python_random(SEED, row.image_id, "composed").choice(composed_questions(read(image)))
+        name = f"composed {row.image_id} {question.text}"
+        items.append(Item("understanding", "composed", name, question.text, question.answer, image))
+    return items
+
+
+def _drawings(rows: Sequence[VqaRow]) -> list[Item]:
+    items = []
+    for row in rows:
+        drawing = drawing_of(read(load_image(row.image_path)))
+        prompt = python_random(SEED, row.image_id, "prompt").choice(drawing.prompts())
+        items.append(Item("generation", "drawing", f"drawing {row.image_id}", prompt, drawing))
+    return items
+
+
+def _edits(kind: str, results) -> list[Item]:
+    records = [result for result in results if isinstance(result, Record)]
+    return [
+        Item(
+            "editing",
+            kind,
+            f"{kind} {record.id}",
+            record.instruction,
+            _open(record.target_image),
+            _open(record.source_image),
+            view="vit" if index % 2 else "both",
+        )
+        for index, record in enumerate(records)
+    ]
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data)).convert("RGB")
+
+
+def blind_answers(items: Sequence[Item]) -> list[str]:
+    """What a guesser says who sees the question alone: the most frequent answer to it in the training questions, and
+    for a question that is never asked there the most frequent answer at all."""
+    by_question: defaultdict[str, Counter] = defaultdict(Counter)
+    for row in load_easy_vqa("train"):
+        by_question[row.question][row.answer] += 1
+    for row in one_row_per_image(load_easy_vqa("train")):
+        for question in composed_questions(read(load_image(row.image_path))):
+            by_question[question.text][question.answer] += 1
+    all_answers = sum(by_question.values(), Counter())
+    return [(by_question.get(item.asked) or all_answers).most_common(1)[0][0] for item in items]
