@@ -34,10 +34,10 @@ from uniedit_hf.synthesis.topics import (
     Category,
     PlainKind,
     Topic,
+    draw_any_action,
     draw_condition,
     draw_topic,
     plain_actions,
-    simple_actions,
     subject,
 )
 from uniedit_hf.synthesis.wording import (
@@ -54,6 +54,7 @@ from uniedit_hf.synthesis.wording import (
 
 MOST_WORDS = 45
 ATTEMPTS = 100
+PHRASINGS = 4
 KEEP_BESIDE = 0.35  # how often a branch that is not taken leaves the picture as it is
 PLAIN_NOUNS = (*NOUNS, "the {shape}", "the {color} shape")
 
@@ -133,9 +134,7 @@ def draw_instruction(scene: Scene, row: VqaRow, plan: Plan, rng: random.Random) 
         if program is None:
             reason = f"no {plan.category} edit for this picture"
             continue
-        phrasing = Phrasing(rng)
-        text = _say_with_lead(topic, program, phrasing)
-        instruction = Instruction(text, program, topic.question, topic.answer, topic.source, tuple(phrasing.drawn))
+        instruction = _phrased(topic, program, rng)
         reason = fault(instruction, scene)
         if not reason:
             return instruction
@@ -198,7 +197,7 @@ def _draw_program(scene: Scene, topic: Topic, plan: Plan, rng: random.Random) ->
     if outer is None or main is None:
         return None
     keep_beside = KEEP_BESIDE if plan.changes else 0.0
-    beside = [Keep() if rng.random() < keep_beside else rng.choice(simple_actions()) for _ in range(plan.depth)]
+    beside = [Keep() if rng.random() < keep_beside else draw_any_action(rng) for _ in range(plan.depth)]
     if not plan.changes:
         beside[rng.randrange(plan.depth)] = main
     leaves = Leaves(main if plan.changes else Keep(), beside)
@@ -224,6 +223,16 @@ def _draw_if(
         else:
             branches[branch] = within.taken or within.beside.pop()
     return If(condition, branches[True], branches[False])
+
+
+def _phrased(topic: Topic, program: If, rng: random.Random) -> Instruction:
+    """The program in words: the first of a few phrasings that is short enough, or the last."""
+    for _ in range(PHRASINGS):
+        phrasing = Phrasing(rng)
+        text = _say_with_lead(topic, program, phrasing)
+        if count_words(text) <= MOST_WORDS:
+            break
+    return Instruction(text, program, topic.question, topic.answer, topic.source, tuple(phrasing.drawn))
 
 
 def _say_with_lead(topic: Topic, program: If, phrasing: Phrasing) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from uniedit_hf.synthesis.contact_sheet import contact_sheet
 from uniedit_hf.schema import row_features
+from uniedit_hf.synthesis.contact_sheet import contact_sheet
 from uniedit_hf.synthesis.records import Record, Rejection, record_to_row, variant_choices
 
 

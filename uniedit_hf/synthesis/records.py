@@ -24,7 +24,7 @@ class Record:
         source: Where the question comes from.
         editor: The model that drew the target.
         judge: The model that verified it.
-        scores: Any of `uniedit_hf.schema.SCORES`: visual quality 1 to 5; instruction followed and rest kept, each 0 to 1.
+        scores: Any of `uniedit_hf.schema.SCORES`.
         license: The licence of the source picture.
         source_size: (width, height) of the source in pixels.
         target_size: (width, height) of the target in pixels.

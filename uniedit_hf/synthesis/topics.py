@@ -116,11 +116,16 @@ def simple_actions() -> tuple[Action, ...]:
     return tuple(kind[index % len(kind)] for index in range(max(map(len, kinds))) for kind in kinds)
 
 
+def draw_any_action(rng: random.Random) -> Action:
+    """An edit of any sort, also by things, so that no sort stands only where the answer leads."""
+    named = map(plain_actions, ("color", "shape", "location", "size"))
+    return rng.choice(rng.choice((*named, _KNOWN_EDITS, _MIRRORED, (*_KNOWN_COPIES, _OWN_COPIES))))
+
+
 @cache
 def plain_actions(kind: PlainKind) -> tuple[Action, ...]:
     """The edits of one kind that name their result."""
-    mirrored = (Move("other side"), Move("opposite corner"))
-    return tuple(a for a in ALL_ACTIONS if isinstance(a, _CLASSES[kind]) and not asks(a) and a not in mirrored)
+    return tuple(a for a in ALL_ACTIONS if isinstance(a, _CLASSES[kind]) and not asks(a) and a not in _MIRRORED)
 
 
 def subject(condition: Condition) -> str:
@@ -150,9 +155,11 @@ _SHAPE_SORTS = tuple(sort for sort in SORTS if sort.subject == "shape")
 _CORNER_SORTS = sorted_out(c for c in ALL_CONDITIONS if isinstance(c, HasCorners))
 _PLACE_SORTS = sorted_out(c for c in ALL_CONDITIONS if isinstance(c, (InHalf, Closer)))
 _KNOWN_SORTS = sorted_out(c for c in ALL_CONDITIONS if isinstance(c, Is) and c.thing)
+_MIRRORED = (Move("other side"), Move("opposite corner"))
 _MOVES = tuple(a for a in ALL_ACTIONS if isinstance(a, Move))
 _KNOWN_EDITS = tuple(a for a in ALL_ACTIONS if isinstance(a, (Recolor, Reshape)) and a.thing)
-_KNOWN_COPIES = tuple(a for a in ALL_ACTIONS if isinstance(a, Copies) and a.number is not None and a.thing)
+_OWN_COPIES = Copies(None, OWN_CORNERS)
+_KNOWN_COPIES = tuple(a for a in ALL_ACTIONS if isinstance(a, Copies) and a.thing and a != _OWN_COPIES)
 _EDITS_OF = {name: tuple(a for a in ALL_ACTIONS if isinstance(a, _CLASSES[name])) for name in ("shape", "color")}
 
 
@@ -177,7 +184,7 @@ def _count_topic(scene: Scene, rng: random.Random) -> Topic:
     if how == "condition" or (how == "own corners" and not scene.corners):
         answer = NUMBER_WORDS[scene.corners]
         return Topic(CORNERS_QUESTION, answer, _CORNER_SORTS, simple_actions(), leads=LEADS["corners"])
-    action = Copies(None, OWN_CORNERS) if how == "own corners" else rng.choice(_KNOWN_COPIES)
+    action = _OWN_COPIES if how == "own corners" else rng.choice(_KNOWN_COPIES)
     number = scene.corners if action.number is None else action.number
     return Topic(question_of(action), NUMBER_WORDS[number], SORTS, [action])
 
