@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -35,7 +36,9 @@ def run(
 
     Raises:
         OSError: If the base model is not there; the message says where to get it.
+        ValueError: If a package of the extra `quickstart` is not installed.
     """
+    _check_extra()
     from uniedit_hf.pipeline import UniEditPipeline
 
     from .data import make_edits
@@ -72,6 +75,15 @@ def run(
         bounds=bounds(pipeline, asked),
         seconds=clock.laps,
     )
+
+
+def _check_extra() -> None:
+    missing = [package for package in ("easy_vqa", "matplotlib") if find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"The quickstart needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
+            'installed: pip install "uniedit_hf[quickstart]".'
+        )
 
 
 class _Clock:
