@@ -252,18 +252,24 @@ class BagelVisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        if len(grids) == 0:  # one blank patch goes through, so that every parameter stays in the graph
+            return self._encode(patches.new_zeros(1, 1, patches.shape[1]), 1, 1)[0, :0]
         sizes = grids.prod(-1).tolist()
         images = patches.split(sizes)
         features: list[torch.Tensor | None] = [None] * len(images)
         # Images of one size share a batch: no padding, no mask, and no image depends on its neighbours.
         for rows, columns in {tuple(grid) for grid in grids.tolist()}:
             same = [i for i, grid in enumerate(grids.tolist()) if tuple(grid) == (rows, columns)]
-            hidden = self.embeddings(torch.stack([images[i] for i in same]), rows, columns)
-            for layer in self.encoder.layers:
-                hidden = layer(hidden, None)
-            for i, feature in zip(same, self.post_layernorm(hidden)):
+            for i, feature in zip(same, self._encode(torch.stack([images[i] for i in same]), rows, columns)):
                 features[i] = feature
         return torch.cat(features)
+
+    def _encode(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Images of one size, (images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
+        hidden = self.embeddings(patches, rows, columns)
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, None)
+        return self.post_layernorm(hidden)
 
 
 class BagelVisionEmbeddings(nn.Module):
@@ -370,7 +376,8 @@ class BagelModel(BagelPreTrainedModel):
     def embed_vit(self, vit_patches: torch.Tensor, vit_grids: torch.Tensor) -> torch.Tensor:
         """Patches (V, patch vector) of images with `vit_grids` (images, 2) to tokens (V, D)."""
         side, device = self.vit_pos_embed.side, vit_patches.device
-        index = torch.cat([grid_index(rows, columns, side, device) for rows, columns in vit_grids.tolist()])
+        none = torch.empty(0, dtype=torch.long, device=device)
+        index = torch.cat([none, *(grid_index(*grid, side, device) for grid in vit_grids.tolist())])
         return self.connector(self.vit_model(vit_patches, vit_grids)) + self.vit_pos_embed(index)
 
     def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -388,12 +395,21 @@ class BagelModel(BagelPreTrainedModel):
         latent_time: torch.Tensor | None = None,
         latent_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """All tokens of a batch, text and images, in place: (B, L, D). Images come in the order of their tokens."""
+        """All tokens of a batch, text and images, in place: (B, L, D). Images come in the order of their tokens.
+
+        While training, what leads in runs even on no images, so that every parameter stays in the graph.
+        """
         embeds = self.language_model.embed_tokens(input_ids)
-        if vit_patches is not None and len(vit_patches):
+        if vit_patches is None and torch.is_grad_enabled():
+            vit_patches = embeds.new_zeros(0, self.vit_model.vision_model.embeddings.patch_embedding.in_features)
+            vit_grids = torch.zeros(0, 2, dtype=torch.long)
+        if latents is None and torch.is_grad_enabled():
+            latents = embeds.new_zeros(0, self.config.latent_token_size)
+            latent_time, latent_index = latents.new_zeros(0), latents.new_zeros(0, dtype=torch.long)
+        if vit_patches is not None:
             tokens = self.embed_vit(vit_patches, vit_grids)
             embeds = embeds.masked_scatter((token_type_ids == VIT)[..., None], tokens.to(embeds.dtype))
-        if latents is not None and len(latents):
+        if latents is not None:
             tokens = self.embed_latents(latents, latent_time, latent_index)
             embeds = embeds.masked_scatter((token_type_ids == LATENT)[..., None], tokens.to(embeds.dtype))
         return embeds
@@ -497,6 +513,25 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
                 part = "und"
             parts[part].append(parameter)
         return parts
+
+    def lora_target_modules(self, und: bool = True, gen: bool = True, text: bool = False) -> str:
+        """A pattern for PEFT: the linear layers of the decoder that are trained.
+
+        Args:
+            und: Those of the understanding expert.
+            gen: Those of the generation expert.
+            text: Also what nothing but a text loss reaches in the last layer.
+        """
+        last = self.config.text_config.num_hidden_layers - 1
+        layers = r"self_attn\.[qkvo]_proj|mlp\.\w+_proj"
+        patterns = []
+        if und and text:
+            patterns.append(rf"\d+\.({layers})")
+        elif und:
+            patterns.append(rf"(?!{last}\.)\d+\.({layers})|{last}\.self_attn\.[kv]_proj")
+        if gen:
+            patterns.append(r"\d+\.(self_attn\.[qkvo]_proj_moe_gen|mlp_moe_gen\.\w+_proj)")
+        return rf".*language_model\.layers\.({'|'.join(patterns)})"
 
     def adjust_generation_fn(self, generation_config, from_auto_class, from_pipeline, name, **kwargs):
         """Official folders have no `generation_config.json`; then the one made from the configuration stays."""
