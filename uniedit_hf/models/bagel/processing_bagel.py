@@ -124,6 +124,10 @@ class BagelProcessor(ProcessorMixin):
         width, height = segment.size or image_size(segment.image)
         return self.image_processor.tokens(width, height, segment.view) + 2
 
+    def text_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of many texts takes, markers included; together they go faster than one by one."""
+        return [len(ids) + 2 for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
     def token_ids(self, text: str | Sequence[int]) -> list[int]:
         """Ids without markers; a list of ids passes through."""
         if isinstance(text, str):
