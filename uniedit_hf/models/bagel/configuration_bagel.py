@@ -137,3 +137,12 @@ class BagelConfig(PreTrainedConfig):
         from .official_layout import config_dict_of
 
         return config_dict_of(super().get_config_dict, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As for any configuration. `AutoConfig` comes here with an official `config.json` as it stands; then the
+        folder is asked for the rest."""
+        if "llm_config" in config_dict:
+            folder, revision = kwargs["name_or_path"], config_dict.get("_commit_hash")
+            config_dict, _ = cls.get_config_dict(folder, revision=revision)
+        return super().from_dict(config_dict, **kwargs)

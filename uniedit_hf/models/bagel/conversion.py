@@ -10,13 +10,13 @@ from typing import Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
 from .configuration_bagel import BagelConfig
 from .official_layout import EMA_FILE, VAE_FILE, CheckpointFolder, complete_files, tensor_shapes
+from .stored_tensors import open_safetensors
 
 
 Layout = Literal["official", "transformers"]
@@ -63,7 +63,6 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
         _write_official_config(config, target)
     else:
         _write_shards(tensors, target, max_shard_size)
-        del config.transformers_weights
         config.save_pretrained(target)
     for name in (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json", "processor_config.json"):
         if (source / name).is_file():
@@ -98,8 +97,8 @@ def _open(files: list[Path]) -> dict[str, torch.Tensor]:
     """All tensors, mapped from their files and read only when they are written."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        with safe_open(file, "pt") as handle:
-            tensors |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        with open_safetensors(file) as handle:
+            tensors |= {name: handle.get_tensor(name) for name in handle.keys()}
     return tensors
 
 

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -37,6 +38,7 @@ from .flow import add_noise, shift_time, velocity_target
 from .generation_bagel import BagelImageGenerationMixin
 from .latents import patchify, sincos_table, time_features
 from .official_layout import CheckpointFolder, check_loading, complete_files
+from .stored_tensors import open_tensors
 from .tokens import LATENT, PADDING, TEXT, VIT
 
 
@@ -221,6 +223,8 @@ class BagelPreTrainedModel(PreTrainedModel):
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
         if checkpoint_files is not None:
             checkpoint_files = complete_files(checkpoint_files)
+            if not is_deepspeed_zero3_enabled():  # which reads the files on one process and takes nothing lazy
+                state_dict = open_tensors(checkpoint_files, load_config.dtype)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
 

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import has_file
 
 from .key_mapping import to_official
+from .stored_tensors import open_safetensors
 
 
 EMA_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"
@@ -94,14 +95,10 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """Names and shapes of the tensors in a local safetensors file, from its header.
 
     Raises:
-        ValueError: If the file is no safetensors file.
+        OSError: If the file is missing or no complete safetensors file.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > 100_000_000 or length + 8 > path.stat().st_size:
-            raise ValueError(f"{path} is no complete safetensors file: download it again.")
-        header = json.loads(file.read(length))
-    return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    with open_safetensors(path) as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
 def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

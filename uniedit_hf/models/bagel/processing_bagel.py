@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.utils.hub import has_file
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE, PADDING as NO_SAMPLE
 from uniedit_hf.images import ImageError, image_size, open_image
@@ -24,6 +23,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 from .configuration_bagel import BagelConfig
 from .image_processing_bagel import BagelImageProcessor
+from .official_layout import CheckpointFolder
 from .tokens import LATENT, PADDING, TEXT, VIT
 
 
@@ -96,8 +96,14 @@ class BagelProcessor(ProcessorMixin):
         Raises:
             OSError: If there is no tokenizer.
         """
-        if has_file(name, "processor_config.json", **hub_options):
+        folder = CheckpointFolder(name, hub_options)
+        if folder.has("processor_config.json"):
             return cls.from_pretrained(name, **hub_options)
+        if not folder.has("tokenizer.json") and not folder.has("vocab.json"):
+            raise OSError(
+                f"{name} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, beside the "
+                "weights. Copy them from the base model's folder."
+            )
         vit_stride, vae_stride = config.vision_config.patch_size, 8 * config.latent_patch_size
         # the released sizes, as far as the model has positions for them
         vit_edge = min(980, config.vision_config.image_size) // vit_stride * vit_stride
