@@ -205,14 +205,15 @@ def draw_dropout(sample: Sample, seed: int, epoch: int) -> Sample:
     A segment with loss is never dropped. The processor gives dropped segments no tokens and keeps the reference's
     rotary positions: a dropped image still advances them by 1, a dropped text by 0.
     """
-    random = python_random(seed, epoch, sample.id, "dropout")
-    draws = [random.random() for _ in sample.segments]  # one each, so that no segment's draw depends on another
-    return sample.with_segments(
-        [
-            replace(segment, dropped=not segment.loss and draw < segment.dropout)
-            for segment, draw in zip(sample.segments, draws)
-        ]
-    )
+    drops = draw_drops(sample.segments, sample.id, seed, epoch)
+    return sample.with_segments([replace(segment, dropped=drop) for segment, drop in zip(sample.segments, drops)])
+
+
+def draw_drops(segments: Sequence[Segment], sample_id: str, seed: int, epoch: int) -> list[bool]:
+    """The decisions of `draw_dropout` alone, one for each segment."""
+    random = python_random(seed, epoch, sample_id, "dropout")
+    draws = [random.random() for _ in segments]  # one each, so that no segment's draw depends on another
+    return [not segment.loss and draw < segment.dropout for segment, draw in zip(segments, draws)]
 
 
 class MixedRow(NamedTuple):
