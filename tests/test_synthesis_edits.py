@@ -20,6 +20,9 @@ from uniedit_hf.synthesis.wording import count_words, split_words
 
 SIZE = 5000
 
+# Making 5,000 edits takes 15 seconds on an idle core, several times that on a busy machine.
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def rows():

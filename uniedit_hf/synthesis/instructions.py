@@ -54,7 +54,6 @@ from uniedit_hf.synthesis.wording import (
 
 MOST_WORDS = 45
 ATTEMPTS = 100
-PHRASINGS = 4
 KEEP_BESIDE = 0.35  # how often a branch that is not taken leaves the picture as it is
 PLAIN_NOUNS = (*NOUNS, "the {shape}", "the {color} shape")
 
@@ -108,13 +107,21 @@ class Leaves:
 
 @dataclass
 class Phrasing:
-    """Chooses phrasings and remembers which."""
+    """Chooses phrasings and remembers which, by their place in the list.
+
+    Args:
+        rng: Where the choices come from.
+        spare_words: How much longer than the shortest a phrasing may be.
+    """
 
     rng: random.Random
+    spare_words: int = MOST_WORDS
     drawn: list[int] = field(default_factory=list)
 
     def __call__(self, phrases: Sequence[str]) -> str:
-        self.drawn.append(self.rng.randrange(len(phrases)))
+        lengths = [phrase.count(" ") for phrase in phrases]
+        most = min(lengths) + self.spare_words
+        self.drawn.append(self.rng.choice([index for index, length in enumerate(lengths) if length <= most]))
         return phrases[self.drawn[-1]]
 
 
@@ -226,9 +233,9 @@ def _draw_if(
 
 
 def _phrased(topic: Topic, program: If, rng: random.Random) -> Instruction:
-    """The program in words: the first of a few phrasings that is short enough, or the last."""
-    for _ in range(PHRASINGS):
-        phrasing = Phrasing(rng)
+    """The program in words, in shorter and shorter phrasings until one is short enough."""
+    for spare_words in (MOST_WORDS, 2, 1, 0):
+        phrasing = Phrasing(rng, spare_words)
         text = _say_with_lead(topic, program, phrasing)
         if count_words(text) <= MOST_WORDS:
             break

@@ -188,16 +188,20 @@ def check_weights(option: str, weights: Mapping, names: Collection) -> None:
 
 
 def _edited(source: Source, instruction: Instruction, category: str | None, choices: dict, row_id: str) -> Result:
-    target = edit(source.pixels, source.scene, instruction.program)
-    if reason := verify(target, source.scene, instruction.program):
-        return Rejection(reason, row_id)
     taken = taken_action(instruction.program, source.scene)
+    if isinstance(taken, Keep):
+        target_image = source.image  # the same bytes, which have been read already
+    else:
+        target = edit(source.pixels, source.scene, instruction.program)
+        if reason := verify(target, source.scene, instruction.program):
+            return Rejection(reason, row_id)
+        target_image = png_bytes(target)
     phrasing = ".".join(map(str, instruction.phrasing))
     return Record(
         id=stable_id(source.image, instruction.question or "", instruction.answer or "", instruction.text),
         source_image=source.image,
         instruction=instruction.text,
-        target_image=source.image if isinstance(taken, Keep) else png_bytes(target),
+        target_image=target_image,
         task_category=category,
         question=instruction.question,
         answer=instruction.answer,
