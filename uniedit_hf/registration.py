@@ -1,4 +1,5 @@
-"""Registers our models with the Auto classes of transformers, without importing anything before it is needed.
+"""Registers our models with the Auto classes of transformers, and the name `uniedit-148k` with datasets, without
+importing anything before it is needed.
 
 `AutoModel.register` takes classes, and our classes import torch and diffusers, which takes seconds and, while
 transformers itself is being imported, would go in circles. So BAGEL is registered the way transformers registers its
@@ -37,6 +38,7 @@ def register_when_imported() -> None:
     wrapt.register_post_import_hook(_add_configuration, f"{AUTO}.configuration_auto")
     for module in MAPPINGS:
         wrapt.register_post_import_hook(_add_classes, f"{AUTO}.{module}")
+    wrapt.register_post_import_hook(_add_data_set, "datasets.load")
 
 
 def _add_configuration(module: ModuleType) -> None:
@@ -50,3 +52,7 @@ def _add_classes(module: ModuleType) -> None:
         mapping._model_mapping[MODEL_TYPE] = classes
         # Made from the table of configurations when transformers was imported, which may have been before our row.
         mapping._reverse_config_mapping[CONFIGURATION] = MODEL_TYPE
+
+
+def _add_data_set(module: ModuleType) -> None:
+    import_module("uniedit_hf.release.bare_name").add_name(module)

@@ -1,0 +1,35 @@
+"""`uniedit dataset validate`: a built data set, checked row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DatasetValidateOptions:
+    input_dir: str = field(metadata={"help": 'what "uniedit dataset build" made', "metavar": "FOLDER"})
+    benchmarks: str | None = field(
+        default=None, metadata={"help": "pictures and questions that must not be in the data", "metavar": "FOLDER"}
+    )
+    report: str | None = field(
+        default=None,
+        metadata={"help": "the page to write; validation.html in the data set if not given", "metavar": "FILE"},
+    )
+
+
+def run(options: DatasetValidateOptions) -> None:
+    from pathlib import Path
+
+    from uniedit_hf.release.validation import validate, write_report
+
+    result = validate(options.input_dir, options.benchmarks)
+    report = Path(options.report or Path(options.input_dir) / "validation.html")
+    write_report(result, report)
+    for note in result.notes:
+        print(note)
+    if not result.valid:
+        first = f" First: {result.problems[0]}" if result.problems else ""
+        raise ValueError(
+            f"{len(result.problems)} problems, {result.contaminated} rows with pictures of a benchmark; see {report}.{first}"
+        )
+    print(f"Nothing to put right; see {report}")

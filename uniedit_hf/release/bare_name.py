@@ -1,0 +1,81 @@
+"""`load_dataset("uniedit-148k")`: what the bare name stands for after `import uniedit_hf`.
+
+A name without an organisation is a repository of Hugging Face's own, and since datasets 4 no repository holds a script.
+So the function of datasets that turns a name into a builder is wrapped, for this one name:
+
+    a folder of that name in the working directory    as ever: it wins
+    data_dir=..., or UNIEDIT_DATA_DIR                 our loading script reads the raw release there
+    else                                              the Parquet repository UNIEDIT_HUB_REPO on the Hub
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+
+NAME = "uniedit-148k"
+DEFAULT_HUB_REPO = "uniedit-hf/uniedit-148k"
+UPSTREAM_HUB_REPO = "Uni-Edit/Train-Data"
+
+LOADING_SCRIPT = "uniedit_hf.dataset_builder.uniedit_148k"
+# What decides the rows beside the script itself.
+HELPERS = ("uniedit_hf.schema", "uniedit_hf.images", "uniedit_hf.release.raw", "uniedit_hf.release.image_store")
+
+
+def add_name(load: ModuleType) -> None:
+    """Makes `datasets.load` know the name, and every module of datasets that took the function from there."""
+    original = load.dataset_module_factory
+
+    @functools.wraps(original)
+    def dataset_module_factory(path, *args, **options):
+        if path != NAME or os.path.isdir(path):
+            return original(path, *args, **options)
+        data_dir = options.get("data_dir") or os.environ.get("UNIEDIT_DATA_DIR")
+        if data_dir:
+            return _raw_module(load, data_dir)
+        return _hub_module(load, original, args, options)
+
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "datasets" and vars(module).get("dataset_module_factory") is original:
+            module.dataset_module_factory = dataset_module_factory
+
+
+def _raw_module(load: ModuleType, data_dir: str):
+    data_dir = os.path.abspath(data_dir)
+    # data_dir among the builder's options, wherever it came from, so that every folder has a cache of its own
+    return load.DatasetModule(LOADING_SCRIPT, _fingerprint(data_dir), {"dataset_name": NAME, "data_dir": data_dir})
+
+
+def _hub_module(load: ModuleType, original, args, options):
+    repo = os.environ.get("UNIEDIT_HUB_REPO") or DEFAULT_HUB_REPO
+    try:
+        return original(repo, *args, **options)
+    except load.DatasetNotFoundError as error:
+        raise load.DatasetNotFoundError(
+            f"{NAME!r} stands for the repository {repo!r}, which cannot be found on the Hub: set UNIEDIT_HUB_REPO to one "
+            f"in the same format, or pass data_dir with the folder of the official release ({UPSTREAM_HUB_REPO}), or "
+            "build and publish it once with `uniedit dataset build` and `uniedit dataset publish`."
+        ) from error
+
+
+def _fingerprint(data_dir: str) -> str:
+    """Changes with the code that makes rows and with the manifests, so that no cache of datasets is stale."""
+    digest = hashlib.sha256()
+    for module in (LOADING_SCRIPT, *HELPERS):
+        digest.update(Path(find_spec(module).origin).read_bytes())
+    for path in _row_files(Path(data_dir)):
+        status = path.stat()
+        digest.update(f"{path.name}:{status.st_size}:{status.st_mtime_ns};".encode())
+    return digest.hexdigest()
+
+
+def _row_files(folder: Path) -> Iterator[Path]:
+    for pattern in ("*.jsonl", "*.parquet", "*/*.parquet"):
+        yield from sorted(folder.glob(pattern))

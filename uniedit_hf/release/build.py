@@ -1,0 +1,205 @@
+"""From a raw release to a folder of Parquet that `load_dataset` reads and the Hub shows.
+
+    OUT/148k/train-00000-of-00290.parquet ...    rows with embedded pictures
+    OUT/40k/...
+    OUT/README.md                                the card, with the configurations
+    OUT/faults.jsonl                             rows that were left out: file, line, reason, detail
+    OUT/.build/                                  what is finished, so that a build that was stopped goes on
+
+Every file is made of a fixed run of lines, by one process, without looking at any other. So a build can stop anywhere,
+go on with the files that are missing, and use any number of processes: the result is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from uniedit_hf.dataset_builder.uniedit_148k import ROWS_PER_PART, VERSION, read_part
+from uniedit_hf.release.card import write_card
+from uniedit_hf.release.faults import FaultyRow, RowFault, fault_table
+from uniedit_hf.release.image_store import ImageStore
+from uniedit_hf.release.parquet import write_rows
+from uniedit_hf.release.raw import Part, RawRelease, find_release
+
+
+@dataclass(frozen=True)
+class Output:
+    """A Parquet file and the rows it is made of."""
+
+    config: str
+    split: str
+    number: int
+    total: int
+    part: Part
+
+    @property
+    def name(self) -> str:
+        return f"{self.config}/{self.split}-{self.number:05d}-of-{self.total:05d}.parquet"
+
+
+@dataclass
+class BuildReport:
+    """What a build made.
+
+    Args:
+        found: What was found in the source, and what could not be placed.
+        rows: Per configuration and split how many rows were written.
+        faults: The rows that were left out.
+    """
+
+    found: str
+    rows: dict[str, int] = field(default_factory=dict)
+    faults: list[FaultyRow] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = "\n".join(f"{name}: {count:,} rows" for name, count in self.rows.items())
+        return f"{self.found}\n{counts}\n{fault_table(self.faults)}"
+
+
+def build(
+    source: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    strict: bool = False,
+    manifests: Mapping[str, Sequence[str]] | None = None,
+    image_root: str | os.PathLike | None = None,
+    rows_per_file: int = ROWS_PER_PART,
+    num_proc: int = 1,
+) -> BuildReport:
+    """Builds every configuration that a raw release has. What an earlier build of the same source finished is kept.
+
+    Args:
+        source: The folder of the raw release, see `uniedit_hf.release.raw`.
+        output_dir: Where the Parquet goes.
+        strict: Stop at the first file with a faulty row instead of leaving the row out.
+        manifests: Per configuration its manifests, relative to `source`; by default known by their names.
+        image_root: The folder that image paths are relative to; `source` by default.
+        rows_per_file: Lines that make one Parquet file.
+        num_proc: Processes at work.
+
+    Raises:
+        ValueError: Nothing was found, the folder holds the build of another source, or a row is faulty and `strict`.
+    """
+    release = find_release(source, manifests)
+    outputs = _outputs(release, rows_per_file)
+    if not outputs:
+        raise ValueError(f"There are no rows to build. {release.report()}")
+    output_dir = Path(output_dir)
+    _check_plan(output_dir, release, outputs)
+    images = ImageStore(Path(image_root or release.source), release.archives, base=release.source)
+    report = BuildReport(release.report() + _archive_notes(images))
+    results = {}
+    with tqdm(total=sum(output.part.num_rows for output in outputs), unit=" rows", desc="Building") as progress:
+        for output, result in _finished(outputs, images, output_dir, num_proc):
+            results[output.name] = result
+            progress.update(output.part.num_rows)
+            if strict and result["faults"]:
+                raise ValueError(
+                    f"{FaultyRow(**result['faults'][0])} Mend the row, or leave out --strict to go on without it."
+                )
+    for output in outputs:
+        name = f"{output.config}/{output.split}"
+        report.rows[name] = report.rows.get(name, 0) + results[output.name]["rows"]
+        report.faults += [FaultyRow(**fault) for fault in results[output.name]["faults"]]
+    lines = [json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in report.faults]
+    (output_dir / "faults.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_card(output_dir)
+    return report
+
+
+def _outputs(release: RawRelease, rows_per_file: int) -> list[Output]:
+    return [
+        Output(config, split, number, len(parts), part)
+        for config in release.configs
+        for split in release.splits(config)
+        for parts in [release.parts(config, split, rows_per_file)]
+        for number, part in enumerate(parts)
+    ]
+
+
+def _check_plan(output_dir: Path, release: RawRelease, outputs: Sequence[Output]) -> None:
+    """Keeps the plan in the folder, or compares it with the one that is there."""
+    files = sorted({output.part.file for output in outputs})
+    plan = {
+        "version": VERSION,
+        "files": [[os.path.relpath(file, release.source), os.path.getsize(file)] for file in files],
+        "outputs": [output.name for output in outputs],
+    }
+    path = output_dir / ".build" / "plan.json"
+    if not path.exists() and any(output_dir.glob("*/*.parquet")):
+        raise ValueError(f"{output_dir} holds Parquet files of another origin: choose an empty folder.")
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != plan:
+        raise ValueError(
+            f"{output_dir} holds the build of another source, or with other settings: choose an empty folder, or "
+            "delete it to build anew."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, plan)
+
+
+def _finished(
+    outputs: Sequence[Output], images: ImageStore, output_dir: Path, num_proc: int
+) -> Iterator[tuple[Output, dict[str, Any]]]:
+    """Every file with its result as it is finished, first those that already were."""
+    missing = []
+    for output in outputs:
+        journal = _journal(output, output_dir)
+        if journal.exists() and (output_dir / output.name).exists():
+            yield output, json.loads(journal.read_text(encoding="utf-8"))
+        else:
+            missing.append(output)
+    write = partial(_write, images=images, output_dir=output_dir)
+    if num_proc == 1:
+        yield from ((output, write(output)) for output in missing)
+        return
+    with ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(write, output): output for output in missing}
+        try:
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write(output: Output, images: ImageStore, output_dir: Path) -> dict[str, Any]:
+    faults: list[FaultyRow] = []
+    path = output_dir / output.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = write_rows(_good_rows(output.part, images, faults), path)
+    result = {"rows": count, "faults": [asdict(fault) for fault in faults]}
+    _write_json(_journal(output, output_dir), result)
+    return result
+
+
+def _good_rows(part: Part, images: ImageStore, faults: list[FaultyRow]) -> Iterator[dict[str, Any]]:
+    for line, row in read_part(part, images):
+        if isinstance(row, RowFault):
+            faults.append(row.at(part.file, line))
+        else:
+            yield row
+
+
+def _archive_notes(images: ImageStore) -> str:
+    notes = [f" {os.path.basename(name)} is damaged ({error})." for name, error in images.damaged.items()]
+    if images.ignored_members:
+        notes.append(f" {images.ignored_members} members of archives have unsafe names and were ignored.")
+    return "".join(notes)
+
+
+def _journal(output: Output, output_dir: Path) -> Path:
+    return output_dir / ".build" / f"{output.name.replace('/', '-').removesuffix('.parquet')}.json"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,134 @@
+"""The card of a built data set, written from what is in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import DatasetInfo, SplitDict, SplitInfo
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData
+from PIL import Image
+
+from uniedit_hf.dataset_builder.uniedit_148k import CITATION, VERSION
+from uniedit_hf.images import open_image
+from uniedit_hf.release.bare_name import NAME, UPSTREAM_HUB_REPO
+from uniedit_hf.release.parquet import IMAGES
+from uniedit_hf.release.statistics import PUBLISHED_SHARES, SIDES, UNKNOWN, Statistics, parquet_files, statistics
+from uniedit_hf.schema import TASK_CATEGORIES, row_features
+
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+EXAMPLES = "assets/examples.png"
+THUMBNAIL = 160
+SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under which terms the three kinds of content stand. The defaults claim nothing that is not known."""
+
+    code: str = "apache-2.0"
+    source_images: str = "those of the data sets the images come from; see the columns `source` and `license`"
+    generated_images: str = "those of the models that drew them; see the column `editor`"
+
+
+def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = None) -> Path:
+    """Writes `README.md` and a picture of examples into the folder of a built data set.
+
+    Args:
+        folder: The folder.
+        repo_id: The repository that the card's examples load from.
+        terms: Licences.
+
+    Raises:
+        ValueError: There is no built data set in the folder.
+    """
+    counted = statistics(folder)
+    terms = terms or Terms()
+    _example_sheet(folder)
+    card = DatasetCard.from_template(
+        _metadata(counted, terms),
+        template_path=str(TEMPLATE),
+        name=NAME,
+        repo_id=repo_id or NAME,
+        bare=repo_id is None,
+        version=VERSION,
+        counted=counted,
+        categories=[*TASK_CATEGORIES, UNKNOWN],
+        published=PUBLISHED_SHARES,
+        sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
+        terms=terms,
+        upstream=UPSTREAM_HUB_REPO,
+        citation=CITATION,
+        examples=EXAMPLES,
+    )
+    path = folder / "README.md"
+    path.write_text(str(card), encoding="utf-8")
+    return path
+
+
+def _metadata(counted: list[Statistics], terms: Terms) -> DatasetCardData:
+    total = max(result.total for result in counted)
+    data = DatasetCardData(
+        pretty_name="Uni-Edit 148k",
+        language=["en"],
+        license="other",
+        license_name="mixed-terms",
+        license_link="README.md#licences",
+        license_code=terms.code,
+        license_source_images=terms.source_images,
+        license_generated_images=terms.generated_images,
+        task_categories=["image-to-image", "visual-question-answering", "image-text-to-image"],
+        size_categories=[next((name for limit, name in SIZE_CATEGORIES if total < limit), "n>1M")],
+        tags=["image-editing", "unified-multimodal-models", "arxiv:2605.21487"],
+    )
+    infos = DatasetInfosDict({result.config: _info(result) for result in counted})
+    infos.to_dataset_card_data(data)
+    for info in data["dataset_info"] if isinstance(data["dataset_info"], list) else [data["dataset_info"]]:
+        # A list of fixed length under the one name that datasets 3 knows as well.
+        info["features"] = [
+            {"sequence" if key == "list" else key: value for key, value in feature.items()}
+            for feature in info["features"]
+        ]
+    configs = {
+        result.config: {
+            "data_files": [{"split": split, "path": f"{result.config}/{split}-*"} for split in result.rows],
+            **({"default": True} if number == 0 else {}),
+        }
+        for number, result in enumerate(counted)
+    }
+    MetadataConfigs(configs).to_dataset_card_data(data)
+    return data
+
+
+def _info(result: Statistics) -> DatasetInfo:
+    splits = SplitDict()
+    for split, count in result.rows.items():
+        splits.add(SplitInfo(split, num_examples=count, num_bytes=result.num_bytes[split]))
+    size = sum(result.num_bytes.values())
+    return DatasetInfo(
+        features=row_features(), splits=splits, download_size=size, dataset_size=size, config_name=result.config
+    )
+
+
+def _example_sheet(folder: Path) -> None:
+    """Sources above targets, the first row of every category in the first row group."""
+    files = parquet_files(folder)
+    config, splits = next(iter(files.items()))
+    file = next((path for path in splits["train"] if pq.read_metadata(path).num_rows), None)
+    if file is None:
+        return
+    with pq.ParquetFile(file) as parquet:
+        rows = parquet.read_row_group(0, columns=[*IMAGES, "task_category"]).to_pylist()
+    shown = list({row["task_category"]: row for row in reversed(rows)}.values())[::-1]
+    sheet = Image.new("RGB", (len(shown) * THUMBNAIL, 2 * THUMBNAIL), "white")
+    for column, row in enumerate(shown):
+        for line, name in enumerate(IMAGES):
+            picture = open_image(row[name], name=name)
+            picture.thumbnail((THUMBNAIL - 8, THUMBNAIL - 8))
+            sheet.paste(picture, (column * THUMBNAIL + 4, line * THUMBNAIL + 4))
+    (folder / EXAMPLES).parent.mkdir(exist_ok=True)
+    sheet.save(folder / EXAMPLES)

@@ -1,0 +1,233 @@
+"""The pictures of a raw release by their names, wherever they lie: in folders, or in tar and zip shards.
+
+An archive is somebody else's program for writing files, so nothing is ever extracted to disk: members are read into
+memory, up to a limit, by names that cannot lead anywhere else. Links, names that climb, names that occur twice and
+members that unpack to more than they should are faults of the rows that name them. The index of the archives is an
+SQLite file, so that memory does not grow with their size.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+from uniedit_hf.release.faults import RowFault
+
+
+# A picture of 89 million pixels, the most that is opened, is seldom larger as PNG.
+MAX_IMAGE_BYTES = 256 * 2**20
+
+FILE, LINK, SECRET = "file", "link", "encrypted"
+
+SCHEMA = "CREATE TABLE member (name TEXT, archive TEXT, inner TEXT, kind TEXT, start INTEGER, size INTEGER)"
+
+
+class ImageStore:
+    """Reads pictures by the names that a manifest gives them.
+
+    A file below `root` comes first. Else a member of an archive counts if the name is the member's, with or without
+    the folder of the archive or the archive's own name in front: `images/part-0.tar` with a member `a.png` holds
+    `a.png`, `images/a.png`, `part-0/a.png` and `images/part-0/a.png`.
+
+    Args:
+        root: The folder that names are relative to.
+        archives: Tar and zip files.
+        base: The folder that the archives' places are relative to; `root` by default.
+    """
+
+    def __init__(self, root: Path, archives: Sequence[Path] = (), base: Path | None = None):
+        self.root = Path(os.path.realpath(root))
+        self.allowed = [self.root]
+        if self.root.parent.name == "snapshots":
+            # A snapshot in the cache of the Hub: every file is a link into the repository's own blobs.
+            self.allowed.append(self.root.parent.parent / "blobs")
+        self.damaged: dict[str, str] = {}
+        self.ignored_members = 0
+        self.index = self._indexed(archives, base or root) if archives else None
+
+    def read(self, name: str) -> bytes:
+        """The encoded picture of that name.
+
+        Raises:
+            RowFault: The name is not safe or not unique, or there is no such picture, or it is too large or damaged.
+        """
+        parts = safe_parts(name)
+        path = self.root.joinpath(*parts)
+        if os.path.lexists(path):
+            return self._read_file(path, name)
+        member = self._find(parts)
+        if member is None:
+            raise RowFault(
+                "image not found", f"there is no {name!r} below {self.root.name}/{self._searched()}; check image_root."
+            )
+        return self._read_member(name, *member)
+
+    def _read_file(self, path: Path, name: str) -> bytes:
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(folder) for folder in self.allowed):
+            raise RowFault(
+                "link out of the folder", f"{name!r} is or follows a link that leads out of the image root."
+            )
+        if not real.exists():
+            raise RowFault("link out of the folder", f"{name!r} is a link to nothing.")
+        status = real.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RowFault("no file", f"{name!r} is a folder or a device: expected a picture.")
+        _check_size(name, status.st_size)
+        return real.read_bytes()
+
+    def _find(self, parts: list[str]) -> tuple | None:
+        if self.index is None:
+            return None
+        for start in range(len(parts)):
+            prefix = "/".join(parts[:start])
+            found = [
+                row[1:]
+                for row in _connection(self.index, os.getpid()).execute(
+                    "SELECT prefixes.prefix, archive, inner, kind, start, size FROM member JOIN prefixes USING (archive)"
+                    " WHERE name = ? AND prefixes.prefix = ?",
+                    ("/".join(parts[start:]), prefix),
+                )
+            ]
+            if len(found) > 1:
+                archives = ", ".join(sorted({os.path.basename(row[0]) for row in found}))
+                raise RowFault(
+                    "ambiguous name", f"{'/'.join(parts)!r} occurs {len(found)} times in {archives}: expected once."
+                )
+            if found:
+                return found[0]
+        return None
+
+    def _read_member(self, name: str, archive: str, inner: str, kind: str, start: int, size: int) -> bytes:
+        place = f"{name!r} in {os.path.basename(archive)}"
+        if kind == LINK:
+            raise RowFault("link in an archive", f"{place} is a link or a device; links are never followed.")
+        if kind == SECRET:
+            raise RowFault("encrypted", f"{place} needs a password.")
+        _check_size(place, size)
+        try:
+            if archive.lower().endswith(".zip"):
+                with _zip(archive, os.getpid()).open(inner) as file:
+                    data = file.read(MAX_IMAGE_BYTES + 1)
+            else:
+                # Without a position in the file that processes after a fork would share.
+                data = os.pread(_descriptor(archive, os.getpid()), size, start)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise RowFault("damaged archive member", f"{place} cannot be unpacked ({error}).") from error
+        _check_size(place, len(data))
+        if len(data) < size:
+            raise RowFault("damaged archive member", f"{place} ends after {len(data):,} of {size:,} bytes.")
+        return data
+
+    def _searched(self) -> str:
+        if self.index is None:
+            return ", and there are no tar or zip files"
+        example = _connection(self.index, os.getpid()).execute("SELECT name FROM member LIMIT 1").fetchone()
+        return " nor in its archives" + (f", whose members are named like {example[0]!r}" if example else "")
+
+    def _indexed(self, archives: Sequence[Path], base: Path) -> str:
+        handle, index = tempfile.mkstemp(prefix="uniedit-archives-", suffix=".sqlite")
+        os.close(handle)
+        atexit.register(_remove, index, os.getpid())
+        connection = sqlite3.connect(index)
+        connection.executescript(f"{SCHEMA}; CREATE TABLE prefixes (archive TEXT, prefix TEXT)")
+        for archive in archives:
+            connection.executemany(
+                "INSERT INTO prefixes VALUES (?, ?)", [(str(archive), prefix) for prefix in _prefixes(archive, base)]
+            )
+            connection.executemany("INSERT INTO member VALUES (?, ?, ?, ?, ?, ?)", self._members(archive))
+        connection.executescript(
+            "CREATE INDEX by_name ON member (name); CREATE INDEX by_archive ON prefixes (archive)"
+        )
+        connection.commit()
+        connection.close()
+        return index
+
+    def _members(self, archive: Path) -> Iterator[tuple]:
+        listed = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+        try:
+            for inner, kind, start, size in listed(archive):
+                try:
+                    yield "/".join(safe_parts(inner)), str(archive), inner, kind, start, size
+                except RowFault:
+                    self.ignored_members += 1  # no row can name it: the same name is a fault in the manifest
+        except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+            self.damaged[str(archive)] = str(error)
+
+
+def safe_parts(name: str) -> list[str]:
+    """The parts of a relative path with `/`, without `.`.
+
+    Raises:
+        RowFault: The path is empty, absolute or climbs with `..`, or has characters that mean more than a name.
+    """
+    if name.startswith(("/", "\\")) or name[1:2] == ":":
+        raise RowFault("absolute path", f"{name[:200]!r}: expected a path relative to the image root.")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise RowFault("path that climbs", f"{name[:200]!r} leads out of the image root or may: expected no '..'.")
+    if not parts or any("\0" in part or "\\" in part or len(part.encode(errors="replace")) > 255 for part in parts):
+        raise RowFault("no path", f"{name[:200]!r}: expected names of at most 255 bytes with '/' between them.")
+    return parts
+
+
+def _prefixes(archive: Path, base: Path) -> list[str]:
+    folder = os.path.relpath(archive.parent, base).replace(os.sep, "/")
+    folder = "" if folder == "." else f"{folder}/"
+    return sorted({"", folder.rstrip("/"), archive.stem, f"{folder}{archive.stem}"})
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, int]]:
+    with tarfile.open(archive, "r:") as file:
+        while (member := file.next()) is not None:
+            file.members.clear()  # or it keeps every header in memory
+            if not member.isdir():
+                kind = FILE if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else LINK
+                yield member.name, kind, member.offset_data, member.size
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[str, str, int, int]]:
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            if not member.is_dir():
+                mode = member.external_attr >> 16
+                link = stat.S_IFMT(mode) not in (0, stat.S_IFREG)
+                kind = SECRET if member.flag_bits & 1 else LINK if link else FILE
+                yield member.filename, kind, member.header_offset, member.file_size
+
+
+def _check_size(place: str, size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise RowFault(
+            "too many bytes", f"{place} is or unpacks to {size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}."
+        )
+
+
+# One handle for each process, as forked processes must not share them.
+@lru_cache(maxsize=4)
+def _connection(index: str, process: int) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+
+@lru_cache(maxsize=4)
+def _zip(archive: str, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+@cache
+def _descriptor(archive: str, process: int) -> int:
+    return os.open(archive, os.O_RDONLY)
+
+
+def _remove(index: str, process: int) -> None:
+    if os.getpid() == process and os.path.exists(index):
+        os.remove(index)

@@ -1,0 +1,261 @@
+"""A raw release: the folder that rows are read from, what was found in it and what could not be placed.
+
+Two kinds are read. The official one: JSONL manifests at the top, `*148k*.jsonl` and `*40k*.jsonl`, and pictures in
+folders, tar or zip shards. Our own: Parquet in the row schema, at the top or in a folder with the name of a
+configuration, as synthesis and `uniedit dataset build` write it. How the official repository is really laid out could
+not be seen, so nothing is guessed silently: `RawRelease.report` says what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from uniedit_hf.release.faults import RowFault
+
+
+CONFIGS = ("148k", "40k")
+SPLITS = ("train", "validation", "test")
+ARCHIVES = (".tar", ".zip")
+PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z", ".rar")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
+
+# A line of the official manifests has a few kilobytes.
+MAX_LINE_BYTES = 16 * 2**20
+
+
+class RawReleaseError(ValueError):
+    """A folder that cannot be read as a raw release; the message says what is in it and what was expected."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of rows of one file, which one process reads.
+
+    Args:
+        file: The manifest or Parquet file.
+        first_row: Number of the first row, from 0.
+        num_rows: How many lines or rows.
+        position: Where the first line begins, in bytes; 0 for Parquet.
+    """
+
+    file: str
+    first_row: int
+    num_rows: int
+    position: int = 0
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the file is Parquet in the row schema."""
+        return self.file.endswith(".parquet")
+
+
+@dataclass
+class RawRelease:
+    """What was found in a folder.
+
+    Args:
+        source: The folder.
+        manifests: Per configuration its JSONL files.
+        tables: Per configuration and split its Parquet files.
+        archives: Tar and zip files, at any depth.
+        pictures: How many picture files there are outside archives.
+        unplaced: Files that nothing was made of, with the reason.
+    """
+
+    source: Path
+    manifests: dict[str, list[Path]] = field(default_factory=dict)
+    tables: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
+    archives: list[Path] = field(default_factory=list)
+    pictures: int = 0
+    unplaced: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def configs(self) -> list[str]:
+        """The configurations that have rows here."""
+        return [config for config in CONFIGS if config in self.manifests or config in self.tables]
+
+    def splits(self, config: str) -> list[str]:
+        """The splits of a configuration; the official release has `train` alone.
+
+        Raises:
+            RawReleaseError: There is nothing for this configuration.
+        """
+        if config not in self.configs:
+            raise RawReleaseError(
+                f"Found nothing for the configuration {config!r} in {self.source}: expected a manifest named "
+                f"*{config}*.jsonl at its top (or name it with the option manifest_{config}), or Parquet files in the "
+                f"row schema. {self.report()}"
+            )
+        return ["train"] if config in self.manifests else sorted(self.tables[config])
+
+    def parts(self, config: str, split: str, rows_per_part: int) -> list[Part]:
+        """The rows of a split, cut into parts of at most `rows_per_part` lines of one file."""
+        self.splits(config)
+        if config in self.manifests:
+            return [part for file in self.manifests[config] for part in _manifest_parts(file, rows_per_part)]
+        return [
+            Part(str(file), first, min(rows_per_part, count - first))
+            for file in self.tables[config][split]
+            for count in [pq.read_metadata(file).num_rows]
+            for first in range(0, count, rows_per_part)
+        ]
+
+    def report(self) -> str:
+        """What was found and what could not be placed, in a few lines."""
+        found = [f"{config}: {_names(files)}" for config, files in self.manifests.items()]
+        found += [
+            f"{config}/{split}: {_names(files)}"
+            for config, splits in self.tables.items()
+            for split, files in splits.items()
+        ]
+        found += [f"{len(self.archives)} archives, {self.pictures:,} picture files"]
+        lines = [f"Found in {self.source}: {'; '.join(found)}."]
+        if self.unplaced:
+            shown = "; ".join(f"{name} ({reason})" for name, reason in self.unplaced[:8])
+            more = len(self.unplaced) - 8
+            lines.append(f"Not placed: {shown}{f'; and {more} more' if more > 0 else ''}.")
+        return " ".join(lines)
+
+
+def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str]] | None = None) -> RawRelease:
+    """Looks through a folder.
+
+    Args:
+        source: The folder.
+        manifests: Per configuration the names of its manifests, relative to the folder; by default they are known by
+            their names.
+
+    Raises:
+        RawReleaseError: There is no such folder, or a manifest that was named is missing.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise RawReleaseError(f"There is no folder {source}: expected the folder of a raw release.")
+    release = RawRelease(source)
+    for config, names in (manifests or {}).items():
+        for name in names:
+            if not (source / name).is_file():
+                raise RawReleaseError(f"There is no manifest {name!r} for {config} in {source}. {release.report()}")
+        release.manifests[config] = [source / name for name in names]
+    others: Counter[str] = Counter()
+    for folder, folders, names in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            _place(release, Path(folder) / name, others)
+    release.unplaced += [(f"{count:,} files *{ending}", "of no use here") for ending, count in others.items()]
+    for config in [config for config in release.tables if config in release.manifests]:
+        files = [file for split in release.tables.pop(config).values() for file in split]
+        release.unplaced.append((_names(files), f"{config} has manifests, which come first"))
+    return release
+
+
+def read_lines(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowFault]]:
+    """The lines of a part of a manifest that are not blank: number from 1, and the JSON object or what is wrong."""
+    with open(part.file, "rb") as file:
+        file.seek(part.position)
+        for number in range(part.first_row + 1, part.first_row + part.num_rows + 1):
+            try:
+                entry = _parsed(_line(file))
+            except RowFault as fault:
+                entry = fault
+            if entry is not None:
+                yield number, entry
+
+
+def read_table(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a part of a Parquet file, with their numbers from 1."""
+    number = 0
+    with pq.ParquetFile(part.file) as file:
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if number + count <= part.first_row:
+                number += count
+                continue
+            for batch in file.iter_batches(batch_size=16, row_groups=[group]):
+                for row in batch.to_pylist():
+                    number += 1
+                    if number > part.first_row + part.num_rows:
+                        return
+                    if number > part.first_row:
+                        yield number, row
+
+
+def _place(release: RawRelease, path: Path, others: Counter[str]) -> None:
+    ending = path.suffix.lower()
+    place = path.relative_to(release.source)
+    if ending in ARCHIVES:
+        release.archives.append(path)
+    elif ending in PICTURES:
+        release.pictures += 1
+    elif ending == ".jsonl" and any(path in files for files in release.manifests.values()):
+        return
+    elif ending == ".jsonl" and len(place.parts) == 1:
+        config = next((each for each in CONFIGS if re.search(rf"(?<!\d){each}", path.name.lower())), None)
+        if config is None:
+            release.unplaced.append(
+                (str(place), "name has neither 148k nor 40k; say which with manifest_148k or _40k")
+            )
+        else:
+            release.manifests.setdefault(config, []).append(path)
+    elif ending == ".jsonl":
+        release.unplaced.append((str(place), "manifests stand at the top of the folder"))
+    elif ending == ".parquet":
+        config = place.parts[0] if place.parts[0] in CONFIGS else CONFIGS[0]
+        split = next((each for each in SPLITS if path.name.startswith(f"{each}-")), "train")
+        release.tables.setdefault(config, {}).setdefault(split, []).append(path)
+    elif ending in PACKED:
+        release.unplaced.append((str(place), "compressed: unpack it to a .tar, .zip or folder first"))
+    else:
+        others[ending or path.name] += 1
+
+
+def _manifest_parts(file: Path, rows_per_part: int) -> Iterator[Part]:
+    first = count = start = position = 0
+    inside = False  # a line longer than one read is still one line
+    with open(file, "rb") as lines:
+        while piece := lines.readline(MAX_LINE_BYTES):
+            count += not inside
+            inside = not piece.endswith(b"\n")
+            position += len(piece)
+            if count == rows_per_part and not inside:
+                yield Part(str(file), first, count, start)
+                first, count, start = first + count, 0, position
+    if count:
+        yield Part(str(file), first, count, start)
+
+
+def _line(file) -> bytes:
+    """The next line; of one that is too long the rest is passed over."""
+    line = file.readline(MAX_LINE_BYTES)
+    if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
+        return line
+    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        continue
+    raise RowFault("line too long", f"more than {MAX_LINE_BYTES:,} bytes: expected one JSON object a line.")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    if not line.strip():
+        return None
+    try:
+        entry = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RowFault("not UTF-8", f"byte {error.start} is {line[error.start : error.start + 1]!r}.") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RowFault("not JSON", f"{error}; the line begins with {line[:60]!r}.") from error
+    if not isinstance(entry, dict):
+        raise RowFault("not JSON", f"found a {type(entry).__name__}: expected an object.")
+    return entry
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")

@@ -1,0 +1,146 @@
+"""What a built data set holds, counted from its Parquet files without reading the pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from uniedit_hf.release.parquet import IMAGES
+from uniedit_hf.release.raw import CONFIGS
+from uniedit_hf.schema import TASK_CATEGORIES
+
+
+# Percent of the rows, read off a figure of the paper's project page.
+PUBLISHED_SHARES = {
+    "148k": {
+        "caption": 33.3,
+        "ocr": 20.8,
+        "count": 13.5,
+        "location": 10.3,
+        "math": 8.1,
+        "shape": 5.5,
+        "color": 4.4,
+        "knowledge": 4.1,
+    },
+    "40k": {
+        "location": 37.8,
+        "shape": 20.0,
+        "count": 16.1,
+        "color": 16.1,
+        "math": 2.5,
+        "caption": 2.5,
+        "ocr": 2.5,
+        "knowledge": 2.5,
+    },
+}
+PUBLISHED_ROWS = {"148k": 148_000, "40k": 40_000}
+
+# Upper ends of the longer side of a picture, in pixels.
+SIDES = (128, 256, 512, 1024, 2048)
+UNKNOWN = "not known"
+
+
+@dataclass
+class Statistics:
+    """Counts over one configuration.
+
+    Args:
+        config: `148k` or `40k`.
+        rows: Per split how many rows.
+        num_bytes: Per split the size of its Parquet files.
+        categories: Per task category how many rows; `not known` for null.
+        origins: For the columns `source`, `editor`, `judge` and `license` how many rows have each value.
+        source_sides: Histogram of the longer side of the sources, by its upper end in pixels.
+        target_sides: The same of the targets.
+        same_size: Rows whose source and target have the same size.
+        same_shape: Rows whose source and target have the same aspect ratio, to 2 %.
+        examples: The first row of every category, without its pictures.
+    """
+
+    config: str
+    rows: dict[str, int] = field(default_factory=dict)
+    num_bytes: dict[str, int] = field(default_factory=dict)
+    categories: Counter[str] = field(default_factory=Counter)
+    origins: dict[str, Counter[str]] = field(default_factory=dict)
+    source_sides: Counter[str] = field(default_factory=Counter)
+    target_sides: Counter[str] = field(default_factory=Counter)
+    same_size: int = 0
+    same_shape: int = 0
+    examples: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Rows of all splits."""
+        return sum(self.rows.values())
+
+    def share(self, category: str) -> float:
+        """Percent of the rows in a category."""
+        return 100 * self.categories[category] / max(self.total, 1)
+
+    def take(self, row: dict[str, Any]) -> None:
+        """Counts one row."""
+        number = row["task_category"]
+        category = UNKNOWN if number is None else TASK_CATEGORIES[number]
+        self.categories[category] += 1
+        self.examples.setdefault(category, row)
+        for column in ("source", "editor", "judge", "license"):
+            self.origins.setdefault(column, Counter())[row[column] or UNKNOWN] += 1
+        source, target = row["source_size"], row["target_size"]
+        self.source_sides[_side(source)] += 1
+        self.target_sides[_side(target)] += 1
+        self.same_size += source == target
+        self.same_shape += abs(source[0] * target[1] / (source[1] * target[0]) - 1) < 0.02
+
+
+def parquet_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Per configuration and split the files of a built data set.
+
+    Raises:
+        ValueError: There are none.
+    """
+    found: dict[str, dict[str, list[Path]]] = {}
+    for config in CONFIGS:
+        for file in sorted((folder / config).glob("*.parquet")):
+            found.setdefault(config, {}).setdefault(file.name.partition("-")[0], []).append(file)
+    if not found:
+        raise ValueError(
+            f"There is no built data set in {folder}: expected Parquet files in {' or '.join(CONFIGS)}; make them with "
+            "`uniedit dataset build`."
+        )
+    return found
+
+
+def statistics(folder: Path) -> list[Statistics]:
+    """Counts every configuration of a built data set.
+
+    Raises:
+        ValueError: There is no built data set.
+    """
+    counted = []
+    for config, splits in parquet_files(folder).items():
+        result = Statistics(config)
+        for split, files in splits.items():
+            result.rows[split] = sum(pq.read_metadata(file).num_rows for file in files)
+            result.num_bytes[split] = sum(file.stat().st_size for file in files)
+            for file in files:
+                for row in rows_without_images(file):
+                    result.take(row)
+        counted.append(result)
+    return counted
+
+
+def rows_without_images(file: Path):
+    """The rows of a Parquet file, every column but the pictures."""
+    with pq.ParquetFile(file) as parquet:
+        columns = [name for name in parquet.schema_arrow.names if name not in IMAGES]
+        for batch in parquet.iter_batches(columns=columns):
+            yield from batch.to_pylist()
+
+
+def _side(size: list[int]) -> str:
+    upper = next((side for side in SIDES if max(size) <= side), None)
+    return f"up to {upper}" if upper else f"over {SIDES[-1]}"

@@ -1,0 +1,240 @@
+"""Whether a built data set is what it says: schema, pictures, sizes, duplicates, categories, benchmarks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from uniedit_hf.images import ImageError, open_image
+from uniedit_hf.release.decontamination import Benchmarks, Match, read_benchmarks
+from uniedit_hf.release.parquet import IMAGES
+from uniedit_hf.release.raw import CONFIGS
+from uniedit_hf.release.statistics import PUBLISHED_ROWS, PUBLISHED_SHARES, SIDES, UNKNOWN, Statistics, parquet_files
+from uniedit_hf.schema import TASK_CATEGORIES, row_features
+
+
+TEMPLATE = Path(__file__).parent / "templates" / "validation.html.j2"
+# Percentage points between a category's share and the published one that are worth a word.
+SHARE_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that must be put right: the file, the row in it from 1 (0: the whole file), and what is wrong."""
+
+    file: str
+    row: int
+    reason: str
+    detail: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file}, row {self.row}: {self.reason}: {self.detail}" if self.row else f"{self.file}: {self.detail}"
+        )
+
+
+@dataclass
+class Validation:
+    """What was found.
+
+    Args:
+        folder: The data set.
+        counted: Per configuration its counts.
+        problems: What must be put right.
+        notes: What is worth knowing.
+        matches: Rows that are like something of a benchmark.
+        benchmarks: The folder they were compared with, if any.
+    """
+
+    folder: str
+    counted: list[Statistics] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    matches: list[Match] = field(default_factory=list)
+    benchmarks: str | None = None
+
+    @property
+    def contaminated(self) -> int:
+        """Rows with a picture of a benchmark; the same question alone is no more than a note."""
+        return len({match.row_id for match in self.matches if match.kind != "same text"})
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is nothing to put right."""
+        return not self.problems and not self.contaminated
+
+
+def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Validation:
+    """Reads every row and decodes every picture.
+
+    Args:
+        folder: What `build` made.
+        benchmarks: A folder of benchmark pictures and questions to look for.
+
+    Raises:
+        ValueError: There is no built data set, or nothing in `benchmarks` can be compared.
+    """
+    folder = Path(folder)
+    found = parquet_files(folder)
+    looked_for = None if benchmarks is None else read_benchmarks(Path(benchmarks))
+    result = Validation(str(folder), benchmarks=None if benchmarks is None else str(benchmarks))
+    total = sum(_num_rows(file) for splits in found.values() for files in splits.values() for file in files)
+    with tqdm(total=total, unit=" rows", desc="Validating") as progress:
+        for config in [config for config in CONFIGS if config in found]:
+            checks = _ConfigChecks(config, result, looked_for)
+            for split, files in found[config].items():
+                for file in files:
+                    checks.read(file, split, progress)
+            checks.finish()
+    if looked_for is not None:
+        result.notes += [f"Could not be compared: {reason}" for reason in looked_for.unreadable]
+    return result
+
+
+def write_report(result: Validation, path: Path) -> None:
+    """Writes the findings as a page, and as JSON beside it."""
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    page = template.render(
+        result=result,
+        reasons=Counter(problem.reason for problem in result.problems).most_common(),
+        categories=[*TASK_CATEGORIES, UNKNOWN],
+        published=PUBLISHED_SHARES,
+        sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    content = {
+        "valid": result.valid,
+        "contaminated": result.contaminated,
+        "rows": {counts.config: counts.rows for counts in result.counted},
+        "categories": {counts.config: dict(counts.categories) for counts in result.counted},
+        "problems": [asdict(problem) for problem in result.problems],
+        "notes": result.notes,
+        "matches": [asdict(match) for match in result.matches],
+    }
+    path.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class _ConfigChecks:
+    """Everything that is asked of one configuration, row by row."""
+
+    def __init__(self, config: str, result: Validation, looked_for: Benchmarks | None):
+        self.counts = Statistics(config)
+        self.result = result
+        self.looked_for = looked_for
+        self.ids: set[str] = set()
+        self.edits: set[bytes] = set()
+        self.repeated = 0
+        self.unchanged = 0
+
+    def read(self, file: Path, split: str, progress: tqdm) -> None:
+        name = f"{self.counts.config}/{file.name}"
+        try:
+            with pq.ParquetFile(file) as parquet:
+                difference = _schema_difference(parquet.schema_arrow)
+                if difference:
+                    self._problem(name, 0, "schema", difference)
+                    return
+                self.counts.rows[split] = self.counts.rows.get(split, 0) + parquet.metadata.num_rows
+                self.counts.num_bytes[split] = self.counts.num_bytes.get(split, 0) + file.stat().st_size
+                number = 0
+                for batch in parquet.iter_batches(batch_size=16):
+                    for row in batch.to_pylist():
+                        number += 1
+                        self._check(name, number, row)
+                    progress.update(batch.num_rows)
+        except (pa.ArrowException, OSError) as error:
+            self._problem(name, 0, "damaged file", f"cannot be read as Parquet ({error}); build it again.")
+
+    def finish(self) -> None:
+        counts, notes = self.counts, self.result.notes
+        self.result.counted.append(counts)
+        config, published = counts.config, PUBLISHED_ROWS[counts.config]
+        notes.append(f"{config}: {counts.total:,} rows; the paper has about {published:,}.")
+        far = [
+            f"{category} {counts.share(category):.1f} % (published {share:.1f} %)"
+            for category, share in PUBLISHED_SHARES[config].items()
+            if abs(counts.share(category) - share) > SHARE_TOLERANCE
+        ]
+        if far:
+            notes.append(f"{config}: shares that differ by more than {SHARE_TOLERANCE:g} points: {', '.join(far)}.")
+        if counts.same_shape < counts.total:
+            notes.append(
+                f"{config}: in {counts.total - counts.same_shape:,} rows source and target differ in aspect ratio, "
+                "which an edit cannot follow: expected in new drawings, not in edits of a scene."
+            )
+        if self.repeated:
+            notes.append(f"{config}: {self.repeated:,} rows have the source and instruction of an earlier one.")
+        if self.unchanged:
+            notes.append(f"{config}: in {self.unchanged:,} rows the target is the source, byte for byte.")
+
+    def _check(self, file: str, number: int, row: dict[str, Any]) -> None:
+        row_id = row["id"]
+        if not row_id or row_id in self.ids:
+            self._problem(file, number, "duplicate id", f"id is {row_id!r}: expected one of its own.")
+        self.ids.add(row_id)
+        if not (row["instruction"] or "").strip():
+            self._problem(file, number, "no instruction", f"{row_id}: instruction is empty.")
+        for column in IMAGES:
+            self._check_image(file, number, row, column)
+        if self.looked_for is not None:
+            for column in ("question", "instruction"):
+                self._match(self.looked_for.text_match(row_id, column, row[column]))
+        if not row["source_size"] or not row["target_size"]:
+            return
+        self.counts.take({name: value for name, value in row.items() if name not in IMAGES})
+        source, target = ((row[column] or {}).get("bytes") or b"" for column in IMAGES)
+        self.unchanged += source == target
+        edit = hashlib.blake2b(source + (row["instruction"] or "").encode(), digest_size=16).digest()
+        self.repeated += edit in self.edits
+        self.edits.add(edit)
+
+    def _check_image(self, file: str, number: int, row: dict[str, Any], column: str) -> None:
+        try:
+            picture = open_image(row[column], name=f"{column} of {row['id']}")
+        except ImageError as error:
+            self._problem(file, number, "unusable image", str(error))
+            return
+        size = row[column.replace("image", "size")]
+        if size != list(picture.size):
+            self._problem(file, number, "wrong size", f"{column} is {list(picture.size)}, its column says {size}.")
+        if self.looked_for is not None:
+            self._match(self.looked_for.image_match(row["id"], column, picture))
+
+    def _match(self, match: Match | None) -> None:
+        if match is not None:
+            self.result.matches.append(match)
+
+    def _problem(self, file: str, row: int, reason: str, detail: str) -> None:
+        self.result.problems.append(Problem(file, row, reason, detail))
+
+
+def _schema_difference(schema: pa.Schema) -> str | None:
+    """What a file's columns lack or have otherwise, in a sentence."""
+    expected = row_features().arrow_schema
+    for column in expected:
+        if column.name not in schema.names:
+            return f"there is no column {column.name}: expected the row schema."
+        found = schema.field(column.name).type
+        if found != column.type:
+            return f"column {column.name} is of type {found}: expected {column.type}."
+    extra = [name for name in schema.names if name not in expected.names]
+    return f"there is a column {extra[0]}, which is not in the row schema." if extra else None
+
+
+def _num_rows(file: Path) -> int:
+    try:
+        return pq.read_metadata(file).num_rows
+    except (pa.ArrowException, OSError):
+        return 0  # reported where the file is read
