@@ -77,18 +77,18 @@ def tiny_bagel_config(**options) -> BagelConfig:
 
 
 def tiny_bagel(seed: int = 0, **options) -> BagelForConditionalGeneration:
-    """A model whose every weight is drawn, the zero-initialised ones too, at a scale that makes every part matter."""
+    """A model whose every weight is drawn, the zero-initialised ones too. Those of the model itself are twice the usual
+    size and words are far apart, or it would repeat itself whatever it is asked."""
     model = BagelForConditionalGeneration(tiny_bagel_config(**options)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("pos_embed"):
-                continue
             drawn = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.add_(0.1 * drawn)
-            else:
-                # twice the usual size in the model itself, or it would repeat itself whatever it is asked
+            elif name.endswith("embed_tokens.weight"):
+                parameter.copy_(drawn)
+            elif not name.endswith("pos_embed"):
                 parameter.copy_(drawn * (2 if name.startswith("model.") else 1) * parameter[0].numel() ** -0.5)
     return model
 
