@@ -45,7 +45,7 @@ def run(
     from .items import test_items
     from .measure import bounds, outputs_of, score
     from .report import write_report
-    from .tuning import base_folder, tune
+    from .tuning import SMALL_WORLD, base_folder, tune
 
     folder, clock = Path(output_dir), _Clock()
     folders = {"base": base_folder(base, model), "tuned": folder / "model", "control": folder / "control"}
@@ -66,7 +66,7 @@ def run(
         clock.lap(f"measuring ({name})")
     return write_report(
         folder,
-        settings={"model": model, "base": base or "assets", "steps": steps, "seed": seed},
+        settings={"model": model, "base": base or "assets", "steps": steps, "seed": seed, **SMALL_WORLD},
         data=data,
         losses=losses,
         items=asked,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from uniedit_hf import UniEditConfig, UniEditTrainer
+from uniedit_hf.training import TrainingPart, UniEditConfig, UniEditTrainer
 
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -31,11 +31,23 @@ def base_folder(base: str | None, model: str) -> Path:
     return folder
 
 
-def tune(base: Path, dataset: Dataset, folder: Path, *, steps: int, seed: int) -> list[dict[str, float]]:
-    """Tunes the base on edits after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT
-    and VAE frozen, both experts trained) and saves it.
+# What the paper leaves to the scale of the model; fixed before the first measured run.
+SMALL_WORLD = {"learning_rate": 2e-4, "warmup_steps": 0.05, "max_tokens_per_pack": 1536}
 
-    Learning rate, warm-up and pack size are the small world's own.
+
+def tune(
+    base: Path, data: Dataset | list[TrainingPart], folder: Path, *, steps: int, seed: int, **settings
+) -> list[dict[str, float]]:
+    """Tunes the base after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
+    frozen, both experts trained), with the small world's own learning rate, warm-up and pack size, and saves it.
+
+    Args:
+        base: Folder of the model.
+        data: Edits, or several data sets with recipes.
+        folder: Where the tuned model goes.
+        steps: Optimizer steps; the last one's weights are taken, whatever they measure.
+        seed: Of the order and all draws.
+        settings: Options of `UniEditConfig` that differ.
 
     Returns:
         Per logged step its number and loss.
@@ -44,15 +56,13 @@ def tune(base: Path, dataset: Dataset, folder: Path, *, steps: int, seed: int) -
         output_dir=str(folder),
         max_steps=steps,
         seed=seed,
-        learning_rate=2e-4,
-        warmup_steps=0.05,
-        max_tokens_per_pack=1536,
         gradient_checkpointing=False,
         logging_steps=max(1, steps // 30),
         save_strategy="no",
         report_to="none",
+        **(SMALL_WORLD | settings),
     )
-    trainer = UniEditTrainer(str(base), args, train_dataset=dataset)
+    trainer = UniEditTrainer(str(base), args, train_dataset=data)
     trainer.train()
     trainer.save_model()
     return [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
