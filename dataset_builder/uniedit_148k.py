@@ -113,8 +113,8 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
         """What was found in `data_dir`."""
         if self.config.data_dir is None:
             raise ValueError(
-                "The loading script reads a raw release: pass its folder as data_dir, or load the published Parquet by "
-                "the name of its repository."
+                "The loading script reads a raw release: pass its folder as data_dir, or load the published Parquet "
+                "by the name of its repository."
             )
         names = self.config.manifests
         return find_release(self.config.data_dir, None if names is None else {self.config.name: names})

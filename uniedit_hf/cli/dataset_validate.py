@@ -30,6 +30,7 @@ def run(options: DatasetValidateOptions) -> None:
     if not result.valid:
         first = f" First: {result.problems[0]}" if result.problems else ""
         raise ValueError(
-            f"{len(result.problems)} problems, {result.contaminated} rows with pictures of a benchmark; see {report}.{first}"
+            f"{len(result.problems)} problems, {result.contaminated} rows with pictures of a benchmark; "
+            f"see {report}.{first}"
         )
     print(f"Nothing to put right; see {report}")

@@ -1,7 +1,7 @@
 """`load_dataset("uniedit-148k")`: what the bare name stands for after `import uniedit_hf`.
 
-A name without an organisation is a repository of Hugging Face's own, and since datasets 4 no repository holds a script.
-So the function of datasets that turns a name into a builder is wrapped, for this one name:
+A name without an organisation is a repository of Hugging Face's own, and since datasets 4 no repository holds a
+script. So the function of datasets that turns a name into a builder is wrapped, for this one name:
 
     a folder of that name in the working directory    as ever: it wins
     data_dir=..., or UNIEDIT_DATA_DIR                 our loading script reads the raw release there
@@ -59,9 +59,9 @@ def _hub_module(load: ModuleType, original, args, options):
         return original(repo, *args, **options)
     except load.DatasetNotFoundError as error:
         raise load.DatasetNotFoundError(
-            f"{NAME!r} stands for the repository {repo!r}, which cannot be found on the Hub: set UNIEDIT_HUB_REPO to one "
-            f"in the same format, or pass data_dir with the folder of the official release ({UPSTREAM_HUB_REPO}), or "
-            "build and publish it once with `uniedit dataset build` and `uniedit dataset publish`."
+            f"{NAME!r} stands for the repository {repo!r}, which cannot be found on the Hub: set UNIEDIT_HUB_REPO to "
+            f"one in the same format, or pass data_dir with the folder of the official release ({UPSTREAM_HUB_REPO}), "
+            "or build and publish it once with `uniedit dataset build` and `uniedit dataset publish`."
         ) from error
 
 

@@ -89,15 +89,12 @@ class ImageStore:
         if self.index is None:
             return None
         for start in range(len(parts)):
-            prefix = "/".join(parts[:start])
-            found = [
-                row[1:]
-                for row in _connection(self.index, os.getpid()).execute(
-                    "SELECT prefixes.prefix, archive, inner, kind, start, size FROM member JOIN prefixes USING (archive)"
-                    " WHERE name = ? AND prefixes.prefix = ?",
-                    ("/".join(parts[start:]), prefix),
-                )
-            ]
+            found = self._rows(
+                "SELECT archive, inner, kind, start, size FROM member JOIN prefixes USING (archive) "
+                "WHERE name = ? AND prefix = ?",
+                "/".join(parts[start:]),
+                "/".join(parts[:start]),
+            )
             if len(found) > 1:
                 archives = ", ".join(sorted({os.path.basename(row[0]) for row in found}))
                 raise RowFault(
@@ -131,8 +128,11 @@ class ImageStore:
     def _searched(self) -> str:
         if self.index is None:
             return ", and there are no tar or zip files"
-        example = _connection(self.index, os.getpid()).execute("SELECT name FROM member LIMIT 1").fetchone()
-        return " nor in its archives" + (f", whose members are named like {example[0]!r}" if example else "")
+        examples = self._rows("SELECT name FROM member LIMIT 1")
+        return " nor in its archives" + (f", whose members are named like {examples[0][0]!r}" if examples else "")
+
+    def _rows(self, query: str, *values: str) -> list[tuple]:
+        return _connection(self.index, os.getpid()).execute(query, values).fetchall()
 
     def _indexed(self, archives: Sequence[Path], base: Path) -> str:
         handle, index = tempfile.mkstemp(prefix="uniedit-archives-", suffix=".sqlite")

@@ -108,8 +108,8 @@ def parquet_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
             found.setdefault(config, {}).setdefault(file.name.partition("-")[0], []).append(file)
     if not found:
         raise ValueError(
-            f"There is no built data set in {folder}: expected Parquet files in {' or '.join(CONFIGS)}; make them with "
-            "`uniedit dataset build`."
+            f"There is no built data set in {folder}: expected Parquet files in {' or '.join(CONFIGS)}; make them "
+            "with `uniedit dataset build`."
         )
     return found
 
