@@ -244,6 +244,12 @@ class BagelVisionModel(BagelPreTrainedModel):
         """Patches (V, patch * patch * 3) of images with `grids` (images, 2) rows and columns to (V, vision size)."""
         return self.vision_model(patches, grids)
 
+    def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
+        """SDPA where the decoder uses FlexAttention: an image sees all of itself, which needs no mask, and
+        FlexAttention would be compiled anew for every size of image."""
+        own = "sdpa" if requested_attention == "flex_attention" else requested_attention
+        return super().get_correct_attn_implementation(own, is_init_check)
+
 
 class BagelVisionTransformer(nn.Module):
     """The layers of the understanding encoder under their official names."""
