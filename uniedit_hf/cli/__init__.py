@@ -22,6 +22,7 @@ COMMANDS = {
     "dataset build": "Turn a raw release into Parquet that load_dataset reads.",
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",
     "dataset publish": "Put a built data set on the Hub: card, resumable upload, tag.",
+    "train": "Tune a model on intelligent edits, or on a mix of data sets.",
     "convert": "Rewrite a BAGEL checkpoint in the official layout or in that of transformers.",
 }
 

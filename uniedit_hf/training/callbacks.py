@@ -1,72 +1,113 @@
-"""What happens beside the steps: averaging weights, ending cleanly on SIGTERM, drawing samples."""
+"""What happens beside the steps: counting epochs, averaging weights, ending cleanly on SIGTERM, drawing samples."""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from datasets import Dataset
+import torch
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from uniedit_hf.pipeline import UniEditPipeline
 
-from .ema import WeightAverage
+
+logger = logging.get_logger(__name__)
+
+
+class EpochCallback(TrainerCallback):
+    """Says in which epoch a run is, which for the loop is one long epoch, and does what is asked at the end of each.
+
+    Args:
+        epoch_after: Passes over the data after so many steps.
+    """
+
+    def __init__(self, epoch_after: Callable[[int], float]):
+        self.epoch_after = epoch_after
+
+    def on_step_end(self, args, state, control, **kwargs):
+        before, state.epoch = self.epoch_after(state.global_step - 1), self.epoch_after(state.global_step)
+        if int(state.epoch) > int(before) and state.global_step < state.max_steps:
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
 
 
 class AverageCallback(TrainerCallback):
-    """Updates the moving average after every optimizer step."""
-
-    def __init__(self, average: WeightAverage):
-        self.average = average
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.average.update(model)
-
-
-class StopSignalCallback(TrainerCallback):
-    """On SIGTERM (a scheduler's notice) the step is finished, a checkpoint written and training ended."""
-
-    def __init__(self):
-        self.asked = False
-        self.previous = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.previous = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number, frame):
-        self.asked = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.asked:
-            print(f"SIGTERM: saving step {state.global_step} and ending; resume to go on.", flush=True)
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        signal.signal(signal.SIGTERM, self.previous)
-
-
-class SampleImagesCallback(TrainerCallback):
-    """Edits the first evaluation rows every `sample_steps` steps, always from the same noise, into `samples/`."""
+    """Updates the trainer's moving average after every optimizer step."""
 
     def __init__(self, trainer):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % args.sample_steps or not state.is_world_process_zero:
+        self.trainer.average.update(model)
+
+
+class StopSignalCallback(TrainerCallback):
+    """On SIGTERM (a scheduler's notice) the step is finished, a checkpoint written and training ended.
+
+    Attributes:
+        asked: Whether this process got the signal.
+        agreed: Whether any process had got it when the step began; all of them have to stop after the same step.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.agreed = False
+        self.previous = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():  # only there Python takes signals
+            self.previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        self.asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.agreed or self.asked and args.world_size == 1:
+            logger.warning(f"SIGTERM: saving step {state.global_step} and ending; resume to go on.")
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
+class SampleImagesCallback(TrainerCallback):
+    """Draws the first evaluation rows every `sample_steps` steps, always from the same noise, into `samples/`.
+
+    Every process draws, since the model may be spread over all of them; the first one saves.
+
+    Args:
+        trainer: Whose model and processor draw.
+        rows: What to draw.
+    """
+
+    def __init__(self, trainer, rows: list[dict]):
+        self.trainer = trainer
+        self.rows = rows
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % args.sample_steps:
             return
-        rows: Dataset = self.trainer.eval_dataset.select(range(min(args.num_samples, len(self.trainer.eval_dataset))))
         was_training = model.training
-        pipeline = UniEditPipeline(self.trainer.accelerator.unwrap_model(model), self.trainer.processing_class)
-        images = pipeline.edit(
-            [row["source_image"] for row in rows],
-            [row["instruction"] for row in rows],
-            seed=list(range(len(rows))),
-            num_timesteps=args.sample_timesteps,
-            source_views=tuple(args.source_views),
-        )
+        images = self._draw(args, UniEditPipeline(model, self.trainer.processing_class))
         model.train(was_training)
-        folder = Path(args.output_dir, "samples")
-        folder.mkdir(parents=True, exist_ok=True)
-        for row, image in zip(rows, images):
-            image.save(folder / f"step-{state.global_step}-{row['id']}.png")
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir, "samples")
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, image in enumerate(images):
+                image.save(folder / f"step-{state.global_step}-row-{number}.png")
+
+    @torch.no_grad()
+    def _draw(self, args, pipeline: UniEditPipeline) -> list:
+        settings = {"seed": list(range(len(self.rows))), "num_timesteps": args.sample_timesteps}
+        if args.recipe == "generate":
+            texts = [row["prompt"] if "prompt" in row else row["instruction"] for row in self.rows]
+            return pipeline.generate(texts, **settings)
+        sources = [row["source_image"] for row in self.rows]
+        views = tuple(args.source_views)
+        return pipeline.edit(sources, [row["instruction"] for row in self.rows], source_views=views, **settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -29,6 +28,8 @@ def mark_complete(folder: str | os.PathLike) -> None:
 def what_is_missing(folder: str | os.PathLike) -> str | None:
     """Why a checkpoint cannot be used, or `None` if it is whole."""
     folder = Path(folder)
+    if not folder.is_dir():
+        return "there is no such folder"
     if not (folder / COMPLETE).is_file():
         return f"{COMPLETE} is missing, so it was not written to its end"
     for name, size in json.loads((folder / COMPLETE).read_text()).items():
@@ -47,19 +48,12 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
-def last_whole_checkpoint(output_dir: str | os.PathLike, remove_torn: bool) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and a sentence for every newer one that is torn.
-
-    Args:
-        output_dir: Of the run.
-        remove_torn: Whether to delete the torn ones, so that they are written afresh.
-    """
+def last_whole_checkpoint(output_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, if any, and a sentence for every newer one that is torn."""
     torn = []
     for path in checkpoints(output_dir):
         reason = what_is_missing(path)
         if reason is None:
             return path, torn
-        torn.append(f"{path} is torn ({reason})")
-        if remove_torn:
-            shutil.rmtree(path)
+        torn.append(f"{path} is torn ({reason}).")
     return None, torn

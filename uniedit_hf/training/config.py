@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
+from uniedit_hf import recipes
 from uniedit_hf.recipes import Conditioning
+from uniedit_hf.segments import Sample
 
 
 RECIPES = ("edit", "answer", "generate", "interleaved")
@@ -25,14 +29,16 @@ class UniEditConfig(TrainingArguments):
         freeze_und (`bool`, *optional*, defaults to `False`):
             Keep the understanding expert, the text embeddings and the connector as they are.
         freeze_gen (`bool`, *optional*, defaults to `False`):
-            Keep the generation expert and what leads to and from latent tokens as they are.
+            Keep the generation expert and what leads to and from latent tokens as they are. With the recipe
+            `"answer"`, which does not reach them, they stay in any case.
         freeze_vit (`bool`, *optional*, defaults to `True`):
             Keep the understanding encoder as it is.
 
         > Parameters that control the data
 
         recipe (`str`, *optional*, defaults to `"edit"`):
-            What a row becomes: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see `uniedit_hf.recipes`.
+            What a row becomes: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see `uniedit_hf.recipes`. A
+            `TrainingPart` brings its own.
         source_views (`list[str]`, *optional*, defaults to `["vit"]`):
             Encoders that see the source image while training.
         text_dropout (`float`, *optional*, defaults to `0.1`):
@@ -44,12 +50,12 @@ class UniEditConfig(TrainingArguments):
         thinking_loss (`bool`, *optional*, defaults to `False`):
             Learn to write the column `thinking` before the edit.
         max_tokens_per_pack (`int`, *optional*, defaults to `11520`):
-            Tokens of a pack at most. `per_device_train_batch_size` counts packs.
+            Tokens of a pack at most. `per_device_train_batch_size` and `per_device_eval_batch_size` count packs.
         packing_window (`int`, *optional*, defaults to `64`):
             How many samples wait while packs are filled.
         bad_rows (`str`, *optional*, defaults to `"raise"`):
             `"raise"` on a row that cannot be used, or `"quarantine"`: leave it out, count it and list it with its
-            reason in `quarantine.jsonl`.
+            reason in `quarantine_0.jsonl`, where 0 is the process that met it.
         vit_longest_edge (`int`, *optional*):
             Longest side of the ViT view while training, in pixels; the processor's own if not set. The paper trains
             with 518 and draws with 980.
@@ -71,7 +77,8 @@ class UniEditConfig(TrainingArguments):
         > Parameters that control what is shown
 
         sample_steps (`int`, *optional*):
-            Draw the first rows of the evaluation data every so many steps, into `samples/`.
+            Draw the first rows of the evaluation data every so many steps, into `samples/`, with the recipe `"edit"`
+            or `"generate"`.
         num_samples (`int`, *optional*, defaults to `4`):
             How many.
         sample_timesteps (`int`, *optional*, defaults to `20`):
@@ -80,8 +87,12 @@ class UniEditConfig(TrainingArguments):
     > [!NOTE]
     > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-5, `lr_scheduler_type`
     > `"constant_with_warmup"`, `warmup_steps` 0.05 (a share of the run; the paper's 2,000 steps are most of its
-    > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, `per_device_train_batch_size` 1, `gradient_checkpointing`
-    > True, `logging_steps` 10, `bf16` True where there is a GPU, `remove_unused_columns` False.
+    > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, both batch sizes 1,
+    > `activation_checkpointing` True, `logging_steps` 10, `bf16` True where there is a GPU, `remove_unused_columns`
+    > False, `ddp_find_unused_parameters` False (every trained parameter is in the graph of every step).
+
+    Raises:
+        ValueError: If settings cannot work together; the message names the one to change.
     """
 
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
@@ -90,10 +101,16 @@ class UniEditConfig(TrainingArguments):
     adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of AdamW."})
     adam_epsilon: float = field(default=1e-15, metadata={"help": "Epsilon of AdamW."})
     per_device_train_batch_size: int = field(default=1, metadata={"help": "Packs per device and forward pass."})
-    gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations to save memory."})
+    per_device_eval_batch_size: int = field(default=1, metadata={"help": "Packs per device while evaluating."})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations to save memory; on unless set to false."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs, or a share of the run below 1."})
     bf16: bool | None = field(default=None, metadata={"help": "bfloat16 mixed precision; on where there is a GPU."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Recipes read the columns they need."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search the graph for parameters without gradient; there are none."}
+    )
 
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of from_pretrained, as JSON."}
@@ -121,7 +138,7 @@ class UniEditConfig(TrainingArguments):
     timestep_shift: float = field(default=1.0, metadata={"help": "Shift of the flow time while training."})
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of a moving average, saved under ema/."})
 
-    sample_steps: int | None = field(default=None, metadata={"help": "Steps between sample images."})
+    sample_steps: int | None = field(default=None, metadata={"help": "Steps between sample images; none if not set."})
     num_samples: int = field(default=4, metadata={"help": "How many sample images."})
     sample_timesteps: int = field(default=20, metadata={"help": "Timesteps of the sample images."})
 
@@ -132,47 +149,78 @@ class UniEditConfig(TrainingArguments):
             import torch
 
             self.bf16 = not self.fp16 and torch.cuda.is_available() and not self.use_cpu
+        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+            self.activation_checkpointing = True
         super().__post_init__()
-        self._check()
+        self._check_values()
+        self._check_losses()
+        self._check_inherited()
 
     @property
     def conditioning(self) -> Conditioning:
         """Source views and dropouts, as the recipes take them."""
         return Conditioning(tuple(self.source_views), self.text_dropout, self.vit_dropout, self.vae_dropout)
 
-    def _check(self) -> None:
-        """Refuses what cannot work, naming the argument to change."""
+    def make_recipe(self, name: str | None = None) -> Callable[[Mapping[str, Any]], Sample]:
+        """A recipe by name, by default that of `recipe`, with these source views and dropouts."""
+        name = name or self.recipe
+        options = {"thinking_loss": self.thinking_loss} if name == "edit" else {}
+        return functools.partial(vars(recipes)[f"{name}_sample"], conditioning=self.conditioning, **options)
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs that make one optimizer step, over batch, accumulation and devices."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def draw_seed(self) -> int:
+        """The seed of plans, dropouts, times and noise."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def _check_values(self) -> None:
         _one_of("recipe", self.recipe, RECIPES)
         _one_of("bad_rows", self.bad_rows, ("raise", "quarantine"))
         _one_of("posterior", self.posterior, ("sample", "mean"))
         self.conditioning  # noqa: B018  checks views and dropouts
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
+        if self.timestep_shift <= 0:
+            raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
+        counts = ("max_tokens_per_pack", "packing_window", "num_samples", "sample_timesteps")
+        optional = ("sample_steps", "vit_longest_edge")
+        for name in (*counts, *(name for name in optional if getattr(self, name) is not None)):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: use 1 or more.")
+        if self.freeze_vit and self.freeze_und and self.freeze_gen:
+            raise ValueError("freeze_vit, freeze_und and freeze_gen leave nothing to train: set one of them to false.")
+
+    def _check_losses(self) -> None:
         for name in ("image_loss_weight", "text_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more.")
         if not self.image_loss_weight and not self.text_loss_weight:
             raise ValueError("image_loss_weight and text_loss_weight are both 0, so nothing is learned: raise one.")
-        if (
-            self.text_loss_weight
-            and self.recipe == "edit"
-            and not self.thinking_loss
-            or (self.text_loss_weight and self.recipe == "generate")
-        ):
+        if self.thinking_loss and self.recipe != "edit":
+            raise ValueError(f"thinking_loss is for the recipe 'edit', not for {self.recipe!r}: leave it out.")
+        if self.thinking_loss and not self.text_loss_weight:
+            raise ValueError("thinking_loss learns to write text, but text_loss_weight is 0: raise text_loss_weight.")
+
+    def _check_inherited(self) -> None:
+        """Options of `TrainingArguments` that have no meaning for packs."""
+        not_for_packs = {
+            "label_smoothing_factor": "losses are exact means",
+            "auto_find_batch_size": "packs are planned for one size",
+            "dataloader_drop_last": "no sample is ever dropped",
+            "enable_jit_checkpoint": "SIGTERM saves a checkpoint already",
+        }
+        for name, reason in not_for_packs.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} is {getattr(self, name)}, which does nothing here ({reason}): leave it out.")
+        if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"text_loss_weight is {self.text_loss_weight}, but no text of the recipe {self.recipe!r} carries a "
-                "loss: set text_loss_weight=0, thinking_loss=True, or recipe='answer' or 'interleaved'."
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}, but packs are planned and balanced "
+                "over devices: leave it out."
             )
-        if not self.text_loss_weight and (self.recipe == "answer" or self.thinking_loss):
-            asking = "recipe='answer'" if self.recipe == "answer" else "thinking_loss=True"
-            raise ValueError(f"{asking} learns to write text, but text_loss_weight is 0: raise text_loss_weight.")
-        if self.recipe == "generate" and not self.image_loss_weight:
-            raise ValueError("recipe='generate' learns to draw, but image_loss_weight is 0: raise image_loss_weight.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
-        if self.timestep_shift <= 0:
-            raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
-        for name in ("max_tokens_per_pack", "packing_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: use 1 or more.")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, saved as a checkpoint of its own under `ema/`."""
+"""An exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 
 
 FOLDER = "ema"
-AVERAGE_FILE = "average.safetensors"
+STATE_FILE = "weight_average.safetensors"
 
 
 class WeightAverage:
     """shadow <- decay * shadow + (1 - decay) * weight after every step, in fp32, for the parameters that are trained.
 
     Args:
-        model: The model, whose parameters are read at every update.
+        model: The model on its device, from whose weights the average starts.
         decay: Of the average; no warm-up, as in the reference.
     """
 
@@ -32,32 +32,32 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
         """Takes in the weights after an optimizer step."""
-        weights = {name: parameter for name, parameter in model.named_parameters() if name in self.shadow}
+        weights = dict(model.named_parameters())
         torch._foreach_lerp_(
             list(self.shadow.values()), [weights[name].detach().float() for name in self.shadow], 1 - self.decay
         )
 
-    def save(self, model, folder: str | os.PathLike) -> None:
-        """Writes the averaged model to `folder/ema`, ready for `from_pretrained(folder, subfolder="ema")`, and the
-        average itself in full precision beside it."""
-        target = Path(folder, FOLDER)
-        target.mkdir(parents=True, exist_ok=True)
+    def save_model(self, model, folder: str | os.PathLike) -> None:
+        """Writes the averaged model to `folder/ema`, ready for `from_pretrained(folder, subfolder="ema")`."""
         state = {
             name: self.shadow[name].to(weight.dtype) if name in self.shadow else weight
             for name, weight in model.state_dict().items()
         }
-        model.save_pretrained(target, state_dict=state)
-        save_file(self.shadow, target / AVERAGE_FILE)
+        model.save_pretrained(Path(folder, FOLDER), state_dict=state)
 
-    def load(self, folder: str | os.PathLike) -> None:
+    def save_state(self, folder: str | os.PathLike) -> None:
+        """Writes the average itself, in full precision."""
+        save_file(self.shadow, Path(folder, STATE_FILE))
+
+    def load_state(self, folder: str | os.PathLike) -> None:
         """Goes on from a checkpoint.
 
         Raises:
             OSError: If the checkpoint holds no average.
         """
-        path = Path(folder, FOLDER, AVERAGE_FILE)
+        path = Path(folder, STATE_FILE)
         if not path.is_file():
-            raise OSError(f"{path} is missing: the run was not averaging when it was saved; set ema_decay to none.")
+            raise OSError(f"{path} is missing: the run did not average when it was saved; leave out ema_decay.")
         stored = load_file(path)
         for name, shadow in self.shadow.items():
             shadow.copy_(stored[name])

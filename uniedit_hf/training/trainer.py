@@ -1,38 +1,47 @@
-"""`UniEditTrainer`: transformers' `Trainer` for interleaved text and image losses over packs."""
+"""`UniEditTrainer`: transformers' `Trainer` for interleaved text and image losses over packs.
+
+For the loop of `Trainer` a run is one epoch of packs, which begins where the run stands: the packs of a plan or of a
+stream already are in the order in which they are trained on, over all epochs.
+"""
 
 from __future__ import annotations
 
 import copy
-import functools
 import json
+import shutil
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
 
-from uniedit_hf import recipes
 from uniedit_hf.losses import Losses
 from uniedit_hf.models.loading import load_model, load_processor
 
-from .callbacks import AverageCallback, SampleImagesCallback, StopSignalCallback
+from . import checks
+from .callbacks import AverageCallback, EpochCallback, SampleImagesCallback, StopSignalCallback
 from .checkpoints import last_whole_checkpoint, mark_complete, what_is_missing
 from .config import UniEditConfig
-from .data import PackedDataset, PackReader, PackStream, PartLengths, RunPlan, TrainingPart, packs_of_rank, plan_run
+from .data import PackNotes, PackReader, TrainingPart
 from .ema import WeightAverage
-from .freezing import freeze
+from .freezing import adapted_layers, freeze
+from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
+from .metrics import RunningSums, loss_means
+from .model_card import model_card
+from .progress import DataProgress, load_state, save_state
 
 
-STREAM_STATE = "stream_state_{rank}.json"
+logger = logging.get_logger(__name__)
+
+
+class NotFiniteError(ValueError):
+    """A loss or a gradient is not a number any more; the message names step, packs and rows."""
 
 
 class UniEditTrainer(Trainer):
@@ -47,9 +56,9 @@ class UniEditTrainer(Trainer):
         args ([`UniEditConfig`], *optional*):
             The settings; the paper's by default.
         train_dataset (`Dataset` or `IterableDataset` or `list[TrainingPart]`, *optional*):
-            Rows in the schema of `uniedit-148k`, or several data sets with recipes and weights. A stream needs
+            Rows with the columns that the recipe reads, or several data sets with recipes and weights. A stream needs
             `max_steps`.
-        eval_dataset (`Dataset`, *optional*):
+        eval_dataset (`Dataset` or `TrainingPart` or a dictionary of these, *optional*):
             Rows for the evaluation losses and the sample images.
         processing_class ([`BagelProcessor`], *optional*):
             Loaded beside the model if not given.
@@ -72,6 +81,10 @@ class UniEditTrainer(Trainer):
 
     _name = "Uni-Edit"
     _tag_names = ["uniedit_hf", "uni-edit", "image-editing"]
+    _paper = {
+        "title": "Uni-Edit: Intelligent Editing Is A General Task For Unified Model Tuning",
+        "id": "2605.21487",
+    }
     loss_is_scaled_for_ga = True  # by us, exactly; left unset, Trainer would multiply the loss by the accumulation
 
     def __init__(
@@ -79,42 +92,43 @@ class UniEditTrainer(Trainer):
         model: str | PreTrainedModel | PeftModel,
         args: UniEditConfig | None = None,
         train_dataset: Dataset | IterableDataset | Sequence[TrainingPart] | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | TrainingPart | dict[str, Dataset | TrainingPart] | None = None,
         processing_class=None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         quantization_config=None,
         peft_config: PeftConfig | None = None,
     ):
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
-        args = args or UniEditConfig(output_dir=f"{Path(name).name}-UniEdit")
-        _check_device_count(args)
-        self.parts = _parts(train_dataset, args)
-        _check_data(self.parts, args)
-        _check_adapters(model, peft_config, quantization_config)
+        name = model if isinstance(model, str) else model.config._name_or_path
+        args = args or UniEditConfig(output_dir=f"{Path(name).name or 'model'}-UniEdit")
+        checks.check_devices(args)
+        draws = isinstance(train_dataset, (list, tuple)) or args.recipe != "answer"
+        if not isinstance(train_dataset, (list, tuple)):
+            checks.check_recipe(args)
+        self.parts = checks.training_parts(train_dataset, args.make_recipe())
+        self.eval_parts = {} if eval_dataset is None else checks.evaluation_parts(eval_dataset, args.make_recipe())
+        checks.check_stream(self.parts, args)
+        checks.check_adapters(model, args, peft_config, quantization_config)
+        checks.check_samples(self.eval_parts, args)
         set_seed(args.seed)
         if isinstance(model, str):
-            options = {"dtype": torch.float32} | (args.model_init_kwargs or {})
-            if quantization_config is not None:
-                options["quantization_config"] = quantization_config
-            model = load_model(model, **options)
+            model = _load(model, args, quantization_config)
         if processing_class is None:
             processing_class = load_processor(name, _inner(model).config)
-        _check_model(model, args)
-        model = _prepare_model(model, args, peft_config)
+        checks.check_model(_inner(model), processing_class, args)
+        model = _prepare_model(model, args, peft_config, draws)
         self.reader = PackReader(
-            _training_processor(processing_class, args),
-            seed=args.seed,
-            posterior=args.posterior,
-            keep_bad_rows=args.bad_rows == "quarantine",
+            _training_processor(processing_class, args), args.draw_seed, args.posterior, args.bad_rows == "quarantine"
         )
-        self.plan: RunPlan | None = None
-        self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
-        self._sums: dict[str, defaultdict] = {"train": defaultdict(float), "eval": defaultdict(float)}
-        self._num_quarantined = 0
-        self._step_ids: list[str] = []
-        self._streams: dict[str, Any] = {}
-        self._resumed_from: str | None = None
+        self.data = DataProgress(args, plan_training(self.parts, self.reader, args))
+        self.sums = RunningSums()
+        self.average: WeightAverage | None = None
+        self.stop_signal = StopSignalCallback()
+        self._eval_loaders: dict[str, PackLoader] = {}
+        self._eval_sums = RunningSums()
+        self._step_packs: list[PackNotes] = []
+        self._first_step = 0
+        self._average_from: str | None = None
         super().__init__(
             model=model,
             args=args,
@@ -128,142 +142,45 @@ class UniEditTrainer(Trainer):
         _inner(self.model).add_model_tags(self._tag_names)
 
     def _add_our_callbacks(self) -> None:
-        self.add_callback(StopSignalCallback())
-        if self.average is not None:
-            self.add_callback(AverageCallback(self.average))
-        if self.args.sample_steps:
-            if self.eval_dataset is None:
-                raise ValueError(
-                    "sample_steps draws rows of the evaluation data, but there is none: give eval_dataset."
-                )
-            self.add_callback(SampleImagesCallback(self))
+        self.add_callback(EpochCallback(self.data.epoch_after))
+        self.add_callback(self.stop_signal)
+        if self.args.ema_decay is not None:
+            self.add_callback(AverageCallback(self))
+        if self.args.sample_steps is not None:
+            part = next(iter(self.eval_parts.values()))
+            count = min(self.args.num_samples, len(part.dataset))
+            self.add_callback(SampleImagesCallback(self, [part.row(number) for number in range(count)]))
 
     # --- data ---------------------------------------------------------------------------------------------------
 
-    @property
-    def packs_per_step(self) -> int:
-        """Packs that make one optimizer step, over batch, accumulation and devices."""
-        args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the training data has no length."""
-        return isinstance(self.parts[0].dataset, IterableDataset)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The packs of this rank, in the order of the plan or of the stream."""
-        if not self.parts:
-            raise ValueError("There is nothing to train on: give train_dataset.")
-        if self.is_streamed:
-            return self._loader(self._pack_stream(), batch_size=self.args.per_device_train_batch_size)
-        if self.plan is None:
-            self.plan = self._make_plan()
-        numbers = packs_of_rank(
-            self.plan, self.args.process_index, self.args.world_size, self.args.max_tokens_per_pack
-        )
-        size = self.args.per_device_train_batch_size
-        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        return self._loader(PackedDataset(self.parts, self.plan, self.reader), batch_sampler=batches)
-
-    def _make_plan(self) -> RunPlan:
-        args = self.args
-        lengths = [PartLengths(part, self.reader.processor, self.reader.keep_bad_rows) for part in self.parts]
-        if args.text_loss_weight and not any(part.has_text_loss for part in lengths):
-            raise ValueError(
-                f"text_loss_weight is {args.text_loss_weight}, but no text of the training data carries a loss: set "
-                "text_loss_weight=0 or add data with a text loss."
-            )
-        plan = plan_run(
-            self.parts,
-            lengths,
-            seed=args.seed,
-            max_tokens=args.max_tokens_per_pack,
-            window=args.packing_window,
-            packs_per_step=self.packs_per_step,
-            num_epochs=args.num_train_epochs,
-            max_steps=args.max_steps,
-            skip_bad_rows=self.reader.keep_bad_rows,
-        )
-        if args.process_index == 0:
-            self._quarantine(plan.bad_rows)
-        return plan
-
-    def _pack_stream(self) -> PackStream:
-        (part,) = self.parts
-        part = copy.copy(part)
-        if self.args.world_size > 1:
-            part.dataset = split_dataset_by_node(part.dataset, self.args.process_index, self.args.world_size)
-        return PackStream(
-            part,
-            self.reader,
-            max_tokens=self.args.max_tokens_per_pack,
-            window=self.args.packing_window,
-            states=self._streams.get("states"),
-            first_worker=self._streams.get("first_worker", 0),
-        )
-
-    def _loader(self, dataset, **options) -> DataLoader:
-        args = self.args
-        return DataLoader(
-            dataset,
-            collate_fn=functools.partial(_merge, self.reader.processor),
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            **options,
-        )
+    def get_train_dataloader(self) -> PackLoader:
+        """The packs of this process, from where the run stands to its end."""
+        return training_loader(self.parts, self.reader, self.args, self.data, self._first_step)
 
     def set_initial_training_values(self, args, dataloader):
-        """The plan covers the whole run, so its length is the number of steps."""
-        if self.plan is not None:
-            args = copy.copy(args)
-            args.max_steps = len(self.plan.packs) // self.packs_per_step
-        return super().set_initial_training_values(args, dataloader)
+        """One long epoch, as many steps as the plan has or as were asked for."""
+        plan = self.data.plan
+        max_steps = args.max_steps if plan is None else len(plan.packs) // self.args.packs_per_step
+        num_packs = max_steps * self.args.packs_per_step
+        batches = max_steps * args.gradient_accumulation_steps
+        return 1, max_steps, num_packs, num_packs, self.args.packs_per_step, batches, max_steps
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, dict[str, torch.Tensor]]:
         """The batches of one optimizer step, and how many tokens carry each loss in all of them on all devices."""
-        start = time.perf_counter()
-        batches = []
-        for _ in range(num_batches):
-            batch = next(epoch_iterator, None)
-            if batch is None:
-                break
-            batches.append(batch)
-        waited = time.perf_counter() - start
-        counts = torch.zeros(2, dtype=torch.long)
-        self._step_ids = []
+        begun = time.perf_counter()
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        self.sums.add(steps=1, data_wait_seconds=time.perf_counter() - begun)
+        counts = torch.tensor([0, 0, self.stop_signal.asked])
+        self._step_packs = [notes for batch in batches for notes in batch["pack"]]
         for batch in batches:
-            counts += torch.tensor([batch.pop("num_text_targets"), batch.pop("num_image_targets")])
-            self._note_packs(batch.pop("pack"))
-        self._sums["train"]["data_wait_seconds"] += waited
+            counts += torch.tensor([batch.pop("num_text_targets"), batch.pop("num_image_targets"), 0])
+        for notes in self._step_packs:
+            self.data.note(notes)
+            self.sums.add_pack(notes)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum")
-        text, image = counts.to(device).unbind()
-        return batches, {"text": text, "image": image}
-
-    def _note_packs(self, packs: list[dict[str, Any]]) -> None:
-        sums = self._sums["train"]
-        for pack in packs:
-            self._step_ids += pack["ids"]
-            sums["tokens"] += pack["tokens"]
-            sums["samples"] += len(pack["ids"])
-            sums["packs"] += 1
-            self._quarantine(pack["bad_rows"])
-            if "worker" in pack:
-                workers = max(1, self.args.dataloader_num_workers)
-                self._streams.setdefault("states", {})[str(pack["worker"])] = pack["state"]
-                self._streams["first_worker"] = (pack["worker"] + 1) % workers
-
-    def _quarantine(self, rows) -> None:
-        if not rows:
-            return
-        self._num_quarantined += len(rows)
-        path = Path(self.args.output_dir, "quarantine.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
-            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+            self.stop_signal.agreed = bool(counts[2])
+        return batches, {"text": counts[0].to(device), "image": counts[1].to(device)}
 
     # --- losses -------------------------------------------------------------------------------------------------
 
@@ -273,147 +190,144 @@ class UniEditTrainer(Trainer):
         The factor `world_size` undoes the averaging of gradients over devices. Without counts (evaluation) the means
         are the batch's own.
         """
+        packs: list[PackNotes] = inputs.pop("pack")
         losses: Losses = model(**inputs)
         if num_items_in_batch is None:
-            counts, devices = {"text": losses.text_count, "image": losses.image_count}, 1
+            counts, devices, sums = {"text": losses.text_count, "image": losses.image_count}, 1, self._eval_sums
         else:
-            counts, devices = num_items_in_batch, self.args.world_size
+            counts, devices, sums = num_items_in_batch, self.args.world_size, self.sums
         text = losses.text_sum / counts["text"].clamp(min=1)
         image = losses.image_sum / counts["image"].clamp(min=1)
         loss = devices * (self.args.text_loss_weight * text + self.args.image_loss_weight * image)
         if not torch.isfinite(loss):
-            raise FloatingPointError(self._not_finite(f"the loss is {loss.item()}"))
-        sums = self._sums["train" if self.model.training else "eval"]
-        for name in ("text_sum", "text_count", "image_sum", "image_count"):
-            sums[name] = sums[name] + getattr(losses, name).detach()
+            raise self._not_finite(f"the loss is {loss.item()}", packs)
+        sums.add_losses(losses)
+        sums.add(loss=loss.detach())
         return (loss, losses) if return_outputs else loss
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
-        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
-            raise FloatingPointError(self._not_finite(f"the gradient norm is {float(norm)}"))
+        # fp16 looks for its loss scale by overflowing
+        if not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
+            raise self._not_finite(f"the gradient norm is {float(norm)}", self._step_packs)
         return norm
 
-    def _not_finite(self, what: str) -> str:
-        step = self.state.global_step + 1
-        return (
-            f"Training stopped in step {step}: {what}. The packs of the step held the rows {', '.join(self._step_ids)}. "
-            "Lower the learning rate, or look at these rows."
+    def _not_finite(self, what: str, packs: list[PackNotes]) -> NotFiniteError:
+        where = "; ".join(f"pack {notes.name} with the rows {', '.join(notes.ids)}" for notes in packs)
+        return NotFiniteError(
+            f"Stopped in step {self.state.global_step + 1}: {what}, at {where}. Look at these rows, lower the "
+            "learning rate, or go on from the last checkpoint."
         )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset=None) -> PackLoader:
+        """The evaluation rows in packs, with the same draws at every evaluation.
+
+        Args:
+            eval_dataset: The name of one of several data sets, or another data set.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            name = eval_dataset or ""
+            if name not in self.eval_parts:
+                raise ValueError("There is nothing to evaluate on: give eval_dataset.")
+            if name not in self._eval_loaders:
+                self._eval_loaders[name] = evaluation_loader(self.eval_parts[name], self.reader, self.args)
+            return self._eval_loaders[name]
+        (part,) = checks.evaluation_parts(eval_dataset, self.args.make_recipe()).values()
+        return evaluation_loader(part, self.reader, self.args)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of one batch; the parts are summed for the means over all of them."""
-        inputs = {k: v for k, v in inputs.items() if k not in ("num_text_targets", "num_image_targets", "pack")}
+        inputs = {name: value for name, value in inputs.items() if not name.startswith("num_")}
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """The evaluation rows in packs, with the same draws at every evaluation."""
-        args = copy.copy(self.args)
-        part = TrainingPart(self.eval_dataset if eval_dataset is None else eval_dataset, _recipe(args))
-        plan = plan_run(
-            [part],
-            [PartLengths(part, self.reader.processor, self.reader.keep_bad_rows)],
-            seed=args.seed,
-            max_tokens=args.max_tokens_per_pack,
-            window=args.packing_window,
-            packs_per_step=args.world_size,
-            num_epochs=1,
-            max_steps=-1,
-            skip_bad_rows=self.reader.keep_bad_rows,
-        )
-        numbers = packs_of_rank(plan, args.process_index, args.world_size, args.max_tokens_per_pack)
-        return self._loader(PackedDataset([part], plan, self.reader), batch_sampler=[[n] for n in numbers])
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Mean losses per part over the evaluation rows: `eval_loss`, `eval_image_loss`, `eval_text_loss`."""
-        self._sums["eval"].clear()
-        return super().evaluate(*args, **kwargs)
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The mean of each loss part over all tokens: `eval_loss`, `eval_image_loss`, `eval_text_loss`."""
+        self._eval_sums.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = loss_means(self._eval_sums.over_all(self.accelerator))
+        weights = {"image": self.args.image_loss_weight, "text": self.args.text_loss_weight}
+        output.metrics[f"{metric_key_prefix}_loss"] = sum(weights[part] * mean for part, mean in means.items())
+        output.metrics.update({f"{metric_key_prefix}_{part}_loss": mean for part, mean in means.items()})
+        return output
 
     # --- logs ---------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss parts, speed and data figures since the last log."""
-        mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
-        sums = self._reduced(self._sums[mode])
-        prefix = "eval_" if mode == "eval" else ""
-        means = {
-            part: sums[f"{part}_sum"] / sums[f"{part}_count"]
-            for part in ("image", "text")
-            if sums.get(f"{part}_count", 0) > 0
-        }
-        logs |= {f"{prefix}{part}_loss": mean for part, mean in means.items()}
-        if mode == "eval" and means:
-            weights = {"image": self.args.image_loss_weight, "text": self.args.text_loss_weight}
-            logs["eval_loss"] = sum(weights[part] * mean for part, mean in means.items())
-        if mode == "train" and sums.get("packs", 0) > 0:
-            seconds = time.perf_counter() - self._log_time
-            logs |= {
-                "tokens_per_second": round(sums["tokens"] / seconds, 1),
-                "samples_per_second": round(sums["samples"] / seconds, 3),
-                "pack_fill": round(sums["tokens"] / (sums["packs"] * self.args.max_tokens_per_pack), 4),
-                "data_wait_seconds": round(sums["data_wait_seconds"] / self.args.world_size, 3),
-                "quarantined_rows": int(sums["quarantined"]),
-            }
-        if self.plan is not None and self.state.global_step and mode == "train":
-            done = self.state.global_step * self.packs_per_step
-            self.state.epoch = self._epoch_after(done)
-        self._sums[mode].clear()
-        self._log_time = time.perf_counter()
+        if "loss" in logs:
+            logs |= self._training_logs()
         super().log(logs, start_time)
 
-    def _epoch_after(self, num_packs: int) -> float:
-        """Passes over the data after so many packs of the plan."""
-        epochs = self.plan.epochs
-        epoch = epochs[min(num_packs, len(epochs)) - 1]
-        first = epochs.index(epoch)
-        return epoch + (num_packs - first) / max(1, epochs.count(epoch))
-
-    def _reduced(self, sums: dict[str, Any]) -> dict[str, float]:
-        values = {name: float(value) for name, value in sums.items()} | {"quarantined": float(self._num_quarantined)}
-        names = ("text_sum", "text_count", "image_sum", "image_count", "tokens", "samples", "packs")
-        names += ("data_wait_seconds", "quarantined")
-        table = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64)
-        if self.args.world_size > 1:
-            table = self.accelerator.reduce(table.to(self.args.device), reduction="sum")
-        return dict(zip(names, table.tolist()))
+    def _training_logs(self) -> dict[str, float]:
+        seconds, processes = self.sums.seconds, self.args.world_size
+        self.sums.add(quarantined_rows=len(self.data.bad_rows))
+        sums = self.sums.over_all(self.accelerator)
+        self.sums.clear()
+        return {
+            "loss": sums["loss"] / sums["steps"],
+            **{f"{part}_loss": mean for part, mean in loss_means(sums).items()},
+            "tokens_per_second": round(sums["tokens"] / seconds, 1),
+            "samples_per_second": round(sums["samples"] / seconds, 3),
+            "pack_fill": round(sums["tokens"] / (sums["packs"] * self.args.max_tokens_per_pack), 4),
+            "data_wait_seconds": round(sums["data_wait_seconds"] / processes, 3),
+            "quarantined_rows": int(sums["quarantined_rows"]),
+        }
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Trains, from the start or on from a checkpoint: a folder, or `True` for the newest whole one of the run.
+        """Trains, from the start or on from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or `True` for the newest whole one in `output_dir`; if there
+                is none, as after a job that was killed early, training starts.
+            kwargs: As in `Trainer.train`.
 
         Raises:
-            ValueError: If there is no whole checkpoint to go on from.
+            ValueError: If a checkpoint is torn or belongs to another run.
+            DataError: If a row cannot be used and `bad_rows` is `"raise"`.
+            NotFiniteError: If a loss or gradient is not a number.
         """
-        if resume_from_checkpoint is True:
-            main = self.args.process_index == 0
-            newest, torn = last_whole_checkpoint(self.args.output_dir, remove_torn=main)
-            if main:
-                for sentence in torn:
-                    print(f"{sentence}: going on from an earlier one.")
-            if newest is None:
-                raise ValueError(f"{self.args.output_dir} holds no whole checkpoint: start without resuming.")
-            resume_from_checkpoint = str(newest)
-        elif resume_from_checkpoint:
-            reason = what_is_missing(resume_from_checkpoint)
-            if reason is not None:
-                raise ValueError(f"{resume_from_checkpoint} cannot be resumed from: {reason}. Name an earlier one.")
-        self._log_time = time.perf_counter()
-        self._resume(resume_from_checkpoint or None)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    def _resume(self, checkpoint: str | None) -> None:
-        if self.is_streamed:
-            self.args.ignore_data_skip = True  # the stream goes on from its own state
+        checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        self.args.ignore_data_skip = True  # the loader begins where the run stands
+        self._first_step, self._average_from = 0, checkpoint
+        self.sums.clear()
         if checkpoint is None:
-            return
-        if self.average is not None:
-            self.average.load(checkpoint)
-        if self.is_streamed:
-            path = Path(checkpoint, STREAM_STATE.format(rank=self.args.process_index))
-            self._streams = json.loads(path.read_text())
+            self.data.begin()
+        else:
+            self._first_step = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())["global_step"]
+            state = load_state(checkpoint, self.args.process_index)
+            self.data.load_state_dict(state["data"], self._first_step)
+            if state["data"]["processes"] == self.args.world_size:
+                self.sums.load_state_dict(state["sums"])
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
+        if not wanted:
+            return None
+        if wanted is True:
+            newest, torn = last_whole_checkpoint(self.args.output_dir)
+            for sentence in torn:
+                logger.warning(f"{sentence} Going on from an earlier one.")
+            if newest is None:
+                logger.warning(f"{self.args.output_dir} holds no whole checkpoint: starting from the beginning.")
+            return None if newest is None else str(newest)
+        reason = what_is_missing(wanted)
+        if reason is not None:
+            raise ValueError(f"{wanted} cannot be gone on from: {reason}. Name another checkpoint.")
+        return wanted
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.ema_decay is not None:
+            self.average = WeightAverage(self.model, self.args.ema_decay)
+            if self._average_from is not None:
+                self.average.load_state(self._average_from)
+        return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Files carry the official key names, so they are read by `from_pretrained`, which knows them."""
@@ -431,25 +345,27 @@ class UniEditTrainer(Trainer):
         """Saves model and processor, and the averaged weights under `ema/`."""
         super().save_model(output_dir, _internal_call)
         if self.average is not None and self.args.should_save:
-            self.average.save(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self.is_streamed:
-            path = Path(output_dir, STREAM_STATE.format(rank=self.args.process_index))
-            path.write_text(json.dumps(self._streams))
+            self.average.save_model(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes a checkpoint, then the list that says it is whole, and only then removes older ones."""
+        run_dir = self._get_output_dir(trial=trial)
+        folder = Path(run_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)  # of a run that was killed; its list of files would vouch for half of ours
+        self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        state = {"data": self.data.state_dict(self.state.global_step), "sums": self.sums.state_dict()}
+        save_state(folder, self.args.process_index, state)
+        if self.args.should_save and self.average is not None:
+            self.average.save_state(folder)
         self.accelerator.wait_for_everyone()
-        run_dir = self._get_output_dir(trial=trial)
         if self.args.should_save:
-            mark_complete(Path(run_dir, f"checkpoint-{self.state.global_step}"))
+            mark_complete(folder)
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
@@ -457,8 +373,42 @@ class UniEditTrainer(Trainer):
                 use_mtime=True,
             )
 
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs,
+    ) -> None:
+        """Writes `README.md` into the output folder.
 
-# --- what the constructor checks and makes --------------------------------------------------------------------------
+        Args:
+            model_name: The heading; the folder's name if not given.
+            dataset_name: Hub ids of the training data.
+            tags: Beside our own.
+            kwargs: Further fields of the card's metadata, such as `license`.
+        """
+        if not self.is_world_process_zero():
+            return
+        base = _inner(self.model).config._name_or_path
+        card = model_card(
+            self.args,
+            model_name=model_name or Path(self.args.output_dir).name,
+            hub_model_id=self.hub_model_id,
+            base_model=None if not base or Path(base).is_dir() else base,
+            datasets=_as_list(dataset_name),
+            tags=[*self._tag_names, *_as_list(tags)],
+            paper=self._paper,
+            adapters=isinstance(self.model, PeftModel),
+            steps=self.state.global_step,
+            packs_per_step=self.args.packs_per_step,
+        )
+        for name, value in kwargs.items():
+            setattr(card.data, name, value)
+        card.save(Path(self.args.output_dir, "README.md"))
+
+
+# --- what the constructor makes -------------------------------------------------------------------------------------
 
 
 def _inner(model) -> PreTrainedModel:
@@ -466,72 +416,25 @@ def _inner(model) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _recipe(args: UniEditConfig):
-    """The recipe that the settings name, with their conditioning."""
-    recipe = getattr(recipes, f"{args.recipe}_sample")
-    options = {"thinking_loss": args.thinking_loss} if args.recipe == "edit" else {}
-    return functools.partial(recipe, conditioning=args.conditioning, **options)
+def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedModel:
+    options = {"dtype": torch.float32} | (args.model_init_kwargs or {})
+    if quantization_config is not None:
+        options |= {"quantization_config": quantization_config, "device_map": {"": args.device}}
+    return load_model(name, **options)
 
 
-def _parts(train_dataset, args: UniEditConfig) -> list[TrainingPart]:
-    if train_dataset is None:
-        return []
-    if isinstance(train_dataset, (Dataset, IterableDataset)):
-        return [TrainingPart(train_dataset, _recipe(args))]
-    if isinstance(train_dataset, (list, tuple)) and all(isinstance(part, TrainingPart) for part in train_dataset):
-        return list(train_dataset)
-    kind = type(train_dataset).__name__
-    hint = "; choose a split, as in train_dataset=data['train']" if isinstance(train_dataset, dict) else ""
-    raise ValueError(f"train_dataset is a {kind}: give a Dataset, an IterableDataset or a list of TrainingPart{hint}.")
-
-
-def _check_device_count(args: UniEditConfig) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs, which would replicate the model in threads: start with `accelerate "
-            "launch`, or show the process one GPU with CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _check_data(parts: list[TrainingPart], args: UniEditConfig) -> None:
-    streamed = [isinstance(part.dataset, IterableDataset) for part in parts]
-    if any(streamed) and len(parts) > 1:
-        raise ValueError(
-            "A mix of data sets is planned by their lengths, which streams do not have: load them without "
-            "streaming=True, or interleave the streams with datasets.interleave_datasets."
-        )
-    if any(streamed) and args.max_steps <= 0:
-        raise ValueError("A stream has no length, so the run needs an end: set max_steps.")
-
-
-def _check_adapters(model, peft_config, quantization_config) -> None:
-    if quantization_config is not None and not isinstance(model, str):
-        raise ValueError("quantization_config loads a model by name, but model is one already: quantise when loading.")
-    if quantization_config is not None and peft_config is None:
-        raise ValueError("Quantised weights cannot be trained: give peft_config to train adapters on them.")
-    if peft_config is not None and isinstance(model, PeftModel):
-        raise ValueError("The model carries adapters already: leave out peft_config, or merge them first.")
-
-
-def _check_model(model, args: UniEditConfig) -> None:
-    if args.image_loss_weight and not hasattr(_inner(model), "vae"):
-        raise ValueError(
-            f"image_loss_weight is {args.image_loss_weight}, but {type(_inner(model)).__name__} has no autoencoder to "
-            "make targets with: use the class for conditional generation, or set image_loss_weight=0."
-        )
-
-
-def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None):
+def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, draws: bool):
+    """Freezes what is not trained and puts on adapters."""
     inner = _inner(model)
     inner.config.timestep_shift = args.timestep_shift
     if isinstance(model, PeftModel):
         return model
-    freeze(inner, args)
     if peft_config is None:
+        freeze(inner, args, draws)
         return model
     if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:
         peft_config = copy.copy(peft_config)
-        peft_config.target_modules = inner.lora_target_modules
+        peft_config.target_modules = adapted_layers(inner, args, draws)
     return get_peft_model(model, peft_config)
 
 
@@ -540,11 +443,11 @@ def _training_processor(processor, args: UniEditConfig):
     if args.vit_longest_edge is None:
         return processor
     processor = copy.deepcopy(processor)
-    processor.image_processor.vit_size["longest_edge"] = args.vit_longest_edge
+    settings = processor.image_processor.to_dict()
+    settings["vit_size"] = settings["vit_size"] | {"longest_edge": args.vit_longest_edge}
+    processor.image_processor = type(processor.image_processor)(**settings)
     return processor
 
 
-def _merge(processor, packs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Packs of a batch laid end to end; what the trainer wants to know of each stays a list."""
-    notes = [pack.pop("pack") for pack in packs]
-    return {**processor.merge(packs), "pack": notes}
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

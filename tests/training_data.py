@@ -1,0 +1,112 @@
+"""Data and checkpoints for tests of training: real rows, real files, a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Image, List, Value
+from tiny_models import WORDS, picture, tiny_bagel, tiny_bagel_processor
+
+
+SIZES = ((32, 32), (48, 32), (64, 48), (32, 64))
+IMAGE_SIZE = List(Value("int32"), length=2)
+EDIT_FEATURES = {
+    "id": Value("string"),
+    "source_image": Image(),
+    "instruction": Value("string"),
+    "target_image": Image(),
+    "thinking": Value("string"),
+    "question": Value("string"),
+    "answer": Value("string"),
+    "source_size": IMAGE_SIZE,
+    "target_size": IMAGE_SIZE,
+}
+TURN = {
+    "role": Value("string"),
+    "text": Value("string"),
+    "image": Image(),
+    "size": IMAGE_SIZE,
+    "loss": Value("bool"),
+}
+CONVERSATION_FEATURES = {"id": Value("string"), "turns": List(TURN)}
+
+
+def png(size: tuple[int, int], seed: int) -> dict[str, Any]:
+    """A picture as `datasets` stores it."""
+    file = BytesIO()
+    picture(*size, seed=seed).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def words(number: int, count: int) -> str:
+    """Some of the tiny tokenizer's words."""
+    return " ".join(WORDS[(number + 3 * i) % len(WORDS)] for i in range(count))
+
+
+def edit_row(number: int, **changes) -> dict[str, Any]:
+    """A row of the data set's schema, a function of its number."""
+    source, target = SIZES[number % 4], SIZES[(number // 2) % 4]
+    row = {
+        "id": f"row-{number}",
+        "source_image": png(source, number),
+        "instruction": words(number, 3 + number % 5),
+        "target_image": png(target, 1000 + number),
+        "thinking": words(number, 2) if number % 3 == 0 else None,
+        "question": words(number, 4),
+        "answer": words(number, 1 + number % 2),
+        "source_size": list(source),
+        "target_size": list(target),
+    }
+    return row | changes
+
+
+def edit_rows(count: int = 24, **changes) -> Dataset:
+    """Rows for the recipes `edit`, `answer` and `generate`.
+
+    Args:
+        count: How many.
+        changes: Columns to set alike in all of them.
+    """
+    return dataset_of([edit_row(number, **changes) for number in range(count)])
+
+
+def dataset_of(rows: Sequence[dict[str, Any]]) -> Dataset:
+    """Rows as a data set; columns that the first row lacks are left out."""
+    return Dataset.from_list(list(rows), Features({name: EDIT_FEATURES[name] for name in rows[0]}))
+
+
+def conversation_row(number: int) -> dict[str, Any]:
+    """Two images that are drawn, and between them a text that is written."""
+    first, second = SIZES[number % 4], SIZES[(number + 1) % 4]
+    empty = dict.fromkeys(TURN)
+    turns = [
+        {"role": "user", "image": png(first, number), "size": list(first)},
+        {"role": "user", "text": words(number, 3)},
+        {"role": "assistant", "image": png(second, 500 + number), "size": list(second)},
+        {"role": "assistant", "text": words(number, 2)},
+        {"role": "assistant", "image": png(first, 900 + number), "size": list(first)},
+    ]
+    return {"id": f"talk-{number}", "turns": [empty | turn for turn in turns]}
+
+
+def conversations(count: int = 8) -> Dataset:
+    """Rows for the recipe `interleaved`."""
+    return Dataset.from_list([conversation_row(number) for number in range(count)], Features(CONVERSATION_FEATURES))
+
+
+def save_parquet(dataset: Dataset, folder: Path, num_files: int = 1) -> Path:
+    """The data set as a folder of Parquet files that `load_dataset` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(num_files):
+        dataset.shard(num_files, index).to_parquet(str(folder / f"train-{index:05d}.parquet"))
+    return folder
+
+
+def save_checkpoint(folder: Path) -> Path:
+    """A tiny model with its processor, as `from_pretrained` reads it."""
+    tiny_bagel().save_pretrained(folder)
+    tiny_bagel_processor().save_pretrained(folder)
+    return folder

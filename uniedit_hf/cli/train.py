@@ -1,0 +1,211 @@
+"""`uniedit train`: tunes a model on one data set or a mix of them.
+
+    uniedit train --model_name_or_path ByteDance-Seed/BAGEL-7B-MoT --dataset_name uniedit-148k --output_dir runs/bagel
+    accelerate launch -m uniedit_hf.cli train --config examples/train/bagel_full.yaml
+
+The settings of the run are those of `UniEditConfig`, which are transformers' `TrainingArguments` and our own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from uniedit_hf.training.config import RECIPES, UniEditConfig
+
+
+if TYPE_CHECKING:
+    from uniedit_hf.training import UniEditTrainer
+
+
+PART_FIELDS = ("name", "config", "split", "test_split", "recipe", "weight")
+NOT_QUANTISED = ("vae", "vit_model", "connector", "time_embedder", "vae2llm", "llm2vae", "lm_head")
+
+
+@dataclass
+class DataOptions:
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the training data", "metavar": "NAME"}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "its configuration", "metavar": "NAME"})
+    dataset_train_split: str = field(default="train", metadata={"help": "the split to train on", "metavar": "NAME"})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "the split to evaluate on", "metavar": "NAME"}
+    )
+    dataset_streaming: bool = field(default=False, metadata={"help": "read the training data as it is needed"})
+    datasets: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "instead, a mix: a label for each part with name, config, split, test_split, recipe and weight",
+            "metavar": "JSON",
+        },
+    )
+
+
+@dataclass
+class ModelOptions:
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model", "metavar": "NAME"})
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="float32", metadata={"help": "of the weights; the optimizer works in it"}
+    )
+    attn_implementation: Literal["sdpa", "flex_attention", "eager"] | None = field(
+        default=None, metadata={"help": "of the language model; transformers chooses if not set"}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "train LoRA adapters instead of the weights"})
+    lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the adapters times their rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of the adapters"})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "layers to adapt; the linear layers of both experts if not set"}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "store the weights in 4 bit (NF4), for adapters"})
+    load_in_8bit: bool = field(default=False, metadata={"help": "store the weights in 8 bit, for adapters"})
+
+
+def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None:
+    from uniedit_hf.training import UniEditTrainer
+
+    adapters, quantization = _adapters(model), _quantization(model)
+    train_dataset, eval_dataset = _data_sets(data, training)
+    options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    training.model_init_kwargs = {name: each for name, each in options.items() if each is not None} | (
+        training.model_init_kwargs or {}
+    )
+    trainer = UniEditTrainer(
+        model.model_name_or_path,
+        training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=quantization,
+        peft_config=adapters,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(training.resume_from_checkpoint))
+    _finish(trainer, [data.dataset_name] if data.dataset_name else [part["name"] for part in _mix(data).values()])
+
+
+def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
+    """Saves the model, its card and perhaps a copy on the Hub, if the run came to its end."""
+    state, folder = trainer.state, trainer.args.output_dir
+    if state.global_step < state.max_steps:
+        if trainer.is_world_process_zero():
+            print(
+                f"Stopped after step {state.global_step} of {state.max_steps}: --resume_from_checkpoint true goes on."
+            )
+        return
+    on_hub = [name for name in dataset_names if not Path(name).exists()]
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=on_hub)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=on_hub)
+    if trainer.is_world_process_zero():
+        print(f"Trained {state.global_step} steps; the model is in {folder}.")
+
+
+def _checkpoint(value: str | None) -> str | bool | None:
+    return {"true": True, "false": None}.get((value or "false").lower(), value)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def _data_sets(data: DataOptions, training: UniEditConfig):
+    """What the trainer takes as training and evaluation data."""
+    if (data.dataset_name is None) == (data.datasets is None):
+        raise ValueError("Training needs data: give dataset_name or, for a mix of several, datasets; one of the two.")
+    if data.dataset_name is not None:
+        name, config, test_split = data.dataset_name, data.dataset_config, data.dataset_test_split
+        train = _load(name, config, data.dataset_train_split, streaming=data.dataset_streaming)
+        return train, None if test_split is None else _load(name, config, test_split)
+    if data.dataset_streaming or data.dataset_config or data.dataset_test_split:
+        raise ValueError(
+            "dataset_streaming, dataset_config and dataset_test_split belong to dataset_name: a mix is not streamed, "
+            "and its parts have config and test_split of their own."
+        )
+    train, test = [], {}
+    for label, part in _mix(data).items():
+        train.append(_part(label, part, part.get("split", "train"), training))
+        if "test_split" in part:
+            test[label] = _part(label, part, part["test_split"], training)
+    return train, test or None
+
+
+def _mix(data: DataOptions) -> dict[str, dict]:
+    """The parts of a mix by label, as they were written."""
+    try:
+        mix = json.loads(data.datasets) if isinstance(data.datasets, str) else data.datasets
+    except json.JSONDecodeError as error:
+        raise ValueError(f"datasets is not valid JSON: {error}.") from error
+    if not isinstance(mix, dict) or not mix or not all(isinstance(part, dict) for part in mix.values()):
+        raise ValueError("datasets must give each part a label and settings, as in `edits: {name: uniedit-148k}`.")
+    for label, part in mix.items():
+        for key in part:
+            if key not in PART_FIELDS:
+                raise ValueError(f"datasets: {label} has no setting {key!r}: use {', '.join(PART_FIELDS)}.")
+        if "name" not in part:
+            raise ValueError(f"datasets: {label} has no name: give the Hub id or the folder of the data.")
+    return mix
+
+
+def _part(label: str, part: dict, split: str, training: UniEditConfig):
+    from uniedit_hf.training import TrainingPart
+
+    recipe, weight = part.get("recipe", training.recipe), part.get("weight", 1)
+    if recipe not in RECIPES:
+        raise ValueError(f"datasets: the recipe of {label} is {recipe!r}: use one of {', '.join(RECIPES)}.")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
+        raise ValueError(f"datasets: the weight of {label} is {weight!r}: use a number above 0.")
+    dataset = _load(part["name"], part.get("config"), split)
+    return TrainingPart(dataset, training.make_recipe(recipe), weight)
+
+
+def _load(name: str, config: str | None, split: str, streaming: bool = False):
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return load_dataset(name, config, split=split, streaming=streaming)
+    except DatasetGenerationError as error:
+        raise ValueError(f"The data set {name} cannot be read: {error.__cause__ or error}") from error
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+def _adapters(model: ModelOptions):
+    from peft import LoraConfig
+
+    if not model.use_peft:
+        return None
+    return LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=model.lora_target_modules,
+    )
+
+
+def _quantization(model: ModelOptions):
+    """Quantises the layers that are adapted; encoders and what is small stay as they are."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not model.load_in_4bit and not model.load_in_8bit:
+        return None
+    name = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
+    if model.load_in_4bit and model.load_in_8bit:
+        raise ValueError("load_in_4bit and load_in_8bit are both set: choose one.")
+    if not model.use_peft:
+        raise ValueError(f"{name} stores weights that cannot be trained: set use_peft to train adapters on them.")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"{name} needs the package bitsandbytes: pip install 'uniedit_hf[quantization]'.")
+    return BitsAndBytesConfig(
+        load_in_4bit=model.load_in_4bit,
+        load_in_8bit=model.load_in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if model.dtype == "auto" else model.dtype,
+        llm_int8_skip_modules=list(NOT_QUANTISED),
+    )

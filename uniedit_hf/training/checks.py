@@ -1,0 +1,186 @@
+"""What cannot work together is refused before anything is loaded or trained, with the argument to change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset, IterableDataset
+from datasets.iterable_dataset import BufferShuffledExamplesIterable
+from peft import PeftModel
+
+from .config import UniEditConfig
+from .data import TrainingPart
+from .planning import PartLengths
+
+
+def check_devices(args: UniEditConfig) -> None:
+    """One process drives one device."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, which would replicate the model in threads: start with `accelerate "
+            "launch`, or show the process one GPU with CUDA_VISIBLE_DEVICES."
+        )
+
+
+def check_recipe(args: UniEditConfig) -> None:
+    """The recipe has something to learn, and what it would learn has a weight."""
+    writes = args.recipe in ("answer", "interleaved") or args.thinking_loss
+    draws = args.recipe != "answer"
+    if args.text_loss_weight and not writes:
+        raise ValueError(
+            f"text_loss_weight is {args.text_loss_weight}, but no text of the recipe {args.recipe!r} carries a loss: "
+            "set text_loss_weight=0, thinking_loss=True, or recipe='answer' or 'interleaved'."
+        )
+    if not draws and not args.text_loss_weight:
+        raise ValueError(f"recipe={args.recipe!r} learns to write, but text_loss_weight is 0: raise text_loss_weight.")
+    if not writes and not args.image_loss_weight:
+        raise ValueError(
+            f"recipe={args.recipe!r} learns to draw, but image_loss_weight is 0: raise image_loss_weight."
+        )
+
+
+def check_learned(lengths: Sequence[PartLengths], args: UniEditConfig) -> None:
+    """Every part of the data has something to learn that has a weight."""
+    if args.text_loss_weight and not any(part.has_text_loss for part in lengths):
+        raise ValueError(
+            f"text_loss_weight is {args.text_loss_weight}, but no text of the training data carries a loss: set "
+            "text_loss_weight=0 or add data with a text loss."
+        )
+    for number, part in enumerate(lengths):
+        learned = (part.has_text_loss and args.text_loss_weight) or (part.has_image_loss and args.image_loss_weight)
+        if any(each is not None for each in part.ids) and not learned:
+            name, kind = ("text", "text") if part.has_text_loss else ("image", "images")
+            raise ValueError(
+                f"Part {number} of the training data teaches {kind} alone, but {name}_loss_weight is 0: raise "
+                f"{name}_loss_weight or leave the part out."
+            )
+
+
+def training_parts(train_dataset, recipe) -> list[TrainingPart]:
+    """The training data as parts; a single data set takes the recipe of the settings.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if train_dataset is None:
+        return []
+    if isinstance(train_dataset, (Dataset, IterableDataset)):
+        return [TrainingPart(train_dataset, recipe)]
+    if isinstance(train_dataset, (list, tuple)) and all(isinstance(part, TrainingPart) for part in train_dataset):
+        return list(train_dataset)
+    kind = type(train_dataset).__name__
+    hint = "; choose a split, as in train_dataset=data['train']" if isinstance(train_dataset, dict) else ""
+    raise ValueError(f"train_dataset is a {kind}: give a Dataset, an IterableDataset or a list of TrainingPart{hint}.")
+
+
+def evaluation_parts(eval_dataset, recipe) -> dict[str, TrainingPart]:
+    """The evaluation data as parts by name; a single data set has the empty name.
+
+    Raises:
+        ValueError: If it is a stream, or something else.
+    """
+    named = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    parts = {}
+    for name, dataset in named.items():
+        part = TrainingPart(dataset, recipe) if isinstance(dataset, Dataset) else dataset
+        if not isinstance(part, TrainingPart) or not isinstance(part.dataset, Dataset):
+            kind = type(dataset.dataset if isinstance(dataset, TrainingPart) else dataset).__name__
+            raise ValueError(
+                f"eval_dataset {name!r} is a {kind}: give a Dataset, which has a length, or a TrainingPart with one, "
+                "or a dictionary of these."
+            )
+        parts[name] = part
+    return parts
+
+
+def check_stream(parts: Sequence[TrainingPart], args: UniEditConfig) -> None:
+    """A stream has an end, a state, and a file for every worker."""
+    streams = [part.dataset for part in parts if isinstance(part.dataset, IterableDataset)]
+    if not streams:
+        return
+    if len(parts) > 1:
+        raise ValueError(
+            "A mix of data sets is planned by their lengths, which streams do not have: load them without "
+            "streaming=True, or interleave the streams with datasets.interleave_datasets."
+        )
+    if args.max_steps <= 0:
+        raise ValueError("A stream has no length, so the run needs an end: set max_steps.")
+    for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(f"{name} is 'epoch', but where a stream ends is not known: set {name}='steps'.")
+    (stream,) = streams
+    if args.dataloader_num_workers > stream.num_shards:
+        raise ValueError(
+            f"dataloader_num_workers is {args.dataloader_num_workers}, but the stream has {stream.num_shards} file(s) "
+            f"to share out: set dataloader_num_workers={stream.num_shards} or less, or store it in more files."
+        )
+    buffer = _shuffle_buffer(stream._ex_iterable)
+    if buffer > 1 and args.save_strategy != "no":
+        raise ValueError(
+            f"The stream is shuffled through a buffer of {buffer} rows, which no checkpoint holds, so the run could "
+            "not be resumed exactly: shuffle the rows once and store them so, use shuffle(buffer_size=1), which "
+            "shuffles the files, or set save_strategy='no'."
+        )
+
+
+def _shuffle_buffer(iterable) -> int:
+    """The largest shuffle buffer in a chain of iterables; `datasets` names it nowhere in public."""
+    largest = iterable.buffer_size if isinstance(iterable, BufferShuffledExamplesIterable) else 1
+    sources = [vars(iterable).get("ex_iterable"), *vars(iterable).get("ex_iterables", [])]
+    return max([largest, *(_shuffle_buffer(source) for source in sources if source is not None)])
+
+
+def check_adapters(model, args: UniEditConfig, peft_config, quantization_config) -> None:
+    """Adapters go onto a plain model; quantised weights need them."""
+    if quantization_config is not None and not isinstance(model, str):
+        raise ValueError("quantization_config loads a model by name, but model is one already: quantise when loading.")
+    if quantization_config is not None and peft_config is None:
+        raise ValueError("Quantised weights cannot be trained: give peft_config to train adapters on them.")
+    if peft_config is not None and isinstance(model, PeftModel):
+        raise ValueError("The model carries adapters already: leave out peft_config, or merge them first.")
+    if isinstance(model, PeftModel) and (args.freeze_und or args.freeze_gen):
+        raise ValueError(
+            "The model carries adapters already, so freeze_und and freeze_gen choose nothing: leave them out."
+        )
+    if not args.freeze_vit and (peft_config is not None or isinstance(model, PeftModel)):
+        raise ValueError(
+            "freeze_vit=False trains the encoder's own weights, but with adapters these stay: leave it out, or name "
+            "the encoder in modules_to_save of the adapters' configuration."
+        )
+
+
+def check_model(model, processor, args: UniEditConfig) -> None:
+    """The model has the parts that the settings ask for."""
+    if args.image_loss_weight and not hasattr(model, "vae"):
+        raise ValueError(
+            f"image_loss_weight is {args.image_loss_weight}, but {type(model).__name__} has no autoencoder to make "
+            "targets with: use the class for conditional generation, or set image_loss_weight=0."
+        )
+    if not set(args.source_views) <= set(processor.source_views):
+        raise ValueError(
+            f"source_views is {args.source_views}, but {type(model).__name__} has the views "
+            f"{list(processor.source_views)}: choose among them."
+        )
+    largest = model.config.vision_config.image_size
+    if args.vit_longest_edge is not None and args.vit_longest_edge > largest:
+        raise ValueError(
+            f"vit_longest_edge is {args.vit_longest_edge}, but the encoder has positions for {largest} pixels: lower "
+            "it."
+        )
+
+
+def check_samples(eval_parts: dict[str, TrainingPart], args: UniEditConfig) -> None:
+    """There is something to draw while training."""
+    if args.sample_steps is None:
+        return
+    if args.recipe not in ("edit", "generate"):
+        raise ValueError(
+            f"sample_steps draws images, which the recipe {args.recipe!r} does not say how to: leave it out, or use "
+            "recipe='edit' or 'generate'."
+        )
+    if not eval_parts:
+        raise ValueError("sample_steps draws rows of the evaluation data, but there is none: give eval_dataset.")
+    columns = next(iter(eval_parts.values())).dataset.column_names
+    for name in ("instruction", "source_image") if args.recipe == "edit" else ():
+        if name not in columns:
+            raise ValueError(f"sample_steps draws edits, but the evaluation data has no column {name!r}: add it.")
