@@ -196,7 +196,8 @@ def test_every_command_has_help(capsys, command):
         assert stopped.value.code == 0
         out = capsys.readouterr().out
         assert out.startswith(f"usage: uniedit {command} ")
-        assert flag == "--help_all" or out.count("\n") <= 40, "--help fits a screen"
+        longest = 120 if command == "train" else 40
+        assert flag == "--help_all" or out.count("\n") <= longest, "--help fits a screen, that of train three"
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])

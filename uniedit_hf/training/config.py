@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -14,7 +14,10 @@ from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import Sample
 
 
-RECIPES = ("edit", "answer", "generate", "interleaved")
+Recipe = Literal["edit", "answer", "generate", "interleaved"]
+BadRows = Literal["raise", "quarantine"]
+Posterior = Literal["sample", "mean"]
+RECIPES = get_args(Recipe)
 
 
 @dataclass
@@ -119,7 +122,7 @@ class UniEditConfig(TrainingArguments):
     freeze_gen: bool = field(default=False, metadata={"help": "Keep the generation expert as it is."})
     freeze_vit: bool = field(default=True, metadata={"help": "Keep the understanding encoder as it is."})
 
-    recipe: str = field(default="edit", metadata={"help": "edit, answer, generate or interleaved."})
+    recipe: Recipe = field(default="edit", metadata={"help": "What a row becomes."})
     source_views: list[str] = field(
         default_factory=lambda: ["vit"], metadata={"help": "Encoders that see the source image."}
     )
@@ -129,9 +132,9 @@ class UniEditConfig(TrainingArguments):
     thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
     max_tokens_per_pack: int = field(default=11520, metadata={"help": "Tokens of a pack at most."})
     packing_window: int = field(default=64, metadata={"help": "Samples that wait while packs are filled."})
-    bad_rows: str = field(default="raise", metadata={"help": "raise or quarantine rows that cannot be used."})
+    bad_rows: BadRows = field(default="raise", metadata={"help": "What happens to rows that cannot be used."})
     vit_longest_edge: int | None = field(default=None, metadata={"help": "Longest side of the ViT view, pixels."})
-    posterior: str = field(default="sample", metadata={"help": "sample or mean of the VAE's posterior."})
+    posterior: Posterior = field(default="sample", metadata={"help": "What the VAE gives."})
 
     image_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the mean image loss."})
     text_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the mean text loss."})
@@ -179,8 +182,8 @@ class UniEditConfig(TrainingArguments):
 
     def _check_values(self) -> None:
         _one_of("recipe", self.recipe, RECIPES)
-        _one_of("bad_rows", self.bad_rows, ("raise", "quarantine"))
-        _one_of("posterior", self.posterior, ("sample", "mean"))
+        _one_of("bad_rows", self.bad_rows, get_args(BadRows))
+        _one_of("posterior", self.posterior, get_args(Posterior))
         self.conditioning  # noqa: B018  checks views and dropouts
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
