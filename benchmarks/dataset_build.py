@@ -2,8 +2,8 @@
 
     python -m benchmarks.dataset_build [--rows 10000 100000] [--side 64] [--pictures 4000] [--layout folder|tar]
 
-Each size is built by the command line in a process of its own, whose largest resident memory is taken. The pictures are
-easy-VQA's, enlarged to `--side` pixels; every one is decoded to its end, source and target.
+Each size is built by the command line in a process of its own, whose largest resident memory is taken. The pictures
+are easy-VQA's, enlarged to `--side` pixels; every one is decoded to its end, source and target.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
             seconds, peak = measured_build(work)
             size = sum(path.stat().st_size for path in work.glob("out/*/*.parquet"))
             print(
-                f"{rows:,} rows of {options.side} px in {options.layout}: {seconds:.1f} s, {rows / seconds:,.0f} rows/s, "
-                f"peak memory {peak / 2**20:,.0f} MiB, {size / 2**20:,.0f} MiB of Parquet",
+                f"{rows:,} rows of {options.side} px in {options.layout}: {seconds:.1f} s, "
+                f"{rows / seconds:,.0f} rows/s, peak memory {peak / 2**20:,.0f} MiB, {size / 2**20:,.0f} MiB of Parquet",
                 flush=True,
             )
 

@@ -9,13 +9,14 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from uniedit_hf.release.image_store import MAX_IMAGE_BYTES
 from uniedit_hf.schema import TASK_CATEGORIES
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
+from uniedit_hf.synthesis.easy_vqa import VqaRow, load_easy_vqa
 
 
 LAYOUTS = ("folder", "tar", "zip")
@@ -73,7 +74,7 @@ def make_release(folder: Path, num_rows: int, layout: str = "folder", config: st
 
 def entries(count: int) -> Iterator[dict]:
     """Lines of the official format."""
-    rows = load_easy_vqa("train")
+    rows = questions()
     for number in range(1, count + 1):
         row = rows[number % len(rows)]
         yield {
@@ -89,20 +90,26 @@ def entries(count: int) -> Iterator[dict]:
         }
 
 
+@cache
+def questions() -> list[VqaRow]:
+    return load_easy_vqa("train")
+
+
+@cache
+def pictures() -> list[Path]:
+    return sorted({row.image_path for row in questions()})
+
+
 def picture_bytes(number: int) -> bytes:
-    rows = load_easy_vqa("train") if not _PATHS else []
-    _PATHS.extend(sorted({row.image_path for row in rows}))
-    return _PATHS[number % len(_PATHS)].read_bytes()
-
-
-_PATHS: list[Path] = []
+    """A picture of easy-VQA, as it is stored."""
+    return pictures()[number % len(pictures())].read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Faults: the reason, and what becomes of the line and its source picture
 
 
-def faults_of(layout: str) -> list[tuple[str, callable]]:
+def faults_of(layout: str) -> list[tuple[str, Callable]]:
     everywhere = [
         ("image not found", lambda entry, source, folder: (_line(entry), [])),
         ("unusable image", lambda entry, source, folder: (_line(entry), [(entry["image_path"], source[:-60])])),

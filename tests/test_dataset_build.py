@@ -17,6 +17,7 @@ from datasets import load_dataset
 from hypothesis import given, strategies as st
 from raw_releases import LAYOUTS, make_release, picture_bytes
 
+from uniedit_hf.cli import main
 from uniedit_hf.release.build import build
 from uniedit_hf.release.faults import RowFault
 from uniedit_hf.release.image_store import ImageStore, safe_parts
@@ -135,12 +136,12 @@ def test_strict_stops_at_a_fault(tmp_path):
         build(made.folder, tmp_path / "out", strict=True)
 
 
-def test_command_ends_with_a_table(tmp_path):
+def test_command_ends_with_a_table(tmp_path, capsys):
     make_release(tmp_path / "raw", 100)
-    command = [UNIEDIT, "dataset", "build", "--source", tmp_path / "raw", "--output_dir", tmp_path / "out"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    assert "148k/train: 87 rows" in done.stdout
-    assert "   3  unusable image" in done.stdout and "uniedit_148k.jsonl:7: image not found: " in done.stdout
+    assert main(["dataset", "build", "--source", str(tmp_path / "raw"), "--output_dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "148k/train: 87 rows" in shown
+    assert "   3  unusable image" in shown and "uniedit_148k.jsonl:7: image not found: " in shown
 
 
 def test_two_configurations_and_named_manifests(tmp_path):

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from raw_releases import make_release
 
 from uniedit_hf.cli import COMMANDS
 
@@ -64,6 +65,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"uniedit_hf"}
     assert {"uniedit_hf/cli/convert.py", "uniedit_hf/models/bagel/modeling_bagel.py"} <= set(names)
+    assert {"uniedit_hf/dataset_builder/uniedit_148k.py", "uniedit_hf/release/templates/card.md.j2"} <= set(names)
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata
 
 
@@ -79,3 +81,14 @@ def test_every_help(installed, outside):
             assert run(installed / "uniedit", *command.split(), flag, **outside).startswith(
                 f"usage: uniedit {command}"
             )
+
+
+def test_the_data_set_by_its_name(installed, outside, tmp_path):
+    make_release(tmp_path / "raw", 5, faulty=False)
+    command = ["dataset", "build", "--source", tmp_path / "raw", "--output_dir", tmp_path / "out"]
+    assert "148k/train: 5 rows" in run(installed / "uniedit", *command, **outside)
+    code = (
+        "import uniedit_hf; from datasets import load_dataset; "
+        f"print(len(load_dataset('uniedit-148k', split='train', data_dir={str(tmp_path / 'raw')!r})))"
+    )
+    assert run(installed / "python", "-c", code, **outside).strip() == "5"

@@ -201,6 +201,10 @@ class _ConfigChecks:
         self.edits.add(edit)
 
     def _check_image(self, file: str, number: int, row: dict[str, Any], column: str) -> None:
+        if not (row[column] or {}).get("bytes"):
+            # A path may lead to a picture on this machine, but not on anyone else's.
+            self._problem(file, number, "no image", f"{column} holds no bytes: expected the picture itself.")
+            return
         try:
             picture = open_image(row[column], name=f"{column} of {row['id']}")
         except ImageError as error:
