@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
 from transformers.activations import ACT2FN
@@ -33,7 +32,8 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 from uniedit_hf.attention import Grid, Packed, Splits, block_mask, context_mask, dense_mask, sample_grid
 from uniedit_hf.losses import Losses
 
-from .configuration_bagel import BagelConfig, BagelTextConfig, BagelVaeConfig, BagelVisionConfig
+from .autoencoder import Fp32Autoencoder, build_vae
+from .configuration_bagel import BagelConfig, BagelTextConfig, BagelVisionConfig
 from .flow import add_noise, shift_time, velocity_target
 from .generation_bagel import BagelImageGenerationMixin
 from .latents import patchify, sincos_table, time_features
@@ -181,9 +181,11 @@ class BagelPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["BagelDecoderLayer", "SiglipEncoderLayer", "AutoencoderKL"]
+    _no_split_modules = ["BagelDecoderLayer", "SiglipEncoderLayer", "Fp32Autoencoder"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keep_in_fp32_modules_strict = ["vae"]
+    # Patterns: without the anchor and the dot, vae2llm and llm2vae would match. Quantizers skip the first as well.
+    _keep_in_fp32_modules = [r"^vae\."]
+    _keep_in_fp32_modules_strict = [r"^vae\."]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -216,7 +218,7 @@ class BagelPreTrainedModel(PreTrainedModel):
     def freeze_fixed_parts(self) -> None:
         """The position tables and the autoencoder are never trained."""
         for module in self.modules():
-            if isinstance(module, (SinCosPositions, AutoencoderKL)):
+            if isinstance(module, (SinCosPositions, Fp32Autoencoder)):
                 module.requires_grad_(False)
 
     @classmethod
@@ -743,21 +745,3 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
     def create_masks_for_generate(attention_mask=None, **kwargs):
         """The model makes its own masks from the (B, L) one, for static caches too."""
         return attention_mask
-
-
-def build_vae(config: BagelVaeConfig) -> AutoencoderKL:
-    """FLUX's autoencoder in diffusers' class."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * len(config.channel_multipliers),
-        up_block_types=("UpDecoderBlock2D",) * len(config.channel_multipliers),
-        block_out_channels=tuple(config.base_channels * each for each in config.channel_multipliers),
-        layers_per_block=config.num_res_blocks,
-        latent_channels=config.z_channels,
-        norm_num_groups=32,
-        scaling_factor=config.scaling_factor,
-        shift_factor=config.shift_factor,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
