@@ -10,6 +10,8 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 from tiny_models import WORDS, picture, tiny_bagel, tiny_bagel_processor
 
+from uniedit_hf.training import UniEditConfig, UniEditTrainer
+
 
 SIZES = ((32, 32), (48, 32), (64, 48), (32, 64))
 IMAGE_SIZE = List(Value("int32"), length=2)
@@ -110,3 +112,37 @@ def save_checkpoint(folder: Path) -> Path:
     tiny_bagel().save_pretrained(folder)
     tiny_bagel_processor().save_pretrained(folder)
     return folder
+
+
+def settings(folder: Path, **changes) -> UniEditConfig:
+    """A short run on the CPU that logs every step."""
+    defaults = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "max_tokens_per_pack": 120,
+        "packing_window": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return UniEditConfig(**defaults | changes)
+
+
+def trainer(folder: Path, train_dataset, model=None, eval_dataset=None, peft_config=None, **changes) -> UniEditTrainer:
+    """A trainer of the tiny model."""
+    return UniEditTrainer(
+        tiny_bagel() if model is None else model,
+        settings(folder, **changes),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tiny_bagel_processor(),
+        peft_config=peft_config,
+    )
+
+
+def curve(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The logs of the steps without what depends on the clock."""
+    clock = ("tokens_per_second", "samples_per_second", "data_wait_seconds")
+    return [{name: value for name, value in log.items() if name not in clock} for log in log_history if "loss" in log]
