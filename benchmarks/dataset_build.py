@@ -40,8 +40,9 @@ def main() -> None:
             seconds, peak = measured_build(work)
             size = sum(path.stat().st_size for path in work.glob("out/*/*.parquet"))
             print(
-                f"{rows:,} rows of {options.side} px in {options.layout}: {seconds:.1f} s, "
-                f"{rows / seconds:,.0f} rows/s, peak memory {peak / 2**20:,.0f} MiB, {size / 2**20:,.0f} MiB of Parquet",
+                f"{rows:,} rows of {options.side} px in {options.layout}: "
+                f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s, peak memory {peak >> 20:,} MiB, "
+                f"{size >> 20:,} MiB of Parquet",
                 flush=True,
             )
 

@@ -102,9 +102,7 @@ def rows(count: int) -> Iterator[dict]:
             "source_image": {"bytes": source, "path": None},
             "instruction": INSTRUCTION,
             "target_image": {"bytes": target, "path": None},
-            **dict.fromkeys(
-                ("task_category", "question", "answer", "variant", "source", "editor", "judge", "license")
-            ),
+            **dict.fromkeys(UNKNOWN),
             "scores": {"quality": None, "instruction": None, "preservation": None},
             "source_size": [640, 480],
             "target_size": [1024, 1024],
