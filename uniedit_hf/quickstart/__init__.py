@@ -19,7 +19,7 @@ from pathlib import Path
 def run(
     output_dir: str,
     model: str = "bagel",
-    steps: int = 300,
+    steps: int = 200,
     seed: int = 0,
     items: int = 100,
     base: str | None = None,

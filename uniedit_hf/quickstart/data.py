@@ -14,7 +14,7 @@ from uniedit_hf.synthesis.pipeline import plain_counterpart, synthesize
 from uniedit_hf.synthesis.records import Record
 
 
-NUM_EDITS = 8000
+NUM_EDITS = 5000
 
 
 def make_edits(folder: Path, *, seed: int, size: int = NUM_EDITS) -> tuple[dict[str, Dataset], dict[str, Any]]:

@@ -53,14 +53,14 @@ class Item:
 
 
 def test_items(num_each: int) -> list[Item]:
-    """Items on test pictures: `num_each` drawings, as many questions of easy-VQA and composed ones, and as many plain
-    and intelligent edits, half of each with either view of the source."""
+    """Items on test pictures: `num_each` questions of easy-VQA and as many composed ones, twice as many drawings, and
+    `num_each` plain and as many intelligent edits, half of them with either view of the source."""
     rows = load_easy_vqa("test")
     pictures = _shuffled(one_row_per_image(rows), "pictures")
     return [
         *_easy_questions(_shuffled(rows, "questions")[:num_each]),
         *_composed_questions(pictures[:num_each]),
-        *_drawings(pictures[-num_each:]),
+        *_drawings(pictures[-2 * num_each :]),
         *_edits("plain", plain_edits(rows, seed=SEED, size=num_each)),
         *_edits("intelligent", intelligent_edits(rows, seed=SEED, size=num_each)),
     ]
