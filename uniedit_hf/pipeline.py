@@ -113,6 +113,8 @@ class UniEditPipeline:
             ValueError: If a request is empty or a setting out of range; nothing is drawn then.
         """
         requests, many = _requests(image=image, instruction=instruction)
+        if isinstance(source_views, str):
+            raise ValueError(f"source_views is {source_views!r}, but must be a list of views: use [{source_views!r}].")
         views = self.processor.source_views if source_views is None else source_views
         samples, sizes = [], []
         for index, request in enumerate(requests):

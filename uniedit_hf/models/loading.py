@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
-
+from .bagel.checkpoint_folder import CheckpointFolder
 from .bagel.configuration_bagel import BagelConfig
 from .bagel.modeling_bagel import BagelForConditionalGeneration
 from .bagel.processing_bagel import BagelProcessor
@@ -42,9 +40,8 @@ def load_processor(name, config, **kwargs):
 def _is_bagel(name, **kwargs) -> bool:
     if isinstance(kwargs.get("config"), BagelConfig):
         return True
-    folder = Path(name, kwargs.get("subfolder", ""))
-    if os.path.isdir(name) and ((folder / "llm_config.json").is_file() or not (folder / "config.json").is_file()):
-        return True  # an official folder, or no checkpoint at all: the class says what is missing
-    options = {key: kwargs[key] for key in (*HUB_OPTIONS, "subfolder") if key in kwargs}
-    config = AutoConfig.from_pretrained(name, **options)
-    return isinstance(config, BagelConfig)
+    folder = CheckpointFolder(name, kwargs)
+    config = folder.json("config.json")
+    if not config or folder.has("llm_config.json"):
+        return True  # an official folder, adapters, or no checkpoint at all: the class says what is missing
+    return "llm_config" in config or config.get("model_type") == BagelConfig.model_type

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
+from .checkpoint_folder import EMA_FILE, VAE_FILE, CheckpointFolder, tensor_shapes
 from .configuration_bagel import BagelConfig
-from .official_layout import EMA_FILE, VAE_FILE, CheckpointFolder, complete_files, tensor_shapes
 from .stored_tensors import open_safetensors
 
 
@@ -70,8 +70,8 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
 
 
 def _weight_files(source: Path) -> list[Path]:
-    names = CheckpointFolder(str(source), {}).weight_files()
-    files = [Path(path) for path in complete_files([str(source / name) for name in names])]
+    folder = CheckpointFolder(source, {})
+    files = [Path(path) for path in folder.complete(str(source / name) for name in folder.weight_files())]
     vae = source / VAE_FILE
     return files + ([vae] if vae.is_file() and vae not in files else [])
 

@@ -33,11 +33,12 @@ from uniedit_hf.attention import Grid, Packed, Splits, block_mask, context_mask,
 from uniedit_hf.losses import Losses
 
 from .autoencoder import Fp32Autoencoder, build_vae
+from .checkpoint_folder import CheckpointFolder
 from .configuration_bagel import BagelConfig, BagelTextConfig, BagelVisionConfig
 from .flow import add_noise, shift_time, velocity_target
 from .generation_bagel import BagelImageGenerationMixin
 from .latents import patchify, sincos_table, time_features
-from .official_layout import CheckpointFolder, check_loading, complete_files
+from .official_layout import check_loading
 from .stored_tensors import open_tensors
 from .tokens import LATENT, PADDING, TEXT, VIT
 
@@ -224,7 +225,8 @@ class BagelPreTrainedModel(PreTrainedModel):
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
         if checkpoint_files is not None:
-            checkpoint_files = complete_files(checkpoint_files)
+            folder = CheckpointFolder(load_config.pretrained_model_name_or_path, load_config.download_kwargs)
+            checkpoint_files = folder.complete(checkpoint_files)
             if not is_deepspeed_zero3_enabled():  # which reads the files on one process and takes nothing lazy
                 state_dict = open_tensors(checkpoint_files, load_config.dtype)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)

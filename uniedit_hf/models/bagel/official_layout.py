@@ -11,24 +11,14 @@ All three carry the official key names, so one mapping of names (see `key_mappin
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from huggingface_hub import parse_safetensors_file_metadata
-from transformers.utils import cached_file
-from transformers.utils.hub import has_file
-
+from .checkpoint_folder import EMA_FILE, HUB_OPTIONS, INDEX_FILES, VAE_FILE, CheckpointFolder
 from .key_mapping import to_official
-from .stored_tensors import open_safetensors
 
 
-EMA_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"
-INDEX_FILES = ("model.safetensors.index.json", "ema.safetensors.index.json")
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # option -> the token's name, and its id in the release
 TOKENS = {
     "bos_token_id": ("<|im_start|>", 151644),
@@ -37,68 +27,6 @@ TOKENS = {
     "vision_start_token_id": ("<|vision_start|>", 151652),
     "vision_end_token_id": ("<|vision_end|>", 151653),
 }
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-
-class CheckpointFolder:
-    """The files of a checkpoint, in a local folder or a Hub repository. Weights are asked for their headers only."""
-
-    def __init__(self, name: str, options: dict[str, Any]):
-        self.name = str(name)
-        self.options = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
-        self.local = Path(self.name, self.options.get("subfolder", "")) if os.path.isdir(self.name) else None
-
-    def has(self, file: str) -> bool:
-        """Whether the checkpoint holds this file."""
-        if self.local is not None:
-            return (self.local / file).is_file()
-        known = ("cache_dir", "local_files_only", "token", "revision")
-        return has_file(self.name, file, **{key: value for key, value in self.options.items() if key in known})
-
-    def json(self, file: str) -> dict[str, Any]:
-        """A JSON file, or an empty dictionary if there is none.
-
-        Raises:
-            ValueError: If the file is no JSON.
-        """
-        path = cached_file(self.name, file, _raise_exceptions_for_missing_entries=False, **self.options)
-        if path is None:
-            return {}
-        try:
-            return json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no valid JSON ({error}): restore the file of the release.") from error
-
-    def shapes(self, file: str) -> dict[str, list[int]]:
-        """Names and shapes of the tensors in a safetensors file."""
-        if self.local is not None:
-            return tensor_shapes(self.local / file)
-        options = {key: self.options[key] for key in ("revision", "token") if key in self.options}
-        header = parse_safetensors_file_metadata(self.name, file, **options)
-        return {name: list(tensor.shape) for name, tensor in header.tensors.items()}
-
-    def weight_files(self) -> list[str]:
-        """The files with the model's weights, the autoencoder's aside."""
-        if self.has(EMA_FILE):
-            return [EMA_FILE]
-        for index in INDEX_FILES:
-            if self.has(index):
-                return sorted(set(self.json(index).get("weight_map", {}).values()) - {VAE_FILE})
-        if self.local is not None:
-            return sorted(path.name for path in self.local.glob("*.safetensors") if SHARD.fullmatch(path.name)) or [
-                path.name for path in self.local.glob("model.safetensors")
-            ]
-        return ["model.safetensors"] if self.has("model.safetensors") else []
-
-
-def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Names and shapes of the tensors in a local safetensors file, from its header.
-
-    Raises:
-        OSError: If the file is missing or no complete safetensors file.
-    """
-    with open_safetensors(path) as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
 def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -108,26 +36,23 @@ def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any
         OSError: If the folder is no BAGEL checkpoint, or its autoencoder is missing.
     """
     folder = CheckpointFolder(name, kwargs)
-    if not folder.has("llm_config.json") and (folder.local is None or folder.has("config.json")):
-        config, unused = read_config(name, **kwargs)
-        if "llm_config" not in config:
-            return config, unused
-        return _official_config(folder, config), unused
+    config = folder.json("config.json")
+    if config and "llm_config" not in config and not folder.has("llm_config.json"):
+        return read_config(name, **kwargs)
     unused = {key: value for key, value in kwargs.items() if key not in (*HUB_OPTIONS, "proxies")}
     unused = {key: value for key, value in unused.items() if not key.startswith("_from")}
-    return _official_config(folder, folder.json("config.json")), unused
+    return _official_config(folder, config), unused
 
 
 def _official_config(folder: CheckpointFolder, nested: dict[str, Any]) -> dict[str, Any]:
     """Our configuration from the official files; what they lack comes from tensor shapes, then from the release."""
     text = nested.get("llm_config") or folder.json("llm_config.json")
     vision = nested.get("vit_config") or folder.json("vit_config.json")
-    files = folder.weight_files()
-    if not text or not files:
-        found = sorted(path.name for path in folder.local.iterdir()) if folder.local else "other files"
+    files = folder.weight_files() if text else []
+    if not files:
         raise OSError(
             f"{folder.name} is no BAGEL checkpoint: expected config.json (ours) or llm_config.json with {EMA_FILE} or "
-            f"model-*-of-*.safetensors (official), found {found or 'an empty folder'}."
+            f"model-*-of-*.safetensors (official), found {folder.names() or 'an empty folder'}."
         )
     shapes = {key: shape for file in files if folder.has(file) for key, shape in folder.shapes(file).items()}
     config: dict[str, Any] = {"model_type": "bagel", "architectures": ["BagelForConditionalGeneration"]}
@@ -203,27 +128,6 @@ def _token_ids(folder: CheckpointFolder, vocab_size: int) -> dict[str, int | Non
         ids = {token["content"]: token["id"] for token in folder.json("tokenizer.json").get("added_tokens", [])}
     found = {option: ids.get(token, released) for option, (token, released) in TOKENS.items()}
     return {option: index if index < vocab_size else None for option, index in found.items()}
-
-
-def complete_files(files: Iterable[str]) -> list[str]:
-    """All files of a checkpoint, given those that transformers found: adds the shards that no index lists.
-
-    Raises:
-        OSError: If a shard is missing; the message names it.
-    """
-    complete: dict[str, None] = {}
-    for file in files:
-        folder, name = os.path.split(file)
-        shard = SHARD.fullmatch(name)
-        names = [name]
-        if shard:
-            numbers = range(1, int(shard["count"]) + 1)
-            names = [f"{shard['stem']}-{number:05d}-of-{shard['count']}.safetensors" for number in numbers]
-        complete |= dict.fromkeys(os.path.join(folder, name) for name in names)
-    missing = [path for path in complete if not os.path.isfile(path)]
-    if missing:
-        raise OSError(f"{', '.join(missing)} is missing: the checkpoint is incomplete, download it again.")
-    return list(complete)
 
 
 def check_loading(info: dict[str, Any], name) -> None:

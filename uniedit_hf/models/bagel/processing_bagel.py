@@ -21,9 +21,9 @@ from uniedit_hf.images import ImageError, image_size, open_image
 from uniedit_hf.randomness import torch_generator
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
+from .checkpoint_folder import CheckpointFolder
 from .configuration_bagel import BagelConfig
 from .image_processing_bagel import BagelImageProcessor
-from .official_layout import CheckpointFolder
 from .tokens import LATENT, PADDING, TEXT, VIT
 
 

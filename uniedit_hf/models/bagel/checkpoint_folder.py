@@ -1,0 +1,155 @@
+"""The files of a checkpoint, wherever it lies: in a folder on this machine or in a repository on the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, parse_safetensors_file_metadata, try_to_load_from_cache
+from transformers.utils import cached_file
+from transformers.utils.hub import has_file
+
+from .stored_tensors import open_safetensors
+
+
+EMA_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"
+INDEX_FILES = ("model.safetensors.index.json", "ema.safetensors.index.json")
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class CheckpointFolder:
+    """A checkpoint by its folder or Hub id. For a configuration, weights are asked for their headers only.
+
+    Args:
+        name: Folder or Hub id.
+        options: Those of `HUB_OPTIONS` are used.
+    """
+
+    def __init__(self, name: str | os.PathLike, options: dict[str, Any]):
+        self.name = str(name)
+        self.options = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+        self.subfolder = self.options.get("subfolder", "")
+        self.local = Path(self.name, self.subfolder) if os.path.isdir(self.name) else None
+
+    def has(self, file: str) -> bool:
+        """Whether the checkpoint holds this file."""
+        if self.local is not None:
+            return (self.local / file).is_file()
+        return has_file(
+            self.name, self._in_repository(file), **self._some("cache_dir", "local_files_only", "token", "revision")
+        )
+
+    def names(self) -> list[str]:
+        """The names of all files.
+
+        Raises:
+            OSError: If there is no such folder or repository.
+        """
+        if self.local is not None:
+            return sorted(path.name for path in self.local.glob("*"))
+        prefix = self._in_repository("")
+        try:
+            files = HfApi().list_repo_files(self.name, **self._some("token", "revision"))
+        except OSError as error:
+            raise self._unreachable(error) from error
+        return sorted(file.removeprefix(prefix) for file in files if file.startswith(prefix))
+
+    def fetch(self, file: str) -> str | None:
+        """The path of a file on this machine, downloaded if need be; `None` if the checkpoint has none.
+
+        Raises:
+            OSError: If there is no such folder or repository.
+        """
+        try:
+            return cached_file(self.name, file, _raise_exceptions_for_missing_entries=False, **self.options)
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+    def json(self, file: str) -> dict[str, Any]:
+        """A JSON file, or an empty dictionary if there is none.
+
+        Raises:
+            ValueError: If the file is no JSON.
+        """
+        path = self.fetch(file)
+        if path is None:
+            return {}
+        try:
+            return json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no valid JSON ({error}): restore the file of the release.") from error
+
+    def shapes(self, file: str) -> dict[str, list[int]]:
+        """Names and shapes of the tensors in a safetensors file, from its header."""
+        if self.local is not None:
+            return tensor_shapes(self.local / file)
+        file = self._in_repository(file)
+        cached = try_to_load_from_cache(self.name, file, **self._some("cache_dir", "revision"))
+        if isinstance(cached, str):
+            return tensor_shapes(cached)
+        header = parse_safetensors_file_metadata(self.name, file, **self._some("token", "revision"))
+        return {name: list(tensor.shape) for name, tensor in header.tensors.items()}
+
+    def weight_files(self) -> list[str]:
+        """The files with the model's weights, the autoencoder's aside."""
+        if self.has(EMA_FILE):
+            return [EMA_FILE]
+        for index in INDEX_FILES:
+            if self.has(index):
+                return sorted(set(self.json(index).get("weight_map", {}).values()) - {VAE_FILE})
+        if self.has("model.safetensors"):
+            return ["model.safetensors"]
+        return [name for name in self.names() if SHARD.fullmatch(name)]
+
+    def complete(self, files: Iterable[str]) -> list[str]:
+        """All files on this machine, given those that transformers found: adds the shards that no index lists.
+
+        Raises:
+            OSError: If a shard is missing; the message names it.
+        """
+        complete: dict[str, None] = {}
+        for file in files:
+            folder, name = os.path.split(file)
+            for sibling in _siblings(name):
+                path = os.path.join(folder, sibling)
+                if self.local is None and not os.path.isfile(path):
+                    path = self.fetch(sibling) or path
+                complete[path] = None
+        missing = [path for path in complete if not os.path.isfile(path)]
+        if missing:
+            raise OSError(f"{', '.join(missing)} is missing: the checkpoint is incomplete, download it again.")
+        return list(complete)
+
+    def _unreachable(self, error: OSError) -> OSError:
+        reason = str(error).splitlines()[0]
+        return OSError(f"{self.name} is no folder on this machine and could not be had from the Hub: {reason}")
+
+    def _in_repository(self, file: str) -> str:
+        return f"{self.subfolder}/{file}" if self.subfolder else file
+
+    def _some(self, *names: str) -> dict[str, Any]:
+        return {name: self.options[name] for name in names if name in self.options}
+
+
+def _siblings(name: str) -> list[str]:
+    """All shards that a shard's name tells of; of any other file the file itself."""
+    shard = SHARD.fullmatch(name)
+    if shard is None:
+        return [name]
+    numbers = range(1, int(shard["count"]) + 1)
+    return [f"{shard['stem']}-{number:05d}-of-{shard['count']}.safetensors" for number in numbers]
+
+
+def tensor_shapes(path: str | os.PathLike) -> dict[str, list[int]]:
+    """Names and shapes of the tensors in a local safetensors file, from its header.
+
+    Raises:
+        OSError: If the file is missing or no complete safetensors file.
+    """
+    with open_safetensors(path) as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}
