@@ -241,5 +241,5 @@ def _number(entry, key):
     value = entry.get(key)
     try:
         return None if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RowFault("wrong value", f"{key} is {value!r:.80}: expected a number.") from None

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given, strategies as st
 from raw_releases import LAYOUTS, make_release, picture_bytes
 
 from uniedit_hf.cli import main
+from uniedit_hf.dataset_builder.uniedit_148k import read_part
 from uniedit_hf.release.build import build
 from uniedit_hf.release.faults import RowFault
 from uniedit_hf.release.image_store import ImageStore, safe_parts
@@ -128,6 +130,81 @@ def test_processes_make_the_same_files(tmp_path):
         build(made.folder, tmp_path / str(num_proc), rows_per_file=100, num_proc=num_proc)
     for path in sorted((tmp_path / "1" / "148k").iterdir()):
         assert path.read_bytes() == (tmp_path / "2" / "148k" / path.name).read_bytes()
+
+
+def test_mended_rows_are_read_again_on_request(tmp_path):
+    made = make_release(tmp_path / "raw", 40, faulty=False)
+    lost = made.folder / "images" / "easy" / "30.png"
+    data = lost.read_bytes()
+    lost.unlink()
+    assert [fault.line for fault in build(made.folder, tmp_path / "out", rows_per_file=10).faults] == [30]
+    lost.write_bytes(data)
+    assert build(made.folder, tmp_path / "out", rows_per_file=10).rows == {"148k/train": 39}
+    assert build(made.folder, tmp_path / "out", rows_per_file=10, redo_faulty=True).rows == {"148k/train": 40}
+    assert (tmp_path / "out" / "faults.jsonl").read_text() == ""
+
+
+def test_an_image_root_elsewhere(tmp_path):
+    made = make_release(tmp_path / "raw", 4, faulty=False)
+    (tmp_path / "pictures").mkdir()
+    for name in ("images", "edited"):
+        (made.folder / name).rename(tmp_path / "pictures" / name)
+    with pytest.raises(ValueError, match="None of the 4 rows can be used: uniedit_148k.jsonl:1: image not found: "):
+        build(made.folder, tmp_path / "wrong")
+    with pytest.raises(ValueError, match="holds the build of another source, or with other settings"):
+        build(made.folder, tmp_path / "wrong", image_root=tmp_path / "pictures")
+    assert build(made.folder, tmp_path / "out", image_root=tmp_path / "pictures").rows == {"148k/train": 4}
+
+
+@pytest.mark.parametrize("layout", ["tar", "zip"])
+def test_a_damaged_archive_costs_only_its_own_rows(tmp_path, layout):
+    made = make_release(tmp_path / "raw", 90, layout, faulty=False)
+    archive = sorted(made.folder.glob("pictures-*"))[0]
+    content = bytearray(archive.read_bytes())
+    if layout == "tar":
+        del content[len(content) // 2 :]
+    else:
+        content[100:300] = bytes(200)  # within the first members
+    archive.write_bytes(content)
+    report = build(made.folder, tmp_path / "out")
+    reasons = {fault.reason for fault in report.faults}
+    assert reasons <= {"image not found", "damaged archive member", "unusable image"} and 0 < len(report.faults) < 60
+    good = {row["id"] for row in stored_rows(tmp_path / "out")}
+    assert len(good) == 90 - len(report.faults)
+
+
+def test_archives_that_are_none(tmp_path):
+    made = make_release(tmp_path / "raw", 4, faulty=False)
+    for name in ("a.tar", "b.zip"):
+        (made.folder / name).write_bytes(b"nothing of the kind" * 100)
+    report = build(made.folder, tmp_path / "out")
+    assert "a.tar is damaged" in report.found and "b.zip is damaged" in report.found and not report.faults
+
+
+def test_names_that_are_no_text(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("good.png", "../bad.png", "b\udcffd.png", "/etc/c.png"):
+            archive.addfile(tarfile.TarInfo(name))
+    store = ImageStore(tmp_path, [tmp_path / "a.tar"])
+    assert store.ignored_members == 3 and store.read("good.png") == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'\xef\xbb\xbf{"edit_instruction": 5}', "wrong value"),
+        (b'{"edit_instruction": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[" * 5000, "not JSON"),
+        (b'{"edit_instruction": "\\ud800", "image_path": "a", "output_image_path": "b"}', "not UTF-8"),
+        (b'{"edit_instruction": "x", "image_path": "a\\u0000", "output_image_path": "b"}', "no path"),
+        (b'{"edit_instruction": "x", "image_path": "' + b"a" * 300 + b'", "output_image_path": "b"}', "no path"),
+    ],
+)
+def test_lines_that_nobody_writes_on_purpose(tmp_path, line, reason):
+    (tmp_path / "148k.jsonl").write_bytes(line)
+    (part,) = find_release(tmp_path).parts("148k", "train", 10)
+    ((number, fault),) = read_part(part, ImageStore(tmp_path))
+    assert (number, fault.reason) == (1, reason)
 
 
 def test_strict_stops_at_a_fault(tmp_path):

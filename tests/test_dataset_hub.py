@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from huggingface_hub import DatasetCard
 from raw_releases import make_release
 
 from uniedit_hf.release.build import build
+from uniedit_hf.release.publishing import publish
 
 
 UNIEDIT = Path(sys.executable).with_name("uniedit")
@@ -173,6 +175,14 @@ def test_an_upload_killed_half_way_goes_on(built, tmp_path):
         listed, tags = run_python(code, env, tmp_path)
         assert set(listed) == {str(path.relative_to(built)) for path in files} | {"README.md", ".gitattributes"}
         assert tags == ["v1.0.0"]
+
+
+def test_an_unfinished_build_is_not_published(built, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(built, folder)
+    (folder / "148k" / "train-00003-of-00010.parquet").unlink()
+    with pytest.raises(ValueError, match="train-00003-of-00010.parquet lacks and 0 more: run `uniedit dataset build`"):
+        publish(folder, REPO)
 
 
 @pytest.mark.slow

@@ -17,6 +17,9 @@ class DatasetBuildOptions:
         metadata={"help": "where the Parquet goes; goes on with a build there", "metavar": "FOLDER"}
     )
     strict: bool = field(default=False, metadata={"help": "stop at a faulty row instead of leaving it out"})
+    redo_faulty: bool = field(
+        default=False, metadata={"help": "read rows again that were left out, after mending them"}
+    )
     manifest_148k: list[str] | None = field(
         default=None,
         metadata={"help": "manifests of 148k in the source, if not named *148k*.jsonl", "metavar": "FILE"},
@@ -44,6 +47,7 @@ def run(options: DatasetBuildOptions) -> None:
         options.source,
         options.output_dir,
         strict=options.strict,
+        redo_faulty=options.redo_faulty,
         manifests={config: names for config, names in named.items() if names},
         image_root=options.image_root,
         rows_per_file=options.rows_per_file,

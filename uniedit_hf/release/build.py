@@ -71,6 +71,7 @@ def build(
     output_dir: str | os.PathLike,
     *,
     strict: bool = False,
+    redo_faulty: bool = False,
     manifests: Mapping[str, Sequence[str]] | None = None,
     image_root: str | os.PathLike | None = None,
     rows_per_file: int = ROWS_PER_PART,
@@ -82,25 +83,27 @@ def build(
         source: The folder of the raw release, see `uniedit_hf.release.raw`.
         output_dir: Where the Parquet goes.
         strict: Stop at the first file with a faulty row instead of leaving the row out.
+        redo_faulty: Build the files that lack faulty rows again, after the rows have been mended.
         manifests: Per configuration its manifests, relative to `source`; by default known by their names.
         image_root: The folder that image paths are relative to; `source` by default.
         rows_per_file: Lines that make one Parquet file.
         num_proc: Processes at work.
 
     Raises:
-        ValueError: Nothing was found, the folder holds the build of another source, or a row is faulty and `strict`.
+        ValueError: Nothing was found, no row can be used, a row is faulty and `strict`, or the folder holds the build
+            of another source.
     """
     release = find_release(source, manifests)
     outputs = _outputs(release, rows_per_file)
     if not outputs:
         raise ValueError(f"There are no rows to build. {release.report()}")
     output_dir = Path(output_dir)
-    _check_plan(output_dir, release, outputs)
+    _check_plan(output_dir, release, outputs, image_root)
     images = ImageStore(Path(image_root or release.source), release.archives, base=release.source)
     report = BuildReport(release.report() + _archive_notes(images))
     results = {}
     with tqdm(total=sum(output.part.num_rows for output in outputs), unit=" rows", desc="Building") as progress:
-        for output, result in _finished(outputs, images, output_dir, num_proc):
+        for output, result in _finished(outputs, images, output_dir, num_proc, redo_faulty):
             results[output.name] = result
             progress.update(output.part.num_rows)
             if strict and result["faults"]:
@@ -113,6 +116,11 @@ def build(
         report.faults += [FaultyRow(**fault) for fault in results[output.name]["faults"]]
     lines = [json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in report.faults]
     (output_dir / "faults.jsonl").write_text("".join(lines), encoding="utf-8")
+    if not any(report.rows.values()):
+        raise ValueError(
+            f"None of the {len(report.faults):,} rows can be used: {report.faults[0]} {report.found} Delete "
+            f"{output_dir} before building with other options."
+        )
     write_card(output_dir)
     return report
 
@@ -127,12 +135,15 @@ def _outputs(release: RawRelease, rows_per_file: int) -> list[Output]:
     ]
 
 
-def _check_plan(output_dir: Path, release: RawRelease, outputs: Sequence[Output]) -> None:
+def _check_plan(
+    output_dir: Path, release: RawRelease, outputs: Sequence[Output], image_root: str | os.PathLike | None
+) -> None:
     """Keeps the plan in the folder, or compares it with the one that is there."""
-    files = sorted({output.part.file for output in outputs})
+    files = sorted({output.part.file for output in outputs} | {str(archive) for archive in release.archives})
     plan = {
         "version": VERSION,
         "files": [[os.path.relpath(file, release.source), os.path.getsize(file)] for file in files],
+        "image_root": None if image_root is None else os.path.realpath(image_root),
         "outputs": [output.name for output in outputs],
     }
     path = output_dir / ".build" / "plan.json"
@@ -145,19 +156,22 @@ def _check_plan(output_dir: Path, release: RawRelease, outputs: Sequence[Output]
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_json(path, plan)
+    for unfinished in output_dir.glob("*/.*.parquet.*"):
+        unfinished.unlink()  # of a build that was killed
 
 
 def _finished(
-    outputs: Sequence[Output], images: ImageStore, output_dir: Path, num_proc: int
+    outputs: Sequence[Output], images: ImageStore, output_dir: Path, num_proc: int, redo_faulty: bool
 ) -> Iterator[tuple[Output, dict[str, Any]]]:
     """Every file with its result as it is finished, first those that already were."""
     missing = []
     for output in outputs:
         journal = _journal(output, output_dir)
-        if journal.exists() and (output_dir / output.name).exists():
-            yield output, json.loads(journal.read_text(encoding="utf-8"))
-        else:
+        result = json.loads(journal.read_text(encoding="utf-8")) if journal.exists() else None
+        if result is None or not (output_dir / output.name).exists() or (redo_faulty and result["faults"]):
             missing.append(output)
+        else:
+            yield output, result
     write = partial(_write, images=images, output_dir=output_dir)
     if num_proc == 1:
         yield from ((output, write(output)) for output in missing)

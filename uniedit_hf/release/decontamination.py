@@ -24,7 +24,7 @@ from uniedit_hf.release.raw import PICTURES
 
 # Bits of 256 that may differ. Unrelated photographs differ in about 128, a picture and its JPEG in fewer than 10.
 MAX_DISTANCE = 12
-# A picture with fewer set bits is one flat area to the hash, and like every other one.
+# A picture with fewer bits of either kind is one flat area to the hash, or one slope, and like every other one.
 MIN_BITS = 8
 TEXT_KEYS = ("question", "prompt", "instruction", "text", "caption")
 MIN_WORDS = 4  # "how many are there?" is in every benchmark
@@ -127,7 +127,7 @@ def normalised(text: str) -> str:
 
 
 def _tells_apart(hashed: np.ndarray) -> bool:
-    return int(np.bitwise_count(hashed).sum()) >= MIN_BITS
+    return MIN_BITS <= int(np.bitwise_count(hashed).sum()) <= 256 - MIN_BITS
 
 
 def _texts(path: Path) -> Iterator[str]:

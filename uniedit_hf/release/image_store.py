@@ -9,7 +9,9 @@ SQLite file, so that memory does not grow with their size.
 from __future__ import annotations
 
 import atexit
+import lzma
 import os
+import re
 import sqlite3
 import stat
 import tarfile
@@ -27,6 +29,9 @@ from uniedit_hf.release.faults import RowFault
 MAX_IMAGE_BYTES = 256 * 2**20
 
 FILE, LINK, SECRET = "file", "link", "encrypted"
+
+# The end of a C string, the separator of another system, and bytes that are no UTF-8.
+UNSAFE = re.compile("[\0\\\\\ud800-\udfff]")
 
 SCHEMA = "CREATE TABLE member (name TEXT, archive TEXT, inner TEXT, kind TEXT, start INTEGER, size INTEGER)"
 
@@ -118,7 +123,7 @@ class ImageStore:
             else:
                 # Without a position in the file that processes after a fork would share.
                 data = os.pread(_descriptor(archive, os.getpid()), size, start)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
             raise RowFault("damaged archive member", f"{place} cannot be unpacked ({error}).") from error
         _check_size(place, len(data))
         if len(data) < size:
@@ -175,7 +180,7 @@ def safe_parts(name: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise RowFault("path that climbs", f"{name[:200]!r} leads out of the image root or may: expected no '..'.")
-    if not parts or any("\0" in part or "\\" in part or len(part.encode(errors="replace")) > 255 for part in parts):
+    if not parts or UNSAFE.search(name) or any(len(part.encode()) > 255 for part in parts):
         raise RowFault("no path", f"{name[:200]!r}: expected names of at most 255 bytes with '/' between them.")
     return parts
 
@@ -190,6 +195,8 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, int]]:
     with tarfile.open(archive, "r:") as file:
         while (member := file.next()) is not None:
             file.members.clear()  # or it keeps every header in memory
+            if not 0 <= member.size < 2**62:
+                raise tarfile.ReadError(f"{member.name!r} claims {member.size} bytes")
             if not member.isdir():
                 kind = FILE if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else LINK
                 yield member.name, kind, member.offset_data, member.size

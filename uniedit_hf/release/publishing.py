@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from uniedit_hf.dataset_builder.uniedit_148k import VERSION
 from uniedit_hf.release.card import Terms, write_card
-from uniedit_hf.release.statistics import parquet_files
+from uniedit_hf.release.statistics import missing_files
 
 
 # Nothing else of the folder leaves this machine: lists of faults and reports name local files.
@@ -45,7 +45,12 @@ def publish(
         ValueError: There is no built data set, or the tag names another revision already.
     """
     folder = Path(folder)
-    parquet_files(folder)
+    missing = missing_files(folder)
+    if missing:
+        raise ValueError(
+            f"{folder} is not complete, {missing[0]} lacks and {len(missing) - 1} more: run `uniedit dataset build` "
+            "again, which goes on where it was stopped."
+        )
     api = api or HfApi()
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     write_card(folder, repo_id, terms)

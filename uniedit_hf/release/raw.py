@@ -247,10 +247,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     if not line.strip():
         return None
     try:
-        entry = json.loads(line.decode("utf-8"))
+        entry = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowFault("not UTF-8", f"byte {error.start} is {line[error.start : error.start + 1]!r}.") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
         raise RowFault("not JSON", f"{error}; the line begins with {line[:60]!r}.") from error
     if not isinstance(entry, dict):
         raise RowFault("not JSON", f"found a {type(entry).__name__}: expected an object.")

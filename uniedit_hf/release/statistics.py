@@ -114,6 +114,17 @@ def parquet_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
+def missing_files(folder: Path) -> list[str]:
+    """The files of a built data set that its other files' names (`...-of-00290`) say there are, and that lack."""
+    missing = []
+    for config, splits in parquet_files(folder).items():
+        for split, files in splits.items():
+            totals = {int(file.stem.rpartition("-of-")[2]) for file in files if "-of-" in file.stem}
+            expected = {f"{split}-{number:05d}-of-{total:05d}.parquet" for total in totals for number in range(total)}
+            missing += [f"{config}/{name}" for name in sorted(expected - {file.name for file in files})]
+    return missing
+
+
 def statistics(folder: Path) -> list[Statistics]:
     """Counts every configuration of a built data set.
 

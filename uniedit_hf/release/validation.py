@@ -18,7 +18,15 @@ from uniedit_hf.images import ImageError, open_image
 from uniedit_hf.release.decontamination import Benchmarks, Match, read_benchmarks
 from uniedit_hf.release.parquet import IMAGES
 from uniedit_hf.release.raw import CONFIGS
-from uniedit_hf.release.statistics import PUBLISHED_ROWS, PUBLISHED_SHARES, SIDES, UNKNOWN, Statistics, parquet_files
+from uniedit_hf.release.statistics import (
+    PUBLISHED_ROWS,
+    PUBLISHED_SHARES,
+    SIDES,
+    UNKNOWN,
+    Statistics,
+    missing_files,
+    parquet_files,
+)
 from uniedit_hf.schema import TASK_CATEGORIES, row_features
 
 
@@ -87,6 +95,9 @@ def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Valida
     found = parquet_files(folder)
     looked_for = None if benchmarks is None else read_benchmarks(Path(benchmarks))
     result = Validation(str(folder), benchmarks=None if benchmarks is None else str(benchmarks))
+    result.problems += [
+        Problem(name, 0, "missing file", "is not there; build it again.") for name in missing_files(folder)
+    ]
     total = sum(_num_rows(file) for splits in found.values() for files in splits.values() for file in files)
     with tqdm(total=total, unit=" rows", desc="Validating") as progress:
         for config in [config for config in CONFIGS if config in found]:
