@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--edits", type=int, default=5000)
     parser.add_argument("--items", type=int, default=100, help="test items of each kind")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     options = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
         for way in options.ways:
             folder = options.output_dir / f"{way.replace(' ', '_')}-{seed}"
             if not (folder / "items.jsonl").is_file():
-                data = data or make_edits(options.output_dir / f"data-{seed}", seed=seed)[0]
+                data = data or make_edits(options.output_dir / f"data-{seed}", seed=seed, size=options.edits)[0]
                 dataset, settings = WAYS[way](data)
                 tune(base, dataset, folder / "model", steps=options.steps, seed=seed, **settings)
             of_ways[way].append(measured(folder, items, folder / "model"))

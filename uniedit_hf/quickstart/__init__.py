@@ -21,6 +21,7 @@ def run(
     model: str = "bagel",
     steps: int = 200,
     seed: int = 0,
+    edits: int = 5000,
     items: int = 100,
     base: str | None = None,
 ) -> Path:
@@ -31,6 +32,7 @@ def run(
         model: Family of the small model.
         steps: Optimizer steps of each tuning.
         seed: Of data and tuning; the same seed gives the same files. The test items are always the same.
+        edits: How many edits are made.
         items: Test items of each kind.
         base: Folder of the model to tune; the project's own small base if not given.
 
@@ -51,7 +53,7 @@ def run(
     folders = {"base": base_folder(base, model), "tuned": folder / "model", "control": folder / "control"}
     for name in ("data", "model", "control"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    datasets, data = make_edits(folder / "data", seed=seed)
+    datasets, data = make_edits(folder / "data", seed=seed, size=edits)
     clock.lap("data")
     losses = {}
     for name, kind in (("tuned", "intelligent"), ("control", "plain")):

@@ -14,10 +14,7 @@ from uniedit_hf.synthesis.pipeline import plain_counterpart, synthesize
 from uniedit_hf.synthesis.records import Record
 
 
-NUM_EDITS = 5000
-
-
-def make_edits(folder: Path, *, seed: int, size: int = NUM_EDITS) -> tuple[dict[str, Dataset], dict[str, Any]]:
+def make_edits(folder: Path, *, seed: int, size: int) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """Writes `intelligent` and `plain` edits as Parquet, each with a summary and a contact sheet, and loads them as a
     user would.
 

@@ -56,7 +56,7 @@ def tune(
         output_dir=str(folder),
         max_steps=steps,
         seed=seed,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         logging_steps=max(1, steps // 30),
         save_strategy="no",
         report_to="none",
