@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
@@ -18,6 +19,8 @@ Recipe = Literal["edit", "answer", "generate", "interleaved"]
 BadRows = Literal["raise", "quarantine"]
 Posterior = Literal["sample", "mean"]
 RECIPES = get_args(Recipe)
+# What `report_to` may name and carries the name of its package.
+REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
 @dataclass
@@ -219,6 +222,9 @@ class UniEditConfig(TrainingArguments):
         for name, reason in not_for_packs.items():
             if getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}, which does nothing here ({reason}): leave it out.")
+        for name in self.report_to:
+            if name in REPORTERS and find_spec(name) is None:
+                raise ValueError(f"report_to names {name!r}, which is not installed: pip install {name}.")
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}, but packs are planned and balanced "
