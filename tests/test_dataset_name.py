@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import datasets
+import pyarrow as pa
 import pytest
 from datasets import get_dataset_config_names, load_dataset
+from datasets.distributed import split_dataset_by_node
+from pyarrow.dataset import ParquetFragmentScanOptions
 from raw_releases import make_release
+from torch.utils.data import DataLoader
 
 import uniedit_hf  # noqa: F401
 from uniedit_hf.release.build import build
@@ -73,6 +77,21 @@ def test_a_stream_of_raw_data_resumes_exactly(raw):
             break
     rows.load_state_dict(state)
     assert [row["id"] for row in rows] == every[701:]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_devices_and_workers_share_a_built_folder(raw, tmp_path, num_ranks):
+    build(raw, tmp_path / "out", rows_per_file=100)
+    options = ParquetFragmentScanOptions(cache_options=pa.CacheOptions(prefetch_limit=1, range_size_limit=1 << 20))
+    read = []
+    for rank in range(num_ranks):
+        rows = load_dataset(
+            str(tmp_path / "out"), split="train", streaming=True, columns=["id"], fragment_scan_options=options
+        )
+        share = split_dataset_by_node(rows, rank, num_ranks)
+        read.append([row["id"] for row in DataLoader(share, batch_size=None, num_workers=2)])
+    assert len({name for names in read for name in names}) == sum(map(len, read)) == 1100
+    assert min(map(len, read)) > 1100 // num_ranks - 101
 
 
 def test_faulty_rows_are_left_out_or_raise(tmp_path, caplog):

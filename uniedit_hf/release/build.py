@@ -2,7 +2,7 @@
 
     OUT/148k/train-00000-of-00290.parquet ...    rows with embedded pictures
     OUT/40k/...
-    OUT/README.md                                the card, with the configurations
+    OUT/README.md, LICENSE.md, assets/           the card, with the configurations
     OUT/faults.jsonl                             rows that were left out: file, line, reason, detail
     OUT/.build/                                  what is finished, so that a build that was stopped goes on
 

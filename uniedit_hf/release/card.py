@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,7 +23,21 @@ from uniedit_hf.schema import TASK_CATEGORIES, row_features
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 EXAMPLES = "assets/examples.png"
 THUMBNAIL = 160
-SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+SIZE_CATEGORIES = {
+    1_000: "n<1K",
+    10_000: "1K<n<10K",
+    100_000: "10K<n<100K",
+    1_000_000: "100K<n<1M",
+    10_000_000: "1M<n<10M",
+}
+LICENSE = """# Terms
+
+No one licence covers this data set.
+
+- Code that built it: {code}
+- Source images, questions and answers: {source_images}
+- Generated images and instructions: {generated_images}
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Terms:
 
 
 def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = None) -> Path:
-    """Writes `README.md` and a picture of examples into the folder of a built data set.
+    """Writes `README.md`, `LICENSE.md` and a picture of examples into the folder of a built data set.
 
     Args:
         folder: The folder.
@@ -65,6 +79,7 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
         citation=CITATION,
         examples=EXAMPLES,
     )
+    (folder / "LICENSE.md").write_text(LICENSE.format(**asdict(terms)), encoding="utf-8")
     path = folder / "README.md"
     path.write_text(str(card), encoding="utf-8")
     return path
@@ -77,12 +92,12 @@ def _metadata(counted: list[Statistics], terms: Terms) -> DatasetCardData:
         language=["en"],
         license="other",
         license_name="mixed-terms",
-        license_link="README.md#licences",
+        license_link="LICENSE.md",
         license_code=terms.code,
         license_source_images=terms.source_images,
         license_generated_images=terms.generated_images,
         task_categories=["image-to-image", "visual-question-answering", "image-text-to-image"],
-        size_categories=[next((name for limit, name in SIZE_CATEGORIES if total < limit), "n>1M")],
+        size_categories=[next(name for limit, name in SIZE_CATEGORIES.items() if total < limit)],
         tags=["image-editing", "unified-multimodal-models", "arxiv:2605.21487"],
     )
     infos = DatasetInfosDict({result.config: _info(result) for result in counted})

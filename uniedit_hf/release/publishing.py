@@ -12,7 +12,7 @@ from uniedit_hf.release.statistics import missing_files
 
 
 # Nothing else of the folder leaves this machine: lists of faults and reports name local files.
-PUBLISHED = ["README.md", "assets/*", "*/*.parquet"]
+PUBLISHED = ["README.md", "LICENSE.md", "assets/*", "*/*.parquet"]
 
 
 def publish(
