@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from tiny_models import MARKERS, WORDS, picture, tiny_bagel_config, tiny_bagel_processor
 from tokenizers import Tokenizer, models
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE
@@ -84,21 +84,22 @@ def test_a_real_vocabulary_comes_back_through_auto_processor(qwen, saved):
     ]
 
 
-def test_settings_can_be_overridden_on_loading(saved):
+def test_settings_can_be_overridden_on_loading(tmp_path):
+    PROCESSOR.save_pretrained(tmp_path)
     size = {"longest_edge": 980, "shortest_edge": 378}
-    processor = AutoProcessor.from_pretrained(saved, vit_size=size)
+    processor = AutoProcessor.from_pretrained(tmp_path, vit_size=size)
     assert processor.image_processor.vit_size == size
-    assert processor.image_processor.vae_size == {"longest_edge": 1024, "shortest_edge": 512}
+    assert processor.image_processor.vae_size == PROCESSOR.image_processor.vae_size
 
 
-def test_an_official_folder_gives_the_released_sizes(qwen, tmp_path):
+def test_an_official_folder_gives_the_released_sizes(tmp_path):
     """It has a tokenizer and no processor."""
-    qwen.save_pretrained(tmp_path)
+    PROCESSOR.tokenizer.save_pretrained(tmp_path)
     options = {"vision_config": {}, "max_latent_size": 64}
     processor = BagelProcessor.from_checkpoint(tmp_path, tiny_bagel_config(**options))
     assert processor.image_processor.vae_size == {"longest_edge": 1024, "shortest_edge": 512}
     assert processor.image_processor.vit_size == {"longest_edge": 980, "shortest_edge": 224}
-    assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("<|vision_end|>") == 151653
+    assert processor.end_id == END
 
 
 def test_a_tokenizer_without_the_markers():
