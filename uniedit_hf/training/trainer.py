@@ -418,6 +418,8 @@ def _inner(model) -> PreTrainedModel:
 
 def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedModel:
     options = {"dtype": torch.float32} | (args.model_init_kwargs or {})
+    if args.device.type == "cuda":  # packs of thousands of tokens: the mask of SDPA would be dense
+        options = {"attn_implementation": "flex_attention"} | options
     if quantization_config is not None:
         options |= {"quantization_config": quantization_config, "device_map": {"": args.device}}
     return load_model(name, **options)

@@ -15,19 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
-from transformers.activations import ACT2FN
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2MLP,
-    Qwen2RMSNorm,
-    Qwen2RotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
-from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 from uniedit_hf.attention import Grid, Packed, Splits, block_mask, context_mask, dense_mask, sample_grid
 from uniedit_hf.losses import Losses
@@ -35,143 +25,15 @@ from uniedit_hf.losses import Losses
 from .autoencoder import Fp32Autoencoder, build_vae
 from .checkpoint_folder import CheckpointFolder
 from .configuration_bagel import BagelConfig, BagelTextConfig, BagelVisionConfig
+from .decoder_layers import BagelDecoderLayer, per_expert
+from .embeddings import BagelConnector, SinCosPositions, TimeEmbedder, grid_index
 from .flow import add_noise, shift_time, velocity_target
 from .generation_bagel import BagelImageGenerationMixin
-from .latents import patchify, sincos_table, time_features
+from .latents import patchify, sincos_table
 from .official_layout import check_loading
 from .stored_tensors import open_tensors
 from .tokens import LATENT, PADDING, TEXT, VIT
-
-
-def per_expert(hidden: torch.Tensor, num_und: int, und: nn.Module, gen: nn.Module) -> torch.Tensor:
-    """Runs `und` on the first `num_und` rows of (N, ...) and `gen` on the rest.
-
-    While training both run even on no rows, so that every parameter stays in the graph whatever a batch holds.
-    """
-    if num_und == len(hidden) and not torch.is_grad_enabled():
-        return und(hidden)
-    return torch.cat([und(hidden[:num_und]), gen(hidden[num_und:])])
-
-
-class BagelAttention(nn.Module):
-    """Self-attention with projections and query and key norms of each expert's own."""
-
-    def __init__(self, config: BagelTextConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        size, query_size, key_size = config.hidden_size, config.hidden_size, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(size, query_size)
-        self.k_proj = nn.Linear(size, key_size)
-        self.v_proj = nn.Linear(size, key_size)
-        self.o_proj = nn.Linear(query_size, size, bias=False)
-        self.q_norm = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.q_proj_moe_gen = nn.Linear(size, query_size)
-        self.k_proj_moe_gen = nn.Linear(size, key_size)
-        self.v_proj_moe_gen = nn.Linear(size, key_size)
-        self.o_proj_moe_gen = nn.Linear(query_size, size, bias=False)
-        self.q_norm_moe_gen = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm_moe_gen = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        num_und: int,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        layout: Grid | Packed,
-        past_key_values: Cache | None = None,
-    ) -> torch.Tensor:
-        """Routed hidden states (N, D) to (N, D)."""
-        heads = (-1, self.head_dim)
-        query = per_expert(hidden, num_und, self.q_proj, self.q_proj_moe_gen).unflatten(-1, heads)
-        key = per_expert(hidden, num_und, self.k_proj, self.k_proj_moe_gen).unflatten(-1, heads)
-        value = per_expert(hidden, num_und, self.v_proj, self.v_proj_moe_gen).unflatten(-1, heads)
-        query = per_expert(query, num_und, self.q_norm, self.q_norm_moe_gen)
-        key = per_expert(key, num_und, self.k_norm, self.k_norm_moe_gen)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(_implementation(self.config, layout), eager_attention_forward)
-        output, _ = attend(self, query, key, value, layout.mask, scaling=self.scaling, dropout=0.0)
-        return per_expert(layout.gather(output), num_und, self.o_proj, self.o_proj_moe_gen)
-
-
-def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
-    """FlexAttention serves packed sequences; rows with a cache go through SDPA then."""
-    flex = config._attn_implementation == "flex_attention"
-    return "sdpa" if flex and isinstance(layout, Grid) else config._attn_implementation
-
-
-class BagelDecoderLayer(GradientCheckpointingLayer):
-    """One layer: a shared self-attention between two sets of weights."""
-
-    def __init__(self, config: BagelTextConfig, layer_idx: int):
-        super().__init__()
-        self.self_attn = BagelAttention(config, layer_idx)
-        self.mlp = Qwen2MLP(config)
-        self.mlp_moe_gen = Qwen2MLP(config)
-        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.input_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        num_und: int,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        layout: Grid | Packed,
-        past_key_values: Cache | None = None,
-    ) -> torch.Tensor:
-        """Routed hidden states (N, D) to (N, D)."""
-        normed = per_expert(hidden, num_und, self.input_layernorm, self.input_layernorm_moe_gen)
-        hidden = hidden + self.self_attn(normed, num_und, position_embeddings, layout, past_key_values)
-        normed = per_expert(hidden, num_und, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
-        return hidden + per_expert(normed, num_und, self.mlp, self.mlp_moe_gen)
-
-
-class SinCosPositions(nn.Module):
-    """A frozen table of two-dimensional positions, stored with the weights: (side * side, D)."""
-
-    def __init__(self, side: int, size: int):
-        super().__init__()
-        self.side = side
-        self.pos_embed = nn.Parameter(torch.zeros(side * side, size), requires_grad=False)
-
-    def forward(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows of the table by row * side + column."""
-        return self.pos_embed[index]
-
-
-class BagelConnector(nn.Module):
-    """Leads from the understanding encoder to the language model: (..., vision size) to (..., D)."""
-
-    def __init__(self, vision_size: int, size: int, activation: str):
-        super().__init__()
-        self.fc1 = nn.Linear(vision_size, size)
-        self.activation = ACT2FN[activation]
-        self.fc2 = nn.Linear(size, size)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(features)))
-
-
-class TimeEmbedder(nn.Module):
-    """Flow time (P,) in [0, 1] to (P, D)."""
-
-    def __init__(self, size: int, num_features: int = 256):
-        super().__init__()
-        self.num_features = num_features
-        self.mlp = nn.Sequential(nn.Linear(num_features, size), nn.SiLU(), nn.Linear(size, size))
-
-    def forward(self, time: torch.Tensor) -> torch.Tensor:
-        return self.mlp(time_features(time, self.num_features).to(self.mlp[0].weight.dtype))
+from .vision_encoder import BagelVisionTransformer
 
 
 class BagelPreTrainedModel(PreTrainedModel):
@@ -255,66 +117,6 @@ class BagelVisionModel(BagelPreTrainedModel):
         return super().get_correct_attn_implementation(own, is_init_check)
 
 
-class BagelVisionTransformer(nn.Module):
-    """The layers of the understanding encoder under their official names."""
-
-    def __init__(self, config: BagelVisionConfig):
-        super().__init__()
-        self.embeddings = BagelVisionEmbeddings(config)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList([SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        if len(grids) == 0:  # one blank patch goes through, so that every parameter stays in the graph
-            return self._encode(patches.new_zeros(1, 1, patches.shape[1]), 1, 1)[0, :0]
-        sizes = grids.prod(-1).tolist()
-        images = patches.split(sizes)
-        features: list[torch.Tensor | None] = [None] * len(images)
-        # Images of one size share a batch: no padding, no mask, and no image depends on its neighbours.
-        for rows, columns in {tuple(grid) for grid in grids.tolist()}:
-            same = [i for i, grid in enumerate(grids.tolist()) if tuple(grid) == (rows, columns)]
-            for i, feature in zip(same, self._encode(torch.stack([images[i] for i in same]), rows, columns)):
-                features[i] = feature
-        return torch.cat(features)
-
-    def _encode(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Images of one size, (images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
-        hidden = self.embeddings(patches, rows, columns)
-        for layer in self.encoder.layers:
-            hidden = layer(hidden, None)
-        return self.post_layernorm(hidden)
-
-
-class BagelVisionEmbeddings(nn.Module):
-    """Patches as vectors (row, column, channel) through a linear layer, plus learned positions of a square table."""
-
-    def __init__(self, config: BagelVisionConfig):
-        super().__init__()
-        self.side = config.patches_per_side
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.position_embedding = nn.Embedding(self.side**2, config.hidden_size)
-
-    def forward(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """(images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
-        index = grid_index(rows, columns, self.side, patches.device)
-        return self.patch_embedding(patches.to(self.patch_embedding.weight.dtype)) + self.position_embedding(index)
-
-
-def grid_index(rows: int, columns: int, side: int, device=None) -> torch.Tensor:
-    """Where the cells of a rows x columns grid stand in a square table of `side`: row * side + column.
-
-    Raises:
-        ValueError: If the grid is larger than the table.
-    """
-    if rows > side or columns > side:
-        raise ValueError(
-            f"An image of {rows} x {columns} tokens is larger than the model's table of {side} x {side} positions: "
-            "resize the image, or raise the table's size in the configuration."
-        )
-    return (torch.arange(rows, device=device)[:, None] * side + torch.arange(columns, device=device)).flatten()
-
-
 class BagelTextModel(BagelPreTrainedModel):
     """The decoder: embeddings in, hidden states out."""
 
@@ -396,8 +198,8 @@ class BagelModel(BagelPreTrainedModel):
 
     def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Latent tokens (P, C), clean or noised, at flow time (P,) and place `index` (P,) to tokens (P, D)."""
-        tokens = self.vae2llm(latents.to(self.vae2llm.weight.dtype))
-        return tokens + self.time_embedder(time) + self.latent_pos_embed(index)
+        positions = self.latent_pos_embed(index)
+        return self.vae2llm(latents.to(positions.dtype)) + self.time_embedder(time, positions.dtype) + positions
 
     def embed(
         self,
