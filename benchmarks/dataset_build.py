@@ -3,7 +3,7 @@
     python -m benchmarks.dataset_build [--rows 10000 100000] [--side 64] [--pictures 4000] [--layout folder|tar]
 
 Each size is built by the command line in a process of its own, whose largest resident memory is taken. The pictures
-are easy-VQA's, enlarged to `--side` pixels; every one is decoded to its end, source and target.
+are easy-VQA's, or drawn with grain if `--side` is not 64; every one is decoded to its end, source and target.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ default is an assumption for the 7B model. From it follows how many workers a de
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import os
 import sys
@@ -21,10 +20,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from datasets import Image as ImageFeature, load_dataset
-from PIL import Image
 
+from benchmarks.official_release import photograph
 from uniedit_hf.images import open_image
 from uniedit_hf.models.bagel import BagelImageProcessor, BagelProcessor
 from uniedit_hf.recipes import edit_sample
@@ -95,8 +93,8 @@ def opened(row: dict) -> dict:
 
 def rows(count: int) -> Iterator[dict]:
     for number in range(count):
-        source = encoded(number, 640, 480, "JPEG", quality=90)
-        target = encoded(number + count, 1024, 1024, "PNG", compress_level=1)
+        source = photograph(number, 640, 480, "JPEG", quality=90)
+        target = photograph(number + count, 1024, 1024, "PNG", compress_level=1)
         yield {
             "id": stable_id(str(number)),
             "source_image": {"bytes": source, "path": None},
@@ -107,17 +105,6 @@ def rows(count: int) -> Iterator[dict]:
             "source_size": [640, 480],
             "target_size": [1024, 1024],
         }
-
-
-def encoded(seed: int, width: int, height: int, kind: str, **options) -> bytes:
-    """A smooth picture with the grain of a photograph."""
-    draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
-    picture = Image.fromarray((smooth + draw.integers(-3, 4, smooth.shape)).clip(0, 255).astype(np.uint8))
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":
