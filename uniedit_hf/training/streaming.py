@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,12 +122,15 @@ class _WorkerStream:
         """Fills the window as it was."""
         self.num_packs = state["num_packs"]
         keys = {key for key, _ in state["packer"]["waiting"]}
-        for row in rows:
-            if row.key in keys:
-                self.waiting[row.key] = row
-            if row.after.number >= state["num_rows"]:
-                break
-        if row.key != state["last"] or len(self.waiting) < len(keys):
+        last = None
+        with suppress(KeyError, IndexError, TypeError):  # `datasets`, when the state is that of another kind of stream
+            for row in rows:
+                last = row.key
+                if row.key in keys:
+                    self.waiting[row.key] = row
+                if row.after.number >= state["num_rows"]:
+                    break
+        if last != state["last"] or len(self.waiting) < len(keys):
             raise DataError(
                 "The training stream does not go on where the checkpoint was: other rows come. It must be the same "
                 "stream as then, not shuffled through a buffer, whose contents no state holds: shuffle the rows once "
