@@ -97,6 +97,13 @@ def test_full_size_maps_one_to_one_onto_the_release():
     assert {to_official(name) for name in model.state_dict()} == set(listed)
 
 
+def test_a_model_from_a_configuration_has_the_released_position_tables(expected):
+    config = load(FIXTURE).config
+    for name, table in BagelForConditionalGeneration(config).state_dict().items():
+        if name.endswith("pos_embed"):
+            torch.testing.assert_close(table, expected[name], rtol=0, atol=1e-6)
+
+
 # ---- layouts in
 
 

@@ -126,7 +126,7 @@ def test_checkpointing_recomputes_what_is_trained_and_nothing_else(model, proces
     model.model.vit_model.requires_grad_(not vit_frozen)
     batch = pack(processor, "edit", "answer")
     expected = gradients(model, batch)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     if use_reentrant:
         model.enable_input_require_grads()
     vit_layer = model.model.vit_model.vision_model.encoder.layers[0]
@@ -140,8 +140,8 @@ def test_checkpointing_recomputes_what_is_trained_and_nothing_else(model, proces
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
     assert not model.vae.is_gradient_checkpointing
-    model.gradient_checkpointing_disable()
-    assert not model.is_gradient_checkpointing
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
 
 
 # ---- dtypes
@@ -291,7 +291,7 @@ def test_adapters_with_checkpointing(model, processor):
     tuned = with_adapters(model, text=True).train()
     batch = pack(processor, "edit", "answer")
     expected = gradients(tuned, batch)
-    tuned.gradient_checkpointing_enable({"use_reentrant": False})
+    tuned.activation_checkpointing_enable({"use_reentrant": False})
     for name, gradient in gradients(tuned, batch).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
