@@ -77,8 +77,8 @@ def tiny_bagel_config(**options) -> BagelConfig:
 
 
 def tiny_bagel(seed: int = 0, **options) -> BagelForConditionalGeneration:
-    """A model whose every weight is drawn, the zero-initialised ones too. Those of the model itself are twice the usual
-    size and words are far apart, or it would repeat itself whatever it is asked."""
+    """A model whose every weight is drawn, the zero-initialised ones too. Those of the model itself are twice the
+    usual size and words are far apart, or it would repeat itself whatever it is asked."""
     model = BagelForConditionalGeneration(tiny_bagel_config(**options)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
