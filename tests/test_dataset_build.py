@@ -293,8 +293,8 @@ def test_safe_names_lead_nowhere_else(name):
         parts = safe_parts(name)
     except RowFault:
         return
-    place = os.path.normpath(os.path.join("/root/images", *parts))
-    assert place.startswith("/root/images/") and "\0" not in place
+    place = os.path.normpath(os.path.join("/data/images", *parts))
+    assert place.startswith("/data/images/") and "\0" not in place
 
 
 @given(
