@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 PART_FIELDS = ("name", "config", "split", "test_split", "recipe", "weight")
-NOT_QUANTISED = ("vae", "vit_model", "connector", "time_embedder", "vae2llm", "llm2vae", "lm_head")
+NOT_QUANTISED = ("vae", "model.vit_model", "model.connector", "model.time_embedder", "vae2llm", "llm2vae", "lm_head")
 
 
 @dataclass
