@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ CURVES = Path(__file__).parent / "fixtures" / "curves"
 PACKAGES = ("torch", "transformers", "accelerate", "diffusers", "datasets")
 COMPARED = ("loss", "image_loss", "text_loss", "grad_norm")
 # accumulation x batch, on one process and on two, with activation checkpointing and without
-FAST = [(1, 1, 8, False), (1, 4, 2, True), (2, 2, 2, False)]
+FAST = [(1, 1, 8, False), (2, 2, 2, True)]
 ALL = [(n, a, 8 // n // a, c) for n in (1, 2) for a in (1, 2, 4, 8) if n * a <= 8 for c in (False, True)]
 
 
@@ -87,6 +89,55 @@ def run(options: dict[str, Any], processes: int = 1) -> Path:
     done = subprocess.run(command(options, processes), env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return Path(options["output_dir"])
+
+
+class Running:
+    """The command while it runs, in a process group of its own, to be killed.
+
+    Args:
+        options: Of the command.
+        processes: On how many processes.
+    """
+
+    def __init__(self, options: dict[str, Any], processes: int = 1):
+        self.process = subprocess.Popen(
+            command(options, processes),
+            env=environment() | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.output = ""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.process.poll() is None:
+            self.kill(signal.SIGKILL)
+        self.wait()
+
+    def wait_for_steps(self, count: int) -> int:
+        """Waits until so many more steps are logged. Returns how often a step was."""
+        for line in self.process.stdout:
+            self.output += line
+            count -= "'loss'" in line
+            if count == 0:
+                return self.output.count("'loss'")
+        raise AssertionError(f"The run ended before it was killed:\n{self.output}")
+
+    def kill(self, number: int, after: float = 0.0) -> None:
+        """Sends a signal to all its processes, after some seconds."""
+        time.sleep(after)
+        os.killpg(self.process.pid, number)
+
+    def wait(self) -> int:
+        """Waits for its end and returns the exit code."""
+        if not self.process.stdout.closed:
+            self.output += self.process.stdout.read()
+            self.process.stdout.close()
+        return self.process.wait(timeout=120)
 
 
 def run_mix(data: Path, folder: Path, processes: int, accumulation: int, batch: int, checkpointing: bool) -> Path:

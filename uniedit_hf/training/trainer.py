@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
@@ -330,13 +330,18 @@ class UniEditTrainer(Trainer):
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Files carry the official key names, so they are read by `from_pretrained`, which knows them."""
+        """Files carry the official key names, so they are read by `from_pretrained`, which knows them. Of adapters,
+        `Trainer` would take the average in `ema/` for another one."""
         model = self.model if model is None else model
-        if isinstance(model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        stored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(stored.state_dict())
+        elif isinstance(model, PeftModel):
+            for name in model.peft_config:
+                folder = Path(resume_from_checkpoint, "" if name == "default" else name)
+                set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
+        else:
+            stored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            model.load_state_dict(stored.state_dict())
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
