@@ -8,8 +8,7 @@ import pickle
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from benchmarks.packing import compare, official_packing, planned
 from uniedit_hf.packing import (

@@ -8,10 +8,8 @@ import sys
 from collections import Counter
 
 import pytest
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageFeature
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from datasets import Dataset, Features, Image as ImageFeature, List, Value
+from hypothesis import assume, given, strategies as st
 from PIL import Image
 
 from uniedit_hf.recipes import (
