@@ -30,9 +30,8 @@ from uniedit_hf.training.ema import WeightAverage
 
 
 READING_BATCH, READING_RATE = 64, 1.5e-3
-PEAK_RATE, WARMUP, DECAY, WEIGHT_DECAY = 1e-3, 100, 0.3, 0.01
+PEAK_RATE, PLACE_RATE, WARMUP, DECAY, WEIGHT_DECAY = 1e-3, 4e-3, 100, 0.3, 0.01
 AVERAGE_DECAY = 0.995
-TEXT_WEIGHT = 0.2
 SAVE_EVERY = 50
 
 
@@ -49,7 +48,7 @@ class Mix:
         noise_draws: Noised copies of a target.
     """
 
-    answers: int = 4
+    answers: int = 10
     composed: float = 0.6
     drawings: int = 6
     edits: int = 14
@@ -77,8 +76,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--pool", type=Path, default=None, help="where the pictures and latents are kept")
     parser.add_argument("--random_pictures", type=int, default=1500)
     parser.add_argument("--reading_steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--stop_after", type=int, default=None, help="stop early, as a killed run would; for probes")
+    parser.add_argument("--answers", type=int, default=Mix.answers, help="questions in a step")
+    parser.add_argument("--text_weight", type=float, default=0.5)
     parser.add_argument("--eval_every", type=int, default=600)
     parser.add_argument("--eval_items", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -106,10 +107,11 @@ def learn_to_read(model, processor, pool: Pool, options: argparse.Namespace) -> 
         }
     )
     parameters = [*model.model.vit_model.parameters(), *model.model.connector.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=READING_RATE, weight_decay=WEIGHT_DECAY)
+    groups = [{"params": parameters, "peak": READING_RATE}]
+    optimizer = torch.optim.AdamW(groups, lr=READING_RATE, weight_decay=WEIGHT_DECAY)
     with tqdm(range(options.reading_steps), desc="reading", mininterval=10) as progress:
         for step in progress:
-            set_rate(optimizer, READING_RATE, step, options.reading_steps)
+            set_rate(optimizer, step, options.reading_steps)
             images = python_random(options.seed, "reading", step).sample(range(len(pool.scenes)), READING_BATCH)
             patches = [processor.image_processor.patchify_vit(x) for x in as_tensor(pool.pictures[images])]
             grids = torch.full((len(images), 2), SIDE // processor.image_processor.vit_stride)
@@ -135,11 +137,21 @@ def scene_loss(read: torch.Tensor, scenes: list) -> torch.Tensor:
 
 def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
     """Trains in place with checkpoints, an average of the weights and figures on test pictures; resumes by itself."""
-    mix = Mix()
+    mix = Mix(answers=options.answers)
     draws = Draws(pool, mix.noise_draws)
     model.train()
-    parameters = [p for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+    # The tables of places are frozen in a finished model. Here they are made: neighbouring squares of a 4 x 4 grid are
+    # so alike in the sinusoids that attention takes very long to tell them apart.
+    places = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for table in places:
+        table.requires_grad_(True)
+    groups = [
+        {"params": parameters, "peak": PEAK_RATE, "weight_decay": WEIGHT_DECAY},
+        {"params": places, "peak": PLACE_RATE, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.99))
+    parameters = [*parameters, *places]
     average = WeightAverage(model, AVERAGE_DECAY)
     first, spent = resume(model, optimizer, average, options.output_dir)
     test = real_scenes("test")
@@ -148,10 +160,10 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
     sums: dict[str, float] = {}
     with tqdm(range(first, last), initial=first, total=options.steps, mininterval=10) as progress:
         for step in progress:
-            set_rate(optimizer, PEAK_RATE, step, options.steps)
+            set_rate(optimizer, step, options.steps)
             losses = model(**pack(processor, draws, mix, step, options.seed))
             image, text = losses.image_sum / losses.image_count, losses.text_sum / losses.text_count
-            take_step(image + TEXT_WEIGHT * text, optimizer, parameters)
+            take_step(image + options.text_weight * text, optimizer, parameters)
             average.update(model)
             for name, value in {"image": image.item(), "text": text.item(), "steps": 1}.items():
                 sums[name] = sums.get(name, 0) + value
@@ -195,11 +207,11 @@ def take_step(loss: torch.Tensor, optimizer, parameters: list[nn.Parameter]) -> 
     optimizer.step()
 
 
-def set_rate(optimizer, peak: float, step: int, steps: int) -> None:
-    """Warm-up, a plateau, and a straight line to zero over the last `DECAY` of the steps."""
+def set_rate(optimizer, step: int, steps: int) -> None:
+    """Warm-up, a plateau at each group's `peak`, and a straight line to zero over the last `DECAY` of the steps."""
     left = (steps - step) / (DECAY * steps)
     for group in optimizer.param_groups:
-        group["lr"] = peak * min((step + 1) / WARMUP, 1.0, left)
+        group["lr"] = group["peak"] * min((step + 1) / WARMUP, 1.0, left)
 
 
 def resume(model, optimizer, average: WeightAverage, folder: Path) -> tuple[int, float]:

@@ -1,7 +1,7 @@
 """The shape of the small model: a BAGEL of about 6 million parameters for pictures of 64 x 64 pixels.
 
 The ViT's patches and the latent tokens are both squares of 16 pixels, so that both views of a picture are 4 x 4 tokens
-with the same table of positions, and a place that is read is the place that is drawn.
+that start from the same table of positions, and a place that is read is the place that is drawn.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def small_config(tokenizer: PreTrainedTokenizerFast, vae: dict) -> BagelConfig:
         vision_config=vision,
         vae_config=vae,
         max_latent_size=SIDE // PATCH,
+        timestep_shift=3.0,
         vision_start_token_id=start,
         vision_end_token_id=end,
         **marker_ids,
