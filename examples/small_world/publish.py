@@ -70,7 +70,7 @@ All parts and kinds are in `figures.json`.
 ```
 python examples/small_world/vae.py --output_dir runs/small_world/vae
 python examples/small_world/base.py --vae runs/small_world/vae --output_dir runs/small_world/base
-    python examples/small_world/publish.py --vae runs/small_world/vae --base runs/small_world/base
+python examples/small_world/publish.py --vae runs/small_world/vae --base runs/small_world/base
 ```
 
 Data: the 4,000 training pictures of [easy-VQA](https://pypi.org/project/easy-vqa/) (MIT), pictures of the same kind \
@@ -98,6 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     shutil.rmtree(options.output_dir, ignore_errors=True)
     shutil.copytree(options.base / "model", options.output_dir)
+    (options.output_dir / "model.safetensors").chmod(0o644)
     lines = [
         json.dumps({"part": part} | json.loads(line))
         for part, file in (("vae", options.vae / "log.jsonl"), ("base", options.base / "training_log.jsonl"))
