@@ -13,9 +13,9 @@ class QuickstartOptions:
         metadata={"help": "where the data, the model and the report go", "metavar": "FOLDER"},
     )
     model: Literal["bagel"] = field(default="bagel", metadata={"help": "the family of the small model"})
-    steps: int = field(default=200, metadata={"help": "optimizer steps of tuning"})
+    steps: int = field(default=120, metadata={"help": "optimizer steps of tuning"})
     seed: int = field(default=0, metadata={"help": "seed of the data, the weights and the training"})
-    edits: int = field(default=5000, metadata={"help": "intelligent edits to make, and as many plain ones"})
+    edits: int = field(default=3000, metadata={"help": "intelligent edits to make, and as many plain ones"})
     items: int = field(default=100, metadata={"help": "test items of each kind; at 100, each ability has 200"})
     base: str | None = field(
         default=None,

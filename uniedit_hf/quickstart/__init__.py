@@ -19,9 +19,9 @@ from pathlib import Path
 def run(
     output_dir: str,
     model: str = "bagel",
-    steps: int = 200,
+    steps: int = 120,
     seed: int = 0,
-    edits: int = 5000,
+    edits: int = 3000,
     items: int = 100,
     base: str | None = None,
 ) -> Path:

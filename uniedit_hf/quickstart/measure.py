@@ -21,9 +21,9 @@ from .items import VIEWS, Ability, Item
 COLUMNS = ("base", "tuned", "control")
 ABILITIES: tuple[Ability, ...] = ("understanding", "generation", "editing")
 BATCH = 50
-DRAWING_SETTINGS = {"num_timesteps": 16, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)}
+DRAWING_SETTINGS = {"num_timesteps": 12, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)}
 EDIT_SETTINGS = {
-    "num_timesteps": 16,
+    "num_timesteps": 12,
     "text_guidance_scale": 2.5,
     "image_guidance_scale": 1.0,
     "guidance_renorm": "global",
