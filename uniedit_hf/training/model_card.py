@@ -15,19 +15,26 @@ TEMPLATE = """---
 
 # {{ model_name }}
 
-{{ base }} tuned on intelligent image editing{{ data }} with uniedit_hf, an independent implementation of
-[{{ paper_title }}]({{ paper_url }}).
+{% if base_model %}[{{ base_model }}](https://huggingface.co/{{ base_model }}){% else %}A unified multimodal model{% endif %} tuned on intelligent image editing
+{%- for name in training_data %}{{ " with " if loop.first else ", " }}[{{ name }}](https://huggingface.co/datasets/{{ name }}){% endfor %}.
+Made with uniedit_hf, an independent implementation of
+[{{ paper_title }}](https://huggingface.co/papers/{{ paper_id }}).
 
 ```python
-{{ usage }}
+from uniedit_hf import UniEditPipeline
+pipe = UniEditPipeline.from_pretrained("{{ model_id }}")
+pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
 ```
 
 ## Training
 
-{{ settings }}
-
-Versions: {{ versions }}.
-"""
+| setting | value |
+|---|---|
+{% for name, value in settings.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+Versions: {{ versions | join(", ") }}.
+"""  # noqa: E501  a paragraph is one line
 
 SHOWN = (
     "recipe",
@@ -63,7 +70,6 @@ def model_card(
     paper: dict[str, str],
     adapters: bool,
     steps: int,
-    packs_per_step: int,
 ) -> ModelCard:
     """A card in the style of TRL's.
 
@@ -77,7 +83,6 @@ def model_card(
         paper: Its `title` and `id`.
         adapters: Whether only adapters were trained.
         steps: How many optimizer steps.
-        packs_per_step: Packs in each of them.
     """
     data = ModelCardData(
         base_model=base_model,
@@ -87,40 +92,16 @@ def model_card(
         pipeline_tag="image-to-image",
         tags=sorted({"generated_from_trainer", *tags, *(["lora"] if adapters else [])}),
     )
-    rows = {"steps": steps, "packs in a step": packs_per_step} | {
-        name: value.value if hasattr(value := vars(args)[name], "value") else value for name in SHOWN
-    }
+    stored = args.to_dict()
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE,
         model_name=model_name,
-        base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "A BAGEL model",
-        data=f" with {', '.join(f'[{name}](https://huggingface.co/datasets/{name})' for name in datasets)}"
-        if datasets
-        else "",
-        usage=_usage(hub_model_id or model_name, base_model, adapters),
-        settings="\n".join(
-            ["| setting | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-        ),
-        versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        model_id=hub_model_id or model_name,
+        base_model=base_model,
+        training_data=datasets,
+        settings={"steps": steps, "packs in a step": args.packs_per_step} | {name: stored[name] for name in SHOWN},
+        versions=[f"{name} {version(name)}" for name in PACKAGES],
         paper_title=paper["title"],
-        paper_url=f"https://huggingface.co/papers/{paper['id']}",
-    )
-
-
-def _usage(model: str, base_model: str | None, adapters: bool) -> str:
-    if not adapters:
-        return "\n".join(
-            [
-                "from uniedit_hf import UniEditPipeline",
-                f'pipe = UniEditPipeline.from_pretrained("{model}")',
-                'pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")',
-            ]
-        )
-    return "\n".join(
-        [
-            "from uniedit_hf import UniEditPipeline",
-            f'pipe = UniEditPipeline.from_pretrained("{base_model or "the base model"}")',
-            f'pipe.model.load_adapter("{model}")',
-        ]
+        paper_id=paper["id"],
     )

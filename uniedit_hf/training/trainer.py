@@ -406,7 +406,6 @@ class UniEditTrainer(Trainer):
             paper=self._paper,
             adapters=isinstance(self.model, PeftModel),
             steps=self.state.global_step,
-            packs_per_step=self.args.packs_per_step,
         )
         for name, value in kwargs.items():
             setattr(card.data, name, value)
