@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from datasets import IterableDataset, concatenate_datasets, interleave_datasets, load_dataset
+from datasets.distributed import split_dataset_by_node
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from tiny_models import tiny_bagel_processor
 from training_data import (
@@ -172,6 +173,17 @@ def test_a_stream_gives_every_row_once_an_epoch(tmp_path, num_workers):
     seen = Counter(name for pack in run.packs(40) for name in pack)
     assert set(seen) == {f"row-{number}" for number in range(24)}
     assert max(seen.values()) - min(seen.values()) <= 2, "a window of rows waits"
+
+
+@pytest.mark.parametrize("num_files", [4, 3])
+def test_processes_share_a_stream_out(tmp_path, num_files):
+    """By files where these can be dealt out evenly, else by rows."""
+    stream = edit_rows(24).to_iterable_dataset(num_shards=num_files)
+    args = make_args(tmp_path, packing_window=1)  # packs of one row, in the order of the stream
+    epochs = [Run(split_dataset_by_node(stream, rank, 2), args).packs(24) for rank in range(2)]
+    for epoch in (slice(0, 12), slice(12, 24)):
+        ids = [name for packs in epochs for (name,) in packs[epoch]]
+        assert sorted(ids) == sorted(f"row-{number}" for number in range(24))
 
 
 @pytest.mark.parametrize(("num_workers", "batch"), [(0, 1), (1, 1), (2, 3)])

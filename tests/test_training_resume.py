@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -221,3 +222,36 @@ def test_ten_kills_change_nothing(data, tmp_path, variant):
     begun = killed_and_gone_on(options | {"output_dir": str(tmp_path / "killed")}, kills=10, seed=len(variant))
     assert begun[0] is None and len(set(begun)) >= 4, "it got on between the kills"
     check_same_folders(tmp_path / "killed", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("variant", ["planned, with an average", "streamed, with an average"])
+def test_two_processes_stop_together_and_go_on(data, tmp_path, variant):
+    """One of them alone gets the signal; both finish the same step."""
+    options = COMMANDS[variant](data) | {"max_steps": 24, "dataloader_num_workers": 2}
+    whole = run(options | {"output_dir": str(tmp_path / "whole")}, processes=2)
+    options |= {"output_dir": str(tmp_path / "stopped"), "resume_from_checkpoint": "true"}
+    with Running(options, processes=2) as process:
+        process.wait_for_steps(3)
+        os.kill(process.ranks()[-1], signal.SIGTERM)
+        assert process.wait() == 0, process.output
+    assert "Stopped after step " in process.output
+    newest, torn = last_whole_checkpoint(tmp_path / "stopped")
+    assert not torn and {f"data_state_{rank}.json" for rank in (0, 1)} <= {path.name for path in newest.iterdir()}
+    check_same_folders(run(options, processes=2), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_planned_run_goes_on_with_other_processes(data, tmp_path):
+    """Eight packs a step on one process, then on two."""
+    options = mix_settings(data, save_strategy="steps", save_steps=10, per_device_train_batch_size=8)
+    whole = run(options | {"output_dir": str(tmp_path / "whole")})
+    shutil.copytree(whole / "checkpoint-10", tmp_path / "again" / "checkpoint-10")
+    options |= {"output_dir": str(tmp_path / "again"), "resume_from_checkpoint": "true"}
+    again = run(options | {"per_device_train_batch_size": 4}, processes=2)
+    expected, found = logged(whole), logged(again)
+    assert len(found) == len(expected) == 20
+    for here, there in zip(found, expected):
+        assert here["loss"] == pytest.approx(there["loss"], rel=1e-5)

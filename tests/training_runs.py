@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -131,6 +132,11 @@ class Running:
         """Sends a signal to all its processes, after some seconds."""
         time.sleep(after)
         os.killpg(self.process.pid, number)
+
+    def ranks(self) -> list[int]:
+        """The ids of the processes that train."""
+        children = psutil.Process(self.process.pid).children()
+        return [child.pid for child in children if "uniedit_hf.cli" in " ".join(child.cmdline())]
 
     def wait(self) -> int:
         """Waits for its end and returns the exit code."""
