@@ -132,7 +132,10 @@ class BagelProcessor(ProcessorMixin):
 
     def text_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each of many texts takes, markers included; together they go faster than one by one."""
-        return [len(ids) + 2 for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        tokenizer = self.tokenizer.backend_tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return [len(encoding) + 2 for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def token_ids(self, text: str | Sequence[int]) -> list[int]:
         """Ids without markers; a list of ids passes through."""
