@@ -22,6 +22,10 @@ from uniedit_hf.synthesis.vocabulary import vocabulary
 PATCH = 16
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 UNKNOWN = "<unk>"
+VAE_SETTINGS = (
+    "base_channels", "channel_multipliers", "norm_num_groups", "num_res_blocks", "z_channels", "scaling_factor",
+    "shift_factor",
+)  # fmt: skip
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
@@ -94,9 +98,8 @@ def small_processor(tokenizer: PreTrainedTokenizerFast, config: BagelConfig) -> 
 def new_model(vae_folder: Path, seed: int) -> tuple[BagelForConditionalGeneration, BagelProcessor]:
     """The model with the trained autoencoder of `vae.py` and fresh weights elsewhere, and its processor."""
     facts = json.loads((vae_folder / "vae.json").read_text())
-    names = ("base_channels", "channel_multipliers", "num_res_blocks", "z_channels", "scaling_factor", "shift_factor")
     tokenizer = small_tokenizer()
-    config = small_config(tokenizer, {name: facts[name] for name in names})
+    config = small_config(tokenizer, {name: facts[name] for name in VAE_SETTINGS})
     torch.manual_seed(seed)
     model = BagelForConditionalGeneration(config)
     model.vae.load_state_dict(load_file(vae_folder / "vae.safetensors"))

@@ -29,7 +29,13 @@ from uniedit_hf.synthesis.reader import read
 from uniedit_hf.synthesis.scene import Scene
 
 
-SHAPE = {"base_channels": 32, "channel_multipliers": (1, 1, 2, 2), "num_res_blocks": 1, "z_channels": 8}
+SHAPE = {
+    "base_channels": 16,
+    "channel_multipliers": (1, 2, 4, 4),
+    "norm_num_groups": 4,
+    "num_res_blocks": 1,
+    "z_channels": 8,
+}
 CROP, CROP_BATCH, WHOLE_BATCH = 32, 32, 8
 CONTRAST, KL = 4.0, 1e-3
 PEAK_RATE, LAST_RATE, WARMUP = 2e-3, 3e-5, 100
@@ -39,8 +45,8 @@ SAVE_EVERY = 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world/vae"))
-    parser.add_argument("--crop_steps", type=int, default=800)
-    parser.add_argument("--whole_steps", type=int, default=2200)
+    parser.add_argument("--crop_steps", type=int, default=3000)
+    parser.add_argument("--whole_steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)

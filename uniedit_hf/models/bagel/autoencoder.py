@@ -28,7 +28,7 @@ def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
         block_out_channels=tuple(config.base_channels * each for each in config.channel_multipliers),
         layers_per_block=config.num_res_blocks,
         latent_channels=config.z_channels,
-        norm_num_groups=32,
+        norm_num_groups=config.norm_num_groups,
         scaling_factor=config.scaling_factor,
         shift_factor=config.shift_factor,
         use_quant_conv=False,

@@ -63,8 +63,12 @@ class BagelVisionConfig(SiglipVisionConfig):
 class BagelVaeConfig(PreTrainedConfig):
     """The generation autoencoder: FLUX's, frozen. Pixels (B, 3, H, W) become latents (B, z_channels, H/8, W/8).
 
+    `norm_num_groups` is the number of groups of the group norms. FLUX's 32 suit its 128 channels; with as many groups as
+    channels each channel's level is normalised away, and with it the tint of a picture.
+
     Raises:
-        ValueError: If `channel_multipliers` does not name four levels, which is what a factor of 8 takes.
+        ValueError: If `channel_multipliers` does not name four levels, which is what a factor of 8 takes, or if the
+            groups do not divide the channels.
     """
 
     model_type = "bagel_vae"
@@ -73,6 +77,7 @@ class BagelVaeConfig(PreTrainedConfig):
     base_channels: int = 128
     channel_multipliers: list[int] | tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
+    norm_num_groups: int = 32
     z_channels: int = 16
     scaling_factor: float = 0.3611
     shift_factor: float = 0.1159
@@ -83,6 +88,11 @@ class BagelVaeConfig(PreTrainedConfig):
             raise ValueError(
                 f"vae_config.channel_multipliers has {len(self.channel_multipliers)} levels, but latents are 1/8 of "
                 "the image, which takes exactly four: name four multipliers."
+            )
+        if self.base_channels % self.norm_num_groups:
+            raise ValueError(
+                f"vae_config.norm_num_groups is {self.norm_num_groups}, which does not divide base_channels "
+                f"({self.base_channels}): name a divisor."
             )
 
 
