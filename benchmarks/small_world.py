@@ -18,13 +18,16 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import multiprocessing
+import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+import torch
+from datasets import Dataset, load_dataset
 
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.pipeline import UniEditPipeline
@@ -40,6 +43,7 @@ from uniedit_hf.training import TrainingPart
 
 
 Way = Callable[[dict[str, Dataset]], tuple[object, dict]]
+KINDS = ("intelligent", "plain")
 WAYS: dict[str, Way] = {
     "paper": lambda data: (data["intelligent"], {}),
     "plain": lambda data: (data["plain"], {}),
@@ -67,8 +71,8 @@ def mixed_parts(edits: Dataset) -> list[TrainingPart]:
     ]
 
 
-def measured(folder: Path, items: list[Item], path: Path) -> list[int]:
-    """The score of every item, from the folder's `items.jsonl` or by running the model at `path`."""
+def measured(folder: Path, items: list[Item], path: Path | None) -> list[int]:
+    """The score of every item, from the folder's `items.jsonl` or, without one, by running the model at `path`."""
     lines = folder / "items.jsonl"
     if not lines.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,36 +84,63 @@ def measured(folder: Path, items: list[Item], path: Path) -> list[int]:
     return [json.loads(line)["right"] for line in lines.read_text().splitlines()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--edits", type=int, default=5000)
-    parser.add_argument("--items", type=int, default=100, help="test items of each kind")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    options = parser.parse_args()
-    items, base = test_items(options.items), base_folder(None, "bagel")
-    of_base = measured(options.output_dir / "base", items, base)
-    of_ways: dict[str, list[list[int]]] = defaultdict(list)
-    for seed in range(options.seeds):
-        data = None
-        for way in options.ways:
-            folder = options.output_dir / f"{way.replace(' ', '_')}-{seed}"
-            if not (folder / "items.jsonl").is_file():
-                data = data or make_edits(options.output_dir / f"data-{seed}", seed=seed, size=options.edits)[0]
-                dataset, settings = WAYS[way](data)
-                tune(base, dataset, folder / "model", steps=options.steps, seed=seed, **settings)
-            of_ways[way].append(measured(folder, items, folder / "model"))
-            shutil.rmtree(folder / "model", ignore_errors=True)
+def tune_and_measure(task: tuple[Path, str, int, int, int]) -> None:
+    """One way with one seed: from its data to its `items.jsonl`. Does nothing if that is there."""
+    output_dir, way, seed, steps, num_items = task
+    folder = run_folder(output_dir, way, seed)
+    if (folder / "items.jsonl").is_file():
+        return
+    torch.set_num_threads(1)
+    data = {kind: load_dataset(str(output_dir / f"data-{seed}" / kind), split="train") for kind in KINDS}
+    dataset, settings = WAYS[way](data)
+    tune(base_folder(None, "bagel"), dataset, folder / "model", steps=steps, seed=seed, **settings)
+    measured(folder, test_items(num_items), folder / "model")
+    shutil.rmtree(folder / "model")
+
+
+def run_folder(output_dir: Path, way: str, seed: int) -> Path:
+    return output_dir / f"{way.replace(' ', '_')}-{seed}"
+
+
+def print_table(ways: list[str], seeds: int, output_dir: Path, items: list[Item], of_base: list[int]) -> None:
+    """One line of JSON per ability and way, from the runs' folders."""
+    runs = {
+        way: np.array([measured(run_folder(output_dir, way, i), items, None) for i in range(seeds)]) for way in ways
+    }
     for ability in ABILITIES:
         of_ability = [i for i, item in enumerate(items) if item.ability == ability]
-        print(json.dumps({"ability": ability, "base": float(np.mean([of_base[i] for i in of_ability]))}))
-        for way, runs in of_ways.items():
-            scores = np.array(runs)[:, of_ability]
-            difference, low, high = paired_difference(scores.mean(axis=0), [of_base[i] for i in of_ability])
-            row = {"way": way, "mean": float(scores.mean()), "difference": difference, "ci95": [low, high]}
-            print(json.dumps(row | {"seeds": [float(x) for x in scores.mean(axis=1)], "n": len(of_ability)}))
+        base = [of_base[i] for i in of_ability]
+        print(json.dumps({"ability": ability, "base": float(np.mean(base)), "n": len(base)}))
+        for way, scores in runs.items():
+            of_seeds = scores[:, of_ability]
+            difference, low, high = paired_difference(of_seeds.mean(axis=0), base)
+            row = {"way": way, "mean": float(of_seeds.mean()), "difference": difference, "ci95": [low, high]}
+            print(json.dumps(row | {"seeds": [float(x) for x in of_seeds.mean(axis=1)]}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world_experiment"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--edits", type=int, default=3000)
+    parser.add_argument("--items", type=int, default=100, help="test items of each kind")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
+    options = parser.parse_args()
+    items = test_items(options.items)
+    of_base = measured(options.output_dir / "base", items, base_folder(None, "bagel"))
+    for seed in range(options.seeds):
+        if not (options.output_dir / f"data-{seed}").is_dir():
+            make_edits(options.output_dir / f"data-{seed}", seed=seed, size=options.edits)
+    tasks = [
+        (options.output_dir, way, seed, options.steps, options.items)
+        for seed in range(options.seeds)
+        for way in options.ways
+    ]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
+        list(processes.map(tune_and_measure, tasks))
+    print_table(options.ways, options.seeds, options.output_dir, items, of_base)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def parse_options() -> argparse.Namespace:
 def start_places(model, seed: int) -> None:
     """Gives both views of a picture one table of places whose rows are at right angles.
 
-    In the sinusoids neighbouring squares of a 4 x 4 grid are so alike that attention takes very long to tell them apart,
-    and a place that is read has to be found again among the places that are drawn.
+    In the sinusoids neighbouring squares of a 4 x 4 grid are so alike that attention takes very long to tell them
+    apart, and a place that is read has to be found again among the places that are drawn.
     """
     tables = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
     places, size = tables[0].shape

@@ -46,8 +46,8 @@ from uniedit_hf import UniEditPipeline
 pipe = UniEditPipeline.from_pretrained("assets/small_bagel")
 picture = pipe.generate("a big red circle at the left", num_timesteps=20, text_guidance_scale=2.5)
 pipe.answer(picture, "what color is the shape?")
-pipe.edit(picture, "make it blue.", source_views=("vit",), num_timesteps=20, text_guidance_scale=2.5,
-          image_guidance_scale=1.0)
+settings = {{"num_timesteps": 20, "text_guidance_scale": 2.5, "image_guidance_scale": 1.0}}
+pipe.edit(picture, "make it blue.", source_views=("vit",), **settings)
 ```
 
 ## How well it does

@@ -26,12 +26,12 @@ class Score:
     """Whether one result is right as a whole, and in which respects.
 
     Args:
-        right: 1 or 0.
+        right: 1 or 0; a share for an item that several seeds were asked.
         parts: The same for every respect that applies.
     """
 
-    right: int
-    parts: Mapping[str, int]
+    right: float
+    parts: Mapping[str, float]
 
 
 def score_answer(answer: str, expected: str) -> Score:

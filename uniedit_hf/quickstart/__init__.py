@@ -19,8 +19,9 @@ from pathlib import Path
 def run(
     output_dir: str,
     model: str = "bagel",
-    steps: int = 120,
+    steps: int = 300,
     seed: int = 0,
+    seeds: int = 1,
     edits: int = 3000,
     items: int = 100,
     base: str | None = None,
@@ -32,6 +33,7 @@ def run(
         model: Family of the small model.
         steps: Optimizer steps of each tuning.
         seed: Of data and tuning; the same seed gives the same files. The test items are always the same.
+        seeds: How often to tune on these data, with seeds from `seed` on; the report's figures are the mean.
         edits: How many edits are made.
         items: Test items of each kind.
         base: Folder of the model to tune; the project's own small base if not given.
@@ -50,25 +52,37 @@ def run(
     from .tuning import SMALL_WORLD, base_folder, tune
 
     folder, clock = Path(output_dir), _Clock()
-    folders = {"base": base_folder(base, model), "tuned": folder / "model", "control": folder / "control"}
-    for name in ("data", "model", "control"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    start = base_folder(base, model)
+    for old in (folder / "data", *folder.glob("model*"), *folder.glob("control*")):
+        shutil.rmtree(old, ignore_errors=True)
     datasets, data = make_edits(folder / "data", seed=seed, size=edits)
     clock.lap("data")
-    losses = {}
-    for name, kind in (("tuned", "intelligent"), ("control", "plain")):
-        losses[name] = tune(folders["base"], datasets[kind], folders[name], steps=steps, seed=seed)
+    models, losses = {"base": [start]}, {}
+    for name, place, kind in (("tuned", "model", "intelligent"), ("control", "control", "plain")):
+        models[name] = [folder / (f"{place}-{i}" if i else place) for i in range(seeds)]
+        for i, path in enumerate(models[name]):
+            curve = tune(start, datasets[kind], path, steps=steps, seed=seed + i)
+            losses.setdefault(name, curve)  # the page draws the first seed's
         clock.lap(f"tuning ({name})")
     asked = test_items(items)
     outputs, scores = {}, {}
-    for name, path in folders.items():
-        pipeline = UniEditPipeline.from_pretrained(path, batch_size=50)
-        outputs[name] = outputs_of(pipeline, asked, name)
-        scores[name] = [score(item, output) for item, output in zip(asked, outputs[name])]
+    for name, paths in models.items():
+        for path in paths:
+            pipeline = UniEditPipeline.from_pretrained(path, batch_size=50)
+            came_out = outputs_of(pipeline, asked, name)
+            outputs.setdefault(name, came_out)  # the page shows the first seed's
+            scores.setdefault(name, []).append([score(item, each) for item, each in zip(asked, came_out)])
         clock.lap(f"measuring ({name})")
     return write_report(
         folder,
-        settings={"model": model, "base": base or "assets", "steps": steps, "seed": seed, **SMALL_WORLD},
+        settings={
+            "model": model,
+            "base": base or "assets",
+            "steps": steps,
+            "seed": seed,
+            "seeds": seeds,
+            **SMALL_WORLD,
+        },
         data=data,
         losses=losses,
         items=asked,

@@ -115,9 +115,29 @@ def _described(output: Output) -> Any:
     ]
 
 
-def summary(items: Sequence[Item], scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
+def mean_scores(runs: Sequence[Sequence[Score]]) -> list[Score]:
+    """The mean score of every item over the seeds of a column, as a whole and in each part."""
+    return [
+        Score(
+            _mean([score.right for score in each]),
+            {part: _mean([score.parts[part] for score in each]) for part in each[0].parts},
+        )
+        for each in zip(*runs)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; of equal values their own value, so that one seed's scores stay 0 and 1."""
+    return values[0] if len(set(values)) == 1 else sum(values) / len(values)
+
+
+def summary(
+    items: Sequence[Item],
+    scores: Mapping[str, Sequence[Score]],
+    of_seeds: Mapping[str, Sequence[Sequence[Score]]],
+) -> dict[str, Any]:
     """Per ability and per finer row the mean of every column, and the difference tuned - base with its 95 % paired
-    bootstrap interval (4,000 resamplings of the items, seed 0)."""
+    bootstrap interval (4,000 resamplings of the items, seed 0); per ability also the mean of every seed."""
     rows = {ability: [i for i, item in enumerate(items) if item.ability == ability] for ability in ABILITIES}
     finer: dict[str, dict[str, list[int]]] = {ability: {} for ability in ABILITIES}
     for index, item in enumerate(items):
@@ -128,6 +148,10 @@ def summary(items: Sequence[Item], scores: Mapping[str, Sequence[Score]]) -> dic
         result[ability] = _row(rows[ability], scores) | {
             "rows": {name: _row(indices, scores) for name, indices in sorted(finer[ability].items())},
             "parts": _parts(rows[ability], scores),
+            "seeds": {
+                column: [float(np.mean([run[i].right for i in rows[ability]])) for run in runs]
+                for column, runs in of_seeds.items()
+            },
         }
     return result
 

@@ -17,7 +17,7 @@ from PIL import Image
 from uniedit_hf.evaluation.small_world import Score
 
 from .items import Item, blind_answers
-from .measure import ABILITIES, COLUMNS, Output, score, summary, write_items
+from .measure import ABILITIES, COLUMNS, Output, mean_scores, score, summary, write_items
 
 
 NOTE = (
@@ -36,18 +36,31 @@ def write_report(
     losses: Mapping[str, Sequence[dict[str, float]]],
     items: Sequence[Item],
     outputs: Mapping[str, Sequence[Output]],
-    scores: Mapping[str, Sequence[Score]],
+    scores: Mapping[str, Sequence[Sequence[Score]]],
     bounds: Mapping[str, Sequence[Score]],
     seconds: Mapping[str, float],
 ) -> Path:
-    """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page."""
+    """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page.
+
+    Args:
+        folder: Where to.
+        settings: What the run was asked to do.
+        data: Counts of the edits.
+        losses: Loss curves by column.
+        items: What was asked.
+        outputs: What came out, by column; of the first seed.
+        scores: The scores of all items, by column and seed.
+        bounds: Floor and ceiling of the edits.
+        seconds: How long each part took.
+    """
+    of_seeds, scores = scores, {column: mean_scores(runs) for column, runs in scores.items()}
     write_items(folder / "items.jsonl", items, outputs, scores)
     questions = [item for item in items if item.ability == "understanding"]
     blind = [score(item, answer).right for item, answer in zip(questions, blind_answers(questions))]
     facts = {
         "note": NOTE,
         "settings": settings,
-        "abilities": summary(items, scores),
+        "abilities": summary(items, scores, of_seeds),
         "references": {
             "understanding, from the question alone": float(np.mean(blind)),
             **{f"editing, {name}": float(np.mean([s.right for s in each])) for name, each in bounds.items()},
@@ -64,7 +77,7 @@ def write_report(
         **facts,
         bars=ability_bars(facts["abilities"]),
         curve=loss_curves(losses),
-        rows=_examples(items, outputs, scores),
+        rows=_examples(items, outputs, {column: runs[0] for column, runs in of_seeds.items()}),
         columns=COLUMNS,
         minutes=sum(seconds.values()) / 60,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import Dataset
 
 from uniedit_hf.training import TrainingPart, UniEditConfig, UniEditTrainer
@@ -35,6 +37,14 @@ def base_folder(base: str | None, model: str) -> Path:
 SMALL_WORLD = {"learning_rate": 2e-4, "warmup_steps": 0.05, "max_tokens_per_pack": 1536}
 
 
+def _fast() -> dict[str, Any]:
+    """What makes a small model fast where there is no GPU: 16 bit, and plain attention, which on short rows beats the
+    kernel for the CPU."""
+    if torch.cuda.is_available():
+        return {}
+    return {"use_cpu": True, "bf16": True, "model_init_kwargs": {"attn_implementation": "eager"}}
+
+
 def tune(
     base: Path, data: Dataset | list[TrainingPart], folder: Path, *, steps: int, seed: int, **settings
 ) -> list[dict[str, float]]:
@@ -60,7 +70,7 @@ def tune(
         logging_steps=max(1, steps // 30),
         save_strategy="no",
         report_to="none",
-        **(SMALL_WORLD | settings),
+        **(_fast() | SMALL_WORLD | settings),
     )
     trainer = UniEditTrainer(str(base), args, train_dataset=data)
     trainer.train()
