@@ -11,7 +11,7 @@ from typing import Literal
 from PIL import Image
 
 from uniedit_hf.randomness import derive_seed, python_random
-from uniedit_hf.synthesis.easy_vqa import VqaRow, load_easy_vqa, load_image, one_row_per_image
+from uniedit_hf.synthesis.easy_vqa import Split, VqaRow, load_easy_vqa, load_image, one_row_per_image
 from uniedit_hf.synthesis.pipeline import intelligent_edits, plain_edits
 from uniedit_hf.synthesis.questions import Drawing, composed_questions, drawing_of
 from uniedit_hf.synthesis.reader import read
@@ -52,10 +52,13 @@ class Item:
         return derive_seed(SEED, self.id) % 2**31
 
 
-def test_items(num_each: int) -> list[Item]:
+def test_items(num_each: int, split: Split = "test") -> list[Item]:
     """Items on test pictures: `num_each` questions of easy-VQA and as many composed ones, twice as many drawings, and
-    `num_each` plain and as many intelligent edits, half of them with either view of the source."""
-    rows = load_easy_vqa("test")
+    `num_each` plain and as many intelligent edits, half of them with either view of the source.
+
+    Choices between recipes are made on the split "train", never on "test".
+    """
+    rows = load_easy_vqa(split)
     pictures = _shuffled(one_row_per_image(rows), "pictures")
     return [
         *_easy_questions(_shuffled(rows, "questions")[:num_each]),
