@@ -6,18 +6,26 @@ import json
 from collections import defaultdict
 
 import pytest
+import torch
 from datasets import load_dataset
+from safetensors.torch import load_file
 
 from uniedit_hf import UniEditPipeline, quickstart
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
 
 
+SMALL = {"steps": 2, "edits": 60, "items": 4}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    quickstart.run(str(folder), steps=2, edits=60, items=4)
-    return folder
+    quickstart.run(str(folder), seeds=2, **SMALL)
+    yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,31 @@ def test_the_report_follows_from_the_items(folder, report):
             assert stated[column] == pytest.approx(sum(item[column] for item in items) / len(items))
         difference, low, high = paired_difference([i["tuned"] for i in items], [i["base"] for i in items])
         assert (stated["difference"], stated["ci95"]) == (pytest.approx(difference), pytest.approx([low, high]))
+
+
+def test_figures_are_means_over_the_seeds(folder, report):
+    for ability, row in report["abilities"].items():
+        assert len(row["seeds"]["tuned"]) == len(row["seeds"]["control"]) == 2 and len(row["seeds"]["base"]) == 1
+        for column, means in row["seeds"].items():
+            assert row[column] == pytest.approx(sum(means) / len(means)), (ability, column)
+    first, second = (load_file(folder / name / "model.safetensors") for name in ("model", "model-1"))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_seed_gives_the_same_files(folder, report, tmp_path):
+    quickstart.run(str(tmp_path), **SMALL)
+    for file in ("data/intelligent", "data/plain"):
+        for name in [path.name for path in (folder / file).rglob("*.parquet")]:
+            first, second = (next((root / file).rglob(name)).read_bytes() for root in (folder, tmp_path))
+            assert first == second, name
+    for name in ("model", "control"):
+        first, second = (load_file(root / name / "model.safetensors") for root in (folder, tmp_path))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    again = json.loads((tmp_path / "report.json").read_text())
+    for ability, row in again["abilities"].items():
+        for column in ("base", "tuned", "control"):
+            assert row[column] == report["abilities"][ability]["seeds"][column][0], (ability, column)
+    assert again["losses"] == report["losses"]
 
 
 def test_bounds_are_stated(report):
