@@ -46,6 +46,7 @@ class Mix:
         edits: Plain edits.
         redrawings: Pictures from themselves.
         noise_draws: Noised copies of a target.
+        text_weight: Weight of the text loss beside the image loss.
     """
 
     answers: int = 16
@@ -54,6 +55,12 @@ class Mix:
     edits: int = 48
     redrawings: int = 8
     noise_draws: int = 2
+    text_weight: float = 0.5
+
+
+# Answers are learnt long before drawings; from here on a few questions a step keep them, and leave room to rise.
+FEWER_QUESTIONS_FROM = 1300
+FIRST_MIX, LATER_MIX = Mix(), Mix(answers=3, text_weight=0.2)
 
 
 def main() -> None:
@@ -80,8 +87,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--reading_steps", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--stop_after", type=int, default=None, help="stop early, as a killed run would; for probes")
-    parser.add_argument("--answers", type=int, default=Mix.answers, help="questions in a step")
-    parser.add_argument("--text_weight", type=float, default=0.5)
     parser.add_argument("--eval_every", type=int, default=1000)
     parser.add_argument("--eval_items", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -155,8 +160,7 @@ def scene_loss(read: torch.Tensor, scenes: list) -> torch.Tensor:
 
 def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
     """Trains in place with checkpoints, an average of the weights and figures on test pictures; resumes by itself."""
-    mix = Mix(answers=options.answers)
-    draws = Draws(pool, mix.noise_draws)
+    draws = Draws(pool, FIRST_MIX.noise_draws)
     model.train()
     # The tables of places are frozen in a finished model; here they are made.
     places = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
@@ -178,10 +182,11 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
     with tqdm(range(first, last), initial=first, total=options.steps, mininterval=10) as progress:
         for step in progress:
             set_rate(optimizer, step, options.steps)
+            mix = FIRST_MIX if step < FEWER_QUESTIONS_FROM else LATER_MIX
             with torch.autocast("cpu", torch.bfloat16):
                 losses = model(**pack(processor, draws, mix, step, options.seed))
             image, text = losses.image_sum / losses.image_count, losses.text_sum / losses.text_count
-            take_step(image + options.text_weight * text, optimizer, parameters)
+            take_step(image + mix.text_weight * text, optimizer, parameters)
             average.update(model)
             for name, value in {"image": image.item(), "text": text.item(), "steps": 1}.items():
                 sums[name] = sums.get(name, 0) + value
