@@ -27,7 +27,10 @@ ROWS = edit_rows(6)
         ({"posterior": "mode"}, "posterior is 'mode': use 'sample' or 'mean'."),
         ({"source_views": ["clip"]}, "source_views=('clip',) must name"),
         ({"text_dropout": 1.5}, "text_dropout=1.5 is not a probability"),
-        ({"vae_dropout": 0.3}, "add 'vae' to source_views or set vae_dropout=0."),
+        (
+            {"source_views": ["vit"], "vae_dropout": 0.3},
+            "add 'vae' to source_views or set vae_dropout=0.",
+        ),
         ({"image_loss_weight": -1}, "image_loss_weight is -1: use 0 or more."),
         ({"image_loss_weight": 0}, "image_loss_weight and text_loss_weight are both 0, so nothing is learned"),
         ({"thinking_loss": True}, "thinking_loss learns to write text, but text_loss_weight is 0"),
@@ -114,6 +117,7 @@ def parts(*recipes: str, text_loss_weight: float = 0.0) -> list[TrainingPart]:
         ),
         (lambda: ROWS.with_transform(lambda rows: rows), {}, "makes its rows by set_transform: use map instead"),
         (lambda: ROWS, {"max_tokens_per_pack": 20}, "are longer than a pack: row 'row-"),
+        (lambda: ROWS, {"vae_dropout": 0.3}, "add 'vae' to source_views or set vae_dropout=0."),
         (lambda: ROWS, {"source_views": ["siglip"]}, "has the views ['vae', 'vit']: choose among them."),
         (
             lambda: ROWS,

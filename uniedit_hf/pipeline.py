@@ -26,8 +26,8 @@ class UniEditPipeline:
     in size, length, seed and guidance; each result is what it would be alone.
 
     Args:
-        model: A `BagelForConditionalGeneration`.
-        processor: Its `BagelProcessor`.
+        model: A `BagelForConditionalGeneration` or a `JanusForConditionalGeneration`.
+        processor: Its `BagelProcessor` or `JanusProcessor`.
         batch_size: How many requests run side by side.
 
     Raises:
@@ -86,10 +86,8 @@ class UniEditPipeline:
         seed: int | list[int] | None = None,
         size: tuple[int, int] | list[tuple[int, int]] | None = None,
         source_views: Sequence[str] | None = None,
-        text_guidance_scale: float | list[float] = 4.0,
-        image_guidance_scale: float | list[float] = 2.0,
-        guidance_interval: tuple[float, float] | list[tuple[float, float]] = (0.0, 1.0),
-        guidance_renorm: str | list[str] = "text_channel",
+        text_guidance_scale: float | list[float] | None = None,
+        image_guidance_scale: float | list[float] | None = None,
         callback_on_step_end: StepCallback | None = None,
         **settings,
     ) -> Image.Image | list[Image.Image]:
@@ -101,10 +99,9 @@ class UniEditPipeline:
             seed: Of the noise; drawn at random if not given.
             size: (width, height) of the result; the source's, resized as in training, if not given.
             source_views: Which encoders see the source; all of the model's if not given.
-            text_guidance_scale: How strongly the instruction guides; 1 does not.
+            text_guidance_scale: How strongly the instruction guides; 1 does not. This and further settings have the
+                defaults of the model's family, see `editing` of its `ImageSettings`.
             image_guidance_scale: How strongly the source guides; 1 does not.
-            guidance_interval: Flow times (low, high] at which guidance acts.
-            guidance_renorm: See `uniedit_hf.models.bagel.flow.guide`.
             callback_on_step_end: Called after every step with its number, the number of steps and the latents.
             settings: Further fields of the model's `ImageSettings`, such as `num_timesteps`; each may be a list, and
                 `num_timesteps` must be the same for all.
@@ -123,12 +120,8 @@ class UniEditPipeline:
             text = _text(request["instruction"], f"instruction {index}" if many else "instruction")
             samples.append(Sample([*(ImageSegment(source, view) for view in views), TextSegment(text)]))
             sizes.append(self.processor.output_size(source))
-        settings |= {
-            "text_guidance_scale": text_guidance_scale,
-            "image_guidance_scale": image_guidance_scale,
-            "guidance_interval": guidance_interval,
-            "guidance_renorm": guidance_renorm,
-        }
+        scales = {"text_guidance_scale": text_guidance_scale, "image_guidance_scale": image_guidance_scale}
+        settings = self.model.image_settings.editing | _given(scales) | settings
         images = self._draw(samples, sizes if size is None else size, seed, settings, callback_on_step_end)
         return images if many else images[0]
 
@@ -138,9 +131,7 @@ class UniEditPipeline:
         *,
         seed: int | list[int] | None = None,
         size: tuple[int, int] | list[tuple[int, int]] | None = None,
-        text_guidance_scale: float | list[float] = 4.0,
-        guidance_interval: tuple[float, float] | list[tuple[float, float]] = (0.4, 1.0),
-        guidance_renorm: str | list[str] = "global",
+        text_guidance_scale: float | list[float] | None = None,
         callback_on_step_end: StepCallback | None = None,
         **settings,
     ) -> Image.Image | list[Image.Image]:
@@ -154,11 +145,8 @@ class UniEditPipeline:
             Sample([TextSegment(_text(request["prompt"], f"prompt {index}" if many else "prompt"))])
             for index, request in enumerate(requests)
         ]
-        settings |= {
-            "text_guidance_scale": text_guidance_scale,
-            "guidance_interval": guidance_interval,
-            "guidance_renorm": guidance_renorm,
-        }
+        scales = {"text_guidance_scale": text_guidance_scale}
+        settings = self.model.image_settings.drawing | _given(scales) | settings
         size = size or self.processor.default_size(self.model.config)
         images = self._draw(samples, size, seed, settings, callback_on_step_end)
         return images if many else images[0]
@@ -209,9 +197,14 @@ class UniEditPipeline:
             images += [self.processor.to_pil(each) for each in pixels]
         return images
 
+    @property
+    def known_settings(self) -> set[str]:
+        """What `edit` and `generate` take beside their requests: `size` and the fields of the model's settings."""
+        return {field.name for field in fields(self.model.image_settings)} - {"width", "height"} | {"size"}
+
     def _image_settings(self, count: int, settings: dict) -> list:
         """The model's `ImageSettings` of every request, all checked before anything is drawn."""
-        known = {field.name for field in fields(self.model.image_settings)} - {"width", "height"} | {"size"}
+        known = self.known_settings
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"There is no setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}.")
         columns = {name: _each(value, count, name) for name, value in settings.items()}
@@ -243,6 +236,10 @@ def _requests(**columns) -> tuple[list[dict], bool]:
     count = max(lengths.values(), default=1)
     requests = [{name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)]
     return requests, bool(lists)
+
+
+def _given(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _each(value: Any, count: int, name: str) -> list:

@@ -13,16 +13,17 @@ image column that is there but null is an error. Whatever is wrong with a row ra
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from uniedit_hf.randomness import python_random
-from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
+from uniedit_hf.segments import ImageSegment, ImageTokens, Sample, Segment, TextSegment, View
 
 
 # The views of a source image, in the order in which each model family reads them.
@@ -59,12 +60,14 @@ class Conditioning:
         text_dropout: Probability of leaving out a text.
         vit_dropout: Probability of leaving out the view for understanding, `"vit"` or `"siglip"`.
         vae_dropout: Probability of leaving out the clean view for drawing, `"vae"` or `"vq"`.
+        full_dropout: Probability of leaving out everything, sources and texts together.
     """
 
     source_views: tuple[View, ...] = ("vit",)
     text_dropout: float = 0.1
     vit_dropout: float = 0.0
     vae_dropout: float = 0.0
+    full_dropout: float = 0.0
 
     def __post_init__(self):
         asked = tuple(self.source_views)
@@ -75,7 +78,7 @@ class Conditioning:
             )
         object.__setattr__(self, "source_views", tuple(view for view in family if view in asked))
 
-        for name in ("text_dropout", "vit_dropout", "vae_dropout"):
+        for name in ("text_dropout", "vit_dropout", "vae_dropout", "full_dropout"):
             if not 0 <= vars(self)[name] <= 1:
                 raise ValueError(f"{name}={vars(self)[name]} is not a probability; choose a number from 0 to 1.")
         for name, view in (("vit_dropout", self.understanding_view), ("vae_dropout", self.target_view)):
@@ -84,6 +87,15 @@ class Conditioning:
                     f"{name}={vars(self)[name]} has no effect with source_views={asked}; "
                     f"add {view!r} to source_views or set {name}=0."
                 )
+
+    def asked(self, **changes) -> Conditioning:
+        """These defaults with what was asked for. A default dropout of a view that was not asked for goes with it."""
+        if "source_views" in changes:
+            views = tuple(changes["source_views"])
+            for name, own in (("vit_dropout", ("vit", "siglip")), ("vae_dropout", ("vae", "vq"))):
+                if not set(own) & set(views):
+                    changes = {name: 0.0} | changes
+        return replace(self, **changes)
 
     @property
     def understanding_view(self) -> View:
@@ -97,16 +109,29 @@ class Conditioning:
 
     def text(self, text: str) -> TextSegment:
         """A text that the model reads."""
-        return TextSegment(text, dropout=self.text_dropout)
+        return TextSegment(text, dropout=self.text_dropout, joint_dropout=self.full_dropout)
 
-    def source(self, image: Any, size: tuple[int, int] | None) -> tuple[ImageSegment, ...]:
+    def source(
+        self, image: Any, size: tuple[int, int] | None, tokens: ImageTokens | None = None
+    ) -> tuple[ImageSegment, ...]:
         """The views of an image that the model reads."""
         dropout = {self.understanding_view: self.vit_dropout, self.target_view: self.vae_dropout}
-        return tuple(ImageSegment(image, view, dropout=dropout[view], size=size) for view in self.source_views)
+        return tuple(
+            ImageSegment(
+                image,
+                view,
+                dropout=dropout[view],
+                size=size,
+                joint_dropout=self.full_dropout,
+                tokens=tokens if view == "vq" else None,
+            )
+            for view in self.source_views
+        )
 
-    def target(self, image: Any, size: tuple[int, int] | None) -> ImageSegment:
+    def target(self, image: Any, size: tuple[int, int] | None, tokens: ImageTokens | None = None) -> ImageSegment:
         """An image that the model learns to draw."""
-        return ImageSegment(image, self.target_view, loss=True, size=size)
+        view = self.target_view
+        return ImageSegment(image, view, loss=True, size=size, tokens=tokens if view == "vq" else None)
 
 
 PAPER = Conditioning()
@@ -122,12 +147,14 @@ def edit_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER, thin
             dropped, for thinking has to know what it is about.
     """
     columns = _Fields.of_row(row)
-    segments = [*conditioning.source(*columns.image("source_image", "source_size"))]
+    image, size = columns.image("source_image", "source_size")
+    segments: list[Segment] = [*conditioning.source(image, size, columns.tokens("source_tokens"))]
     segments.append(conditioning.text(columns.text("instruction")))
     if row.get("thinking") is not None:
         thinking = conditioning.text(columns.text("thinking"))
         segments.append(replace(thinking, loss=thinking_loss))
-    segments.append(conditioning.target(*columns.image("target_image", "target_size")))
+    image, size = columns.image("target_image", "target_size")
+    segments.append(conditioning.target(image, size, columns.tokens("target_tokens")))
     return Sample(_keep_what_a_text_answers(segments), columns.row_id)
 
 
@@ -157,7 +184,8 @@ def generate_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) 
     """
     columns = _Fields.of_row(row)
     prompt = conditioning.text(columns.text("prompt" if "prompt" in row else "instruction"))
-    return Sample((prompt, conditioning.target(*columns.image("target_image", "target_size"))), columns.row_id)
+    image, size = columns.image("target_image", "target_size")
+    return Sample((prompt, conditioning.target(image, size, columns.tokens("target_tokens"))), columns.row_id)
 
 
 def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
@@ -196,14 +224,15 @@ def _keep_what_a_text_answers(segments: Sequence[Segment]) -> list[Segment]:
     a model that learns to write an answer has to see the question."""
     learned = [number for number, segment in enumerate(segments) if isinstance(segment, TextSegment) and segment.loss]
     kept = learned[-1] + 1 if learned else 0
-    return [*(replace(segment, dropout=0.0) for segment in segments[:kept]), *segments[kept:]]
+    whole = (replace(segment, dropout=0.0, joint_dropout=0.0) for segment in segments[:kept])
+    return [*whole, *segments[kept:]]
 
 
 def draw_dropout(sample: Sample, seed: int, epoch: int) -> Sample:
-    """Decides which segments are left out, each by its own `dropout`, as a function of (seed, epoch, sample id).
+    """Decides which segments are left out, each by its own `dropout` and all that have one by their `joint_dropout`,
+    as a function of (seed, epoch, sample id).
 
-    A segment with loss is never dropped. The processor gives dropped segments no tokens and keeps the reference's
-    rotary positions: a dropped image still advances them by 1, a dropped text by 0.
+    A segment with loss is never dropped. What a dropped segment leaves behind is the processor's business.
     """
     drops = draw_drops(sample.segments, sample.id, seed, epoch)
     return sample.with_segments([replace(segment, dropped=drop) for segment, drop in zip(sample.segments, drops)])
@@ -213,7 +242,11 @@ def draw_drops(segments: Sequence[Segment], sample_id: str, seed: int, epoch: in
     """The decisions of `draw_dropout` alone, one for each segment."""
     random = python_random(seed, epoch, sample_id, "dropout")
     draws = [random.random() for _ in segments]  # one each, so that no segment's draw depends on another
-    return [not segment.loss and draw < segment.dropout for segment, draw in zip(segments, draws)]
+    together = random.random()
+    return [
+        not segment.loss and (draw < segment.dropout or together < segment.joint_dropout)
+        for segment, draw in zip(segments, draws)
+    ]
 
 
 class MixedRow(NamedTuple):
@@ -263,6 +296,32 @@ def mix(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int)
 
 
 @dataclass(frozen=True)
+class NamedRecipe:
+    """A recipe by its name. What is not asked for is the model's own conditioning, so that the same settings serve
+    every family.
+
+    Args:
+        name: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`.
+        asked: Fields of `Conditioning`.
+        options: Further arguments of the recipe.
+        defaults: The model's own conditioning, BAGEL's until it is known.
+    """
+
+    name: str
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Conditioning = PAPER
+
+    @functools.cached_property
+    def conditioning(self) -> Conditioning:
+        """What holds."""
+        return self.defaults.asked(**self.asked)
+
+    def __call__(self, row: Mapping[str, Any]) -> Sample:
+        return globals()[f"{self.name}_sample"](row, self.conditioning, **self.options)
+
+
+@dataclass(frozen=True)
 class _Fields:
     """The columns of a row, or the fields of one of its turns, read with a clear sentence for whatever is wrong."""
 
@@ -308,6 +367,15 @@ class _Fields:
         if not stored and not isinstance(image, (Image.Image, bytes, str, os.PathLike)):
             raise self.error(name, f"holds {type(image).__name__} {image!r:.40}", "expected an image, bytes or a path")
         return image, size
+
+    def tokens(self, name: str) -> ImageTokens | None:
+        """Stored tokens of an image, if the row has some, with the fingerprint in the column `image_tokenizer`."""
+        ids = self.fields.get(name)
+        if ids is None:
+            return None
+        if not isinstance(ids, (list, tuple)) or not all(isinstance(each, int) for each in ids):
+            raise self.error(name, f"holds {ids!r:.40}", "expected a list of token ids")
+        return ImageTokens(tuple(ids), self.text("image_tokenizer"))
 
     def _size(self, name: str) -> tuple[int, int]:
         value = self.fields[name]

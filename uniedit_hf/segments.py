@@ -5,10 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 View = Literal["vit", "vae", "siglip", "vq"]
+
+
+class ImageTokens(NamedTuple):
+    """Tokens of an image that were computed before.
+
+    Args:
+        ids: Row by row.
+        made_by: The fingerprint of what computed them.
+    """
+
+    ids: Sequence[int]
+    made_by: str
 
 
 @dataclass(frozen=True)
@@ -19,13 +31,16 @@ class TextSegment:
         text: The text, or its token ids without the beginning and end markers.
         loss: Whether the model learns to write this text.
         dropout: Probability of leaving the segment out while training (conditioning dropout).
-        dropped: Whether it was left out. A dropped text takes no tokens and no rotary position.
+        dropped: Whether it was left out. In BAGEL a dropped text takes no tokens and no rotary position; in Janus-Pro
+            its tokens become padding.
+        joint_dropout: Probability of leaving out together all segments that have one.
     """
 
     text: str | Sequence[int]
     loss: bool = False
     dropout: float = 0.0
     dropped: bool = False
+    joint_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,11 @@ class ImageSegment:
         view: `"vit"` or `"vae"` for BAGEL, `"siglip"` or `"vq"` for Janus-Pro.
         loss: Whether the model learns to draw this image.
         dropout: Probability of leaving the segment out while training (conditioning dropout).
-        dropped: Whether it was left out. A dropped image takes no tokens but still one rotary position.
+        dropped: Whether it was left out. In BAGEL a dropped image takes no tokens but still one rotary position; in
+            Janus-Pro its tokens become padding.
         size: `(width, height)` in pixels before any resizing, so that packs can be planned without decoding.
+        joint_dropout: Probability of leaving out together all segments that have one.
+        tokens: Tokens of the view `"vq"` that were stored with the data, in place of encoding the image.
     """
 
     image: Any
@@ -48,6 +66,8 @@ class ImageSegment:
     dropout: float = 0.0
     dropped: bool = False
     size: tuple[int, int] | None = None
+    joint_dropout: float = 0.0
+    tokens: ImageTokens | None = None
 
 
 Segment = TextSegment | ImageSegment

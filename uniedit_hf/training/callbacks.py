@@ -104,7 +104,9 @@ class SampleImagesCallback(TrainerCallback):
 
     @torch.no_grad()
     def _draw(self, args, pipeline: UniEditPipeline) -> list:
-        settings = {"seed": list(range(len(self.rows))), "num_timesteps": args.sample_timesteps}
+        settings = {"seed": list(range(len(self.rows)))}
+        if "num_timesteps" in pipeline.known_settings:
+            settings["num_timesteps"] = args.sample_timesteps
         if args.recipe == "generate":
             texts = [row["prompt"] if "prompt" in row else row["instruction"] for row in self.rows]
             return pipeline.generate(texts, **settings)

@@ -151,16 +151,22 @@ def check_adapters(model, args: UniEditConfig, peft_config, quantization_config)
 
 def check_model(model, processor, args: UniEditConfig) -> None:
     """The model has the parts that the settings ask for."""
-    if args.image_loss_weight and not hasattr(model, "vae"):
+    if args.image_loss_weight and not hasattr(model, "encode_images"):
         raise ValueError(
             f"image_loss_weight is {args.image_loss_weight}, but {type(model).__name__} has no autoencoder to make "
             "targets with: use the class for conditional generation, or set image_loss_weight=0."
         )
-    if not set(args.source_views) <= set(processor.source_views):
+    if args.source_views is not None and not set(args.source_views) <= set(processor.source_views):
         raise ValueError(
             f"source_views is {args.source_views}, but {type(model).__name__} has the views "
             f"{list(processor.source_views)}: choose among them."
         )
+    for name, left_out in (("timestep_shift", 1), ("vit_longest_edge", None)):
+        if getattr(args, name) != left_out and not hasattr(model.config, "timestep_shift"):
+            raise ValueError(
+                f"{name} is {getattr(args, name)}, but {type(model).__name__} draws image tokens of one size without "
+                "a flow: leave it out."
+            )
     largest = model.config.vision_config.image_size
     if args.vit_longest_edge is not None and args.vit_longest_edge > largest:
         raise ValueError(

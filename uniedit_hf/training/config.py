@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
-from uniedit_hf import recipes
-from uniedit_hf.recipes import Conditioning
-from uniedit_hf.segments import Sample
+from uniedit_hf.recipes import PAPER, Conditioning, NamedRecipe
 
 
 Recipe = Literal["edit", "answer", "generate", "interleaved"]
 BadRows = Literal["raise", "quarantine"]
 Posterior = Literal["sample", "mean"]
 RECIPES = get_args(Recipe)
+CONDITIONING = ("source_views", "text_dropout", "vit_dropout", "vae_dropout", "full_dropout")
+BOTH_VIEWS = Conditioning(source_views=("vit", "vae"))
 # What `report_to` may name and carries the name of its package.
 REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
@@ -45,14 +43,18 @@ class UniEditConfig(TrainingArguments):
         recipe (`str`, *optional*, defaults to `"edit"`):
             What a row becomes: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see `uniedit_hf.recipes`. A
             `TrainingPart` brings its own.
-        source_views (`list[str]`, *optional*, defaults to `["vit"]`):
-            Encoders that see the source image while training.
-        text_dropout (`float`, *optional*, defaults to `0.1`):
+        source_views (`list[str]`, *optional*):
+            Encoders that see the source image while training: of `"vit"` and `"vae"` for BAGEL, of `"siglip"` and
+            `"vq"` for Janus-Pro. This and the dropouts are the processor's own `conditioning` if not set: for BAGEL
+            the paper's, `["vit"]` and 0.1 for texts.
+        text_dropout (`float`, *optional*):
             Probability of training a sample without its text.
-        vit_dropout (`float`, *optional*, defaults to `0.0`):
+        vit_dropout (`float`, *optional*):
             Probability of leaving out the view for understanding.
-        vae_dropout (`float`, *optional*, defaults to `0.0`):
+        vae_dropout (`float`, *optional*):
             Probability of leaving out the clean view for drawing.
+        full_dropout (`float`, *optional*):
+            Probability of leaving out everything, sources and texts together.
         thinking_loss (`bool`, *optional*, defaults to `False`):
             Learn to write the column `thinking` before the edit.
         max_tokens_per_pack (`int`, *optional*, defaults to `11520`):
@@ -126,12 +128,11 @@ class UniEditConfig(TrainingArguments):
     freeze_vit: bool = field(default=True, metadata={"help": "Keep the understanding encoder as it is."})
 
     recipe: Recipe = field(default="edit", metadata={"help": "What a row becomes."})
-    source_views: list[str] = field(
-        default_factory=lambda: ["vit"], metadata={"help": "Encoders that see the source image."}
-    )
-    text_dropout: float = field(default=0.1, metadata={"help": "Probability of training without the text."})
-    vit_dropout: float = field(default=0.0, metadata={"help": "Probability of leaving out the ViT view."})
-    vae_dropout: float = field(default=0.0, metadata={"help": "Probability of leaving out the clean VAE view."})
+    source_views: list[str] | None = field(default=None, metadata={"help": "Encoders that see the source image."})
+    text_dropout: float | None = field(default=None, metadata={"help": "Probability of training without the text."})
+    vit_dropout: float | None = field(default=None, metadata={"help": "Of leaving out the view for understanding."})
+    vae_dropout: float | None = field(default=None, metadata={"help": "Of leaving out the clean view for drawing."})
+    full_dropout: float | None = field(default=None, metadata={"help": "Of leaving out sources and texts together."})
     thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
     max_tokens_per_pack: int = field(default=11520, metadata={"help": "Tokens of a pack at most."})
     packing_window: int = field(default=64, metadata={"help": "Samples that wait while packs are filled."})
@@ -163,15 +164,28 @@ class UniEditConfig(TrainingArguments):
         self._check_inherited()
 
     @property
-    def conditioning(self) -> Conditioning:
-        """Source views and dropouts, as the recipes take them."""
-        return Conditioning(tuple(self.source_views), self.text_dropout, self.vit_dropout, self.vae_dropout)
+    def asked_conditioning(self) -> dict[str, Any]:
+        """Source views and dropouts as far as they are set."""
+        asked = {name: getattr(self, name) for name in CONDITIONING if getattr(self, name) is not None}
+        return asked | ({"source_views": tuple(self.source_views)} if self.source_views is not None else {})
 
-    def make_recipe(self, name: str | None = None) -> Callable[[Mapping[str, Any]], Sample]:
-        """A recipe by name, by default that of `recipe`, with these source views and dropouts."""
+    @property
+    def conditioning(self) -> Conditioning:
+        """Source views and dropouts, where they are not set those of the paper."""
+        return PAPER.asked(**self.asked_conditioning)
+
+    def set_conditioning(self, conditioning: Conditioning) -> None:
+        """Writes down what holds."""
+        for name in CONDITIONING:
+            setattr(self, name, getattr(conditioning, name))
+        self.source_views = list(conditioning.source_views)
+
+    def make_recipe(self, name: str | None = None) -> NamedRecipe:
+        """A recipe by name, by default that of `recipe`, with these source views and dropouts; what is not set follows
+        the model that is trained."""
         name = name or self.recipe
         options = {"thinking_loss": self.thinking_loss} if name == "edit" else {}
-        return functools.partial(vars(recipes)[f"{name}_sample"], conditioning=self.conditioning, **options)
+        return NamedRecipe(name, self.asked_conditioning, options)
 
     @property
     def packs_per_step(self) -> int:
@@ -187,7 +201,8 @@ class UniEditConfig(TrainingArguments):
         _one_of("recipe", self.recipe, RECIPES)
         _one_of("bad_rows", self.bad_rows, get_args(BadRows))
         _one_of("posterior", self.posterior, get_args(Posterior))
-        self.conditioning  # noqa: B018  checks views and dropouts
+        # without views only the numbers can be judged; the rest waits for the model
+        (PAPER if self.source_views else BOTH_VIEWS).asked(**self.asked_conditioning)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
         if self.timestep_shift <= 0:

@@ -10,14 +10,14 @@ the pack it was meant for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 
 from uniedit_hf.images import ImageError
-from uniedit_hf.recipes import MixedRow, RowError, draw_dropout
+from uniedit_hf.recipes import MixedRow, NamedRecipe, RowError, draw_dropout
 from uniedit_hf.segments import Sample, TextSegment
 
 
@@ -79,6 +79,12 @@ class TrainingPart:
             raise ValueError("The data set makes its rows by set_transform: use map instead, which stores them.")
         else:
             self.dataset = self.dataset.with_format("arrow")
+
+    def for_model(self, processor) -> TrainingPart:
+        """The same part, its recipe following the processor's conditioning where the settings leave it open."""
+        if not isinstance(self.recipe, NamedRecipe):
+            return self
+        return replace(self, recipe=replace(self.recipe, defaults=processor.conditioning))
 
     def row(self, number: int) -> dict[str, Any]:
         """One row of a data set of known length, as it is stored."""

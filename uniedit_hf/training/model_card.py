@@ -42,6 +42,7 @@ SHOWN = (
     "text_dropout",
     "vit_dropout",
     "vae_dropout",
+    "full_dropout",
     "image_loss_weight",
     "text_loss_weight",
     "freeze_und",

@@ -45,6 +45,7 @@ class PartLengths:
         self.segments: list[tuple[Segment, ...]] = []
         self.tokens: list[tuple[int, ...]] = []
         self.bad_rows: list[BadRow] = []
+        self._keep_dropped = processor.dropped_segments_keep_tokens
         self._shapes: dict[tuple[Segment, ...], tuple[Segment, ...]] = {}
         rows = enumerate(_rows_without_images(part))
         with tqdm(total=len(part.dataset), desc="lengths", unit="row", disable=not show_progress) as progress:
@@ -54,31 +55,32 @@ class PartLengths:
 
     def _add(self, chunk: list[tuple[int, Mapping]], recipe, processor, keep_bad_rows: bool) -> None:
         samples: list[Sample | None] = []
-        other_tokens: list[int] = []
+        plans: list[list[tuple[int, str]]] = []
         for number, row in chunk:
             try:
                 sample = recipe(row)
                 _check_images(sample)
-                tokens = [processor.segment_tokens(each) for each in sample.segments if not _is_plain_text(each)]
+                plan = processor.segment_plans(sample)
             except BAD_ROW_ERRORS as error:
                 bad = bad_row(row, number, error)
                 if not keep_bad_rows:
                     raise stop_at(bad) from error
                 self.bad_rows.append(bad)
-                sample, tokens = None, []
+                sample, plan = None, []
             samples.append(sample)
-            other_tokens += tokens
-        texts = [each.text for sample in samples if sample for each in sample.segments if _is_plain_text(each)]
-        text_tokens, other = iter(processor.text_tokens(texts) if texts else []), iter(other_tokens)
-        for sample in samples:
+            plans.append(plan)
+        counts = iter(processor.count_words([words for plan in plans for _, words in plan if words]))
+        for sample, plan in zip(samples, plans):
             segments = () if sample is None else sample.segments
             self.ids.append(None if sample is None else sample.id)
-            self.tokens.append(tuple(next(text_tokens if _is_plain_text(each) else other) for each in segments))
+            self.tokens.append(tuple(tokens + (next(counts) if words else 0) for tokens, words in plan))
             shape = tuple(map(_without_content, segments))
             self.segments.append(self._shapes.setdefault(shape, shape))  # few differ, so each is kept once
 
     def length(self, row: int, seed: int, epoch: int) -> int:
         """Tokens of a row in an epoch, after its dropout."""
+        if self._keep_dropped:
+            return sum(self.tokens[row])
         drops = draw_drops(self.segments[row], self.ids[row], seed, epoch)
         return sum(tokens for tokens, dropped in zip(self.tokens[row], drops) if not dropped)
 
@@ -113,11 +115,6 @@ def _is_image(segment: Segment) -> bool:
     return isinstance(segment, ImageSegment)
 
 
-def _is_plain_text(segment: Segment) -> bool:
-    """Whether the segment is still to be tokenised."""
-    return isinstance(segment, TextSegment) and isinstance(segment.text, str)
-
-
 def _check_images(sample: Sample) -> None:
     """Recipes plan an image from its size alone, but to train on it the image itself has to be there."""
     if any(segment.image is None for segment in sample.segments if _is_image(segment)):
@@ -128,7 +125,7 @@ def _without_content(segment: Segment) -> Segment:
     """What decides dropout and loss, without text and image."""
     if isinstance(segment, TextSegment):
         return replace(segment, text="")
-    return replace(segment, image=None, size=None)
+    return replace(segment, image=None, size=None, tokens=None)
 
 
 @dataclass

@@ -60,7 +60,7 @@ class UniEditTrainer(Trainer):
             `max_steps`.
         eval_dataset (`Dataset` or `TrainingPart` or a dictionary of these, *optional*):
             Rows for the evaluation losses and the sample images.
-        processing_class ([`BagelProcessor`], *optional*):
+        processing_class ([`BagelProcessor`] or [`JanusProcessor`], *optional*):
             Loaded beside the model if not given.
         callbacks (`list[TrainerCallback]`, *optional*):
             Beside our own.
@@ -69,7 +69,7 @@ class UniEditTrainer(Trainer):
         quantization_config (*optional*):
             To load the model with; trains adapters only, so it needs `peft_config`.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Train adapters. Without `target_modules`: the linear layers of both experts.
+            Train adapters. Without `target_modules`: the linear layers that would be trained without adapters.
 
     Raises:
         ValueError: If the settings, the model and the data do not go together; the message says what to change.
@@ -116,6 +116,9 @@ class UniEditTrainer(Trainer):
         if processing_class is None:
             processing_class = load_processor(name, _inner(model).config)
         checks.check_model(_inner(model), processing_class, args)
+        args.set_conditioning(processing_class.conditioning.asked(**args.asked_conditioning))
+        self.parts = [part.for_model(processing_class) for part in self.parts]
+        self.eval_parts = {name: part.for_model(processing_class) for name, part in self.eval_parts.items()}
         model = _prepare_model(model, args, peft_config, draws)
         self.reader = PackReader(
             _training_processor(processing_class, args), args.draw_seed, args.posterior, args.bad_rows == "quarantine"
@@ -235,7 +238,7 @@ class UniEditTrainer(Trainer):
                 self._eval_loaders[name] = evaluation_loader(self.eval_parts[name], self.reader, self.args)
             return self._eval_loaders[name]
         (part,) = checks.evaluation_parts(eval_dataset, self.args.make_recipe()).values()
-        return evaluation_loader(part, self.reader, self.args)
+        return evaluation_loader(part.for_model(self.processing_class), self.reader, self.args)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of one batch; the parts are summed for the means over all of them."""
@@ -432,7 +435,8 @@ def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedMode
 def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, draws: bool):
     """Freezes what is not trained and puts on adapters."""
     inner = _inner(model)
-    inner.config.timestep_shift = args.timestep_shift
+    if hasattr(inner.config, "timestep_shift"):
+        inner.config.timestep_shift = args.timestep_shift
     if isinstance(model, PeftModel):
         return model
     if peft_config is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import Cache, DynamicCache
@@ -51,6 +52,19 @@ class ImageSettings:
     guidance_renorm_min: float = 0.0
     num_timesteps: int = 50
     timestep_shift: float = 3.0
+
+    # what `UniEditPipeline` asks for unless told otherwise
+    editing: ClassVar[dict] = {
+        "text_guidance_scale": 4.0,
+        "image_guidance_scale": 2.0,
+        "guidance_interval": (0.0, 1.0),
+        "guidance_renorm": "text_channel",
+    }
+    drawing: ClassVar[dict] = {
+        "text_guidance_scale": 4.0,
+        "guidance_interval": (0.4, 1.0),
+        "guidance_renorm": "global",
+    }
 
     def __post_init__(self):
         for name in ("text_guidance_scale", "image_guidance_scale"):

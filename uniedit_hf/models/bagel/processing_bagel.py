@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from uniedit_hf.attention import CAUSAL, FULL, NOISE, PADDING as NO_SAMPLE
 from uniedit_hf.images import ImageError, image_size, open_image
 from uniedit_hf.randomness import torch_generator
+from uniedit_hf.recipes import PAPER
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 from .checkpoint_folder import CheckpointFolder
@@ -87,6 +88,8 @@ class BagelProcessor(ProcessorMixin):
     # What a source is shown through while editing, and an image while answering.
     source_views = ("vae", "vit")
     reading_view = "vit"
+    conditioning = PAPER  # how it is tuned unless asked otherwise
+    dropped_segments_keep_tokens = False
 
     @classmethod
     def from_checkpoint(cls, name, config: BagelConfig, **hub_options) -> BagelProcessor:
@@ -130,12 +133,22 @@ class BagelProcessor(ProcessorMixin):
         width, height = segment.size or image_size(segment.image)
         return self.image_processor.tokens(width, height, segment.view) + 2
 
-    def text_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each of many texts takes, markers included; together they go faster than one by one."""
+    def segment_plans(self, sample: Sample) -> list[tuple[int, str]]:
+        """Per segment the tokens it takes unless it is dropped, beside its words, and its words, which `count_words`
+        counts together with those of other samples."""
+        return [
+            (2, each.text)
+            if isinstance(each, TextSegment) and isinstance(each.text, str)
+            else (self.segment_tokens(each), "")
+            for each in sample.segments
+        ]
+
+    def count_words(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of many texts takes without markers; together they go faster than one by one."""
         tokenizer = self.tokenizer.backend_tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        return [len(encoding) + 2 for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def token_ids(self, text: str | Sequence[int]) -> list[int]:
         """Ids without markers; a list of ids passes through."""
