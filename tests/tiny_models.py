@@ -8,8 +8,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusImageProcessor,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from uniedit_hf.models.bagel import (
     BagelConfig,
@@ -17,6 +25,7 @@ from uniedit_hf.models.bagel import (
     BagelImageProcessor,
     BagelProcessor,
 )
+from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcessor
 
 
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -80,6 +89,12 @@ def tiny_bagel(seed: int = 0, **options) -> BagelForConditionalGeneration:
     """A model whose every weight is drawn, the zero-initialised ones too. Those of the model itself are twice the
     usual size and words are far apart, or it would repeat itself whatever it is asked."""
     model = BagelForConditionalGeneration(tiny_bagel_config(**options)).eval()
+    draw_weights(model, seed)
+    return model
+
+
+def draw_weights(model, seed: int) -> None:
+    """Draws all weights, from the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -90,7 +105,6 @@ def tiny_bagel(seed: int = 0, **options) -> BagelForConditionalGeneration:
                 parameter.copy_(drawn)
             elif not name.endswith("pos_embed"):
                 parameter.copy_(drawn * (2 if name.startswith("model.") else 1) * parameter[0].numel() ** -0.5)
-    return model
 
 
 def tiny_bagel_processor() -> BagelProcessor:
@@ -102,6 +116,67 @@ def tiny_bagel_processor() -> BagelProcessor:
         ),
         tiny_tokenizer(),
     )
+
+
+JANUS_MARKERS = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+
+
+def tiny_janus_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, signs and single spaces and line ends, with Janus-Pro's markers."""
+    markers = ["<bos>", "<eos>", "<pad>", *JANUS_MARKERS.values()]
+    words = ["<|", "|>:", "User", "Assistant", " ", "\n", *WORDS, *(f" {word}" for word in WORDS)]
+    vocabulary = {token: index for index, token in enumerate([*markers, "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?[a-zA-Z]+|[<|>:]+| "), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens=JANUS_MARKERS,
+    )
+
+
+def tiny_janus_config(**options) -> JanusConfig:
+    """Two layers of 64 channels, 16 image tokens of 32 x 32 pixels; `options` are fields of `JanusConfig`."""
+    text = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1,
+        pad_token_id=2,
+    )  # fmt: skip
+    vision = JanusVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, mlp_ratio=2.0,
+        projection_dim=64, depth=2, num_image_tokens=16,
+    )  # fmt: skip
+    vq = JanusVQVAEConfig(
+        embed_dim=8, num_embeddings=48, latent_channels=32, base_channels=32, channel_multiplier=(1, 1, 1, 1),
+        num_res_blocks=1, projection_dim=64, num_hidden_layers=2, image_token_embed_dim=64, num_patches=4,
+    )  # fmt: skip
+    placeholder = tiny_janus_tokenizer().convert_tokens_to_ids("<image_placeholder>")
+    parts = {"text_config": text, "vision_config": vision, "vq_config": vq, "image_token_id": placeholder}
+    return JanusConfig(**parts | {"tie_word_embeddings": False} | options)
+
+
+def tiny_janus(seed: int = 0, **options) -> JanusForConditionalGeneration:
+    """A model whose every weight is drawn, as those of `tiny_bagel`; codes are of any length, unlike in a model that
+    was just made."""
+    model = JanusForConditionalGeneration(tiny_janus_config(**options)).eval()
+    draw_weights(model, seed)
+    model.generation_config = GenerationConfig(
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, do_sample=False, guidance_scale=5, max_length=128,
+        generation_kwargs={"boi_token_id": tiny_janus_tokenizer().convert_tokens_to_ids("<begin_of_image>")},
+    )  # fmt: skip
+    return model
+
+
+def tiny_janus_processor(**options) -> JanusProcessor:
+    """32 x 32 pixels a picture."""
+    images = JanusImageProcessor(
+        size={"height": 32, "width": 32}, min_size=4, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return JanusProcessor(images, tiny_janus_tokenizer(), num_image_tokens=16, **options)
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BagelModel,
         BagelProcessor,
     )
+    from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcessor
     from uniedit_hf.pipeline import UniEditPipeline
     from uniedit_hf.recipes import answer_sample, edit_sample, generate_sample
     from uniedit_hf.segments import ImageSegment, Sample, TextSegment
@@ -33,6 +34,8 @@ _MODULE_OF = {
     "BagelImageProcessor": "uniedit_hf.models.bagel",
     "BagelModel": "uniedit_hf.models.bagel",
     "BagelProcessor": "uniedit_hf.models.bagel",
+    "JanusForConditionalGeneration": "uniedit_hf.models.janus",
+    "JanusProcessor": "uniedit_hf.models.janus",
     "ImageSegment": "uniedit_hf.segments",
     "Sample": "uniedit_hf.segments",
     "TextSegment": "uniedit_hf.segments",

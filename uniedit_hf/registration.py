@@ -6,6 +6,9 @@ transformers itself is being imported, would go in circles. So BAGEL is register
 own models: as rows in its tables of names, resolved on first use in the module `transformers.models.bagel`, which we
 let be `uniedit_hf.models.bagel`. The rows are added when the module that holds a table is imported, or at once if it
 already is.
+
+Janus-Pro has its rows already. Ours are subclasses of the same names that do what those do and more, so that what we
+save is read by transformers alone; the tables of models and processors look for them in `uniedit_hf.models.janus`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,15 @@ MAPPINGS = {
 }
 
 
+# Where Janus-Pro's classes are looked up in our module. `AutoModel` stays transformers' own.
+JANUS = "janus"
+JANUS_MAPPINGS = {
+    "modeling_auto": ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),
+    "processing_auto": ("PROCESSOR_MAPPING",),
+    "image_processing_auto": (),
+}
+
+
 def register_when_imported() -> None:
     """Adds the hooks; importing `uniedit_hf` calls this once."""
     wrapt.register_post_import_hook(_add_configuration, f"{AUTO}.configuration_auto")
@@ -47,11 +59,22 @@ def _add_configuration(module: ModuleType) -> None:
 
 
 def _add_classes(module: ModuleType) -> None:
-    for name, classes in MAPPINGS[module.__name__.removeprefix(f"{AUTO}.")].items():
+    table = module.__name__.removeprefix(f"{AUTO}.")
+    for name in JANUS_MAPPINGS[table]:
+        vars(module)[name]._modules[JANUS] = import_module(f"uniedit_hf.models.{JANUS}")
+    if table == "processing_auto":
+        wrapt.wrap_function_wrapper(module, "processor_class_from_name", _processor_class)
+    for name, classes in MAPPINGS[table].items():
         mapping = vars(module)[name]
         mapping._model_mapping[MODEL_TYPE] = classes
         # Made from the table of configurations when transformers was imported, which may have been before our row.
         mapping._reverse_config_mapping[CONFIGURATION] = MODEL_TYPE
+
+
+def _processor_class(find, module, arguments, options):
+    """A processor is looked up by the name that its folder states."""
+    (name,) = arguments or options.values()
+    return import_module(f"uniedit_hf.models.{JANUS}").JanusProcessor if name == "JanusProcessor" else find(name)
 
 
 def _add_data_set(module: ModuleType) -> None:

@@ -10,6 +10,7 @@ from .bagel.modeling_bagel import BagelForConditionalGeneration
 from .bagel.processing_bagel import BagelProcessor
 
 
+OFFICIAL_JANUS = "multi_modality"  # the model_type of deepseek-ai's repositories
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -18,7 +19,7 @@ def load_model(name, **kwargs):
 
     Raises:
         OSError: If there is no checkpoint.
-        ValueError: If its tensors and its configuration do not belong together.
+        ValueError: If its tensors and its configuration do not belong together, or it is an official Janus-Pro.
     """
     if _is_bagel(name, **kwargs):
         return BagelForConditionalGeneration.from_pretrained(name, **kwargs)
@@ -38,10 +39,18 @@ def load_processor(name, config, **kwargs):
 
 
 def _is_bagel(name, **kwargs) -> bool:
-    if isinstance(kwargs.get("config"), BagelConfig):
-        return True
+    if kwargs.get("config") is not None:
+        return isinstance(kwargs["config"], BagelConfig)
     folder = CheckpointFolder(name, kwargs)
     config = folder.json("config.json")
+    if not config and folder.has("adapter_config.json"):
+        return _is_bagel(folder.json("adapter_config.json")["base_model_name_or_path"])
     if not config or folder.has("llm_config.json"):
-        return True  # an official folder, adapters, or no checkpoint at all: the class says what is missing
+        return True  # an official folder, or no checkpoint at all: the class says what is missing
+    if config.get("model_type") == OFFICIAL_JANUS:
+        raise ValueError(
+            f"{name} has the official layout of Janus-Pro, which transformers' classes do not read: take the same "
+            f"model from deepseek-community, or run `uniedit convert --input_dir {name} --output_dir FOLDER --to "
+            "transformers` on a copy on this machine."
+        )
     return "llm_config" in config or config.get("model_type") == BagelConfig.model_type

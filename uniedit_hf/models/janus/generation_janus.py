@@ -1,0 +1,179 @@
+"""Drawing images token by token, guided by the same context without its texts and without anything.
+
+Shapes: R requests, P pairs of a request and one of its contexts, T tokens of an image, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import StaticCache
+
+
+StepCallback = Callable[[int, int, list[torch.Tensor]], None]
+
+
+@dataclass(frozen=True)
+class JanusImageSettings:
+    """How one image is drawn.
+
+    Args:
+        height: Pixels; the longer side is the model's own, the rest of the square is cut off.
+        width: Pixels, likewise.
+        seed: Of the drawing.
+        text_guidance_scale: How strongly the texts guide; 1 does not.
+        image_guidance_scale: How strongly what is there without the texts guides: a source image; 1 does not.
+        temperature: 1 draws from the model's own distribution, 0 takes the likeliest token.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    height: int
+    width: int
+    seed: int = 0
+    text_guidance_scale: float = 5.0
+    image_guidance_scale: float = 1.0
+    temperature: float = 1.0
+
+    # what `UniEditPipeline` asks for unless told otherwise
+    editing: ClassVar[dict] = {"text_guidance_scale": 5.0, "image_guidance_scale": 5.0}
+    drawing: ClassVar[dict] = {"text_guidance_scale": 5.0}
+
+    def __post_init__(self):
+        for name in ("text_guidance_scale", "image_guidance_scale"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but guidance starts at 1, which switches it off: use 1 or more."
+                )
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}: use 0 for the likeliest tokens, or more.")
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """What the logits of the three contexts count: full, without texts, without anything; their sum is 1."""
+        text, image = self.text_guidance_scale, self.image_guidance_scale
+        return text, image - text, 1 - image
+
+
+class JanusImageGenerationMixin:
+    """Adds `generate_images` to the model."""
+
+    image_settings = JanusImageSettings
+
+    @torch.no_grad()
+    def generate_images(
+        self,
+        settings: Sequence[JanusImageSettings],
+        branches: torch.Tensor,
+        callback_on_step_end: StepCallback | None = None,
+        **contexts,
+    ) -> list[torch.Tensor]:
+        """Draws one image for every request.
+
+        Args:
+            settings: One per request.
+            branches: (R, 3) the context rows of each request: full, without its texts, without anything.
+            callback_on_step_end: Called with the number of tokens, of all of them, and the tokens so far.
+            contexts: What else `JanusProcessor.guidance_contexts` returns.
+
+        Returns:
+            Pixels (3, height, width) in fp32, about [-1, 1].
+
+        Raises:
+            ValueError: See `check_image_settings`.
+        """
+        tokens = self.generate_tokens(settings, branches, callback_on_step_end, **contexts)
+        return [_kept(pixels, each.height, each.width) for pixels, each in zip(self.decode_tokens(tokens), settings)]
+
+    @torch.no_grad()
+    def generate_tokens(
+        self,
+        settings: Sequence[JanusImageSettings],
+        branches: torch.Tensor,
+        callback_on_step_end: StepCallback | None = None,
+        *,
+        input_ids: torch.Tensor,
+        token_kinds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        **images,
+    ) -> torch.Tensor:
+        """As `generate_images`, but returns the tokens (R, T). All contexts of all requests share one cache."""
+        self.check_image_settings(settings)
+        steps, device = self.config.vision_config.num_image_tokens, input_ids.device
+        pairs, mixing = _pairs(settings, branches.tolist())
+        rows = torch.tensor([row for row, _ in pairs], device=device)
+        requests = torch.tensor([request for _, request in pairs], device=device)
+        mixing = mixing.to(device)
+        embeds = self.embed_context(input_ids, token_kinds, **images)[rows]
+        mask = torch.nn.functional.pad(attention_mask[rows], (0, steps), value=1)
+        length = input_ids.shape[1]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = StaticCache(config=self.config.text_config, max_cache_len=length + steps)
+        chances = torch.stack([_chances(each.seed, steps) for each in settings]).to(device)
+        tokens = torch.zeros(len(settings), steps, dtype=torch.long, device=device)
+        here = slice(0, length)
+        for step in range(steps):
+            hidden = self.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=mask[:, : here.stop],
+                position_ids=positions[:, here],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            logits = mixing @ self.model.generation_head(hidden).float()
+            tokens[:, step] = _choose(logits, settings, chances[:, step])
+            if callback_on_step_end is not None:
+                callback_on_step_end(step + 1, steps, list(tokens[:, : step + 1]))
+            embeds = self.prepare_embeddings_for_image_generation(tokens[requests, step, None])
+            here = slice(length + step, length + step + 1)
+        return tokens
+
+    def check_image_settings(self, settings: Sequence[JanusImageSettings]) -> None:
+        """Whether these images can be drawn.
+
+        Raises:
+            ValueError: If the longer side of one is not the model's.
+        """
+        side = self.config.vision_config.image_size
+        for each in settings:
+            if max(each.width, each.height) != side or min(each.width, each.height) < 1:
+                raise ValueError(
+                    f"An image of {each.width} x {each.height} pixels cannot be drawn: Janus-Pro draws {side} x "
+                    f"{side}, of which a part may be kept, so the longer side must be {side}."
+                )
+
+
+def _pairs(settings, branches: list[list[int]]) -> tuple[list[tuple[int, int]], torch.Tensor]:
+    """The (context row, request) pairs that count, and how much each counts for each request: (R, P)."""
+    weights: dict[tuple[int, int], float] = {}
+    for request, (each, rows) in enumerate(zip(settings, branches)):
+        for row, weight in zip(rows, each.weights):
+            weights[row, request] = weights.get((row, request), 0.0) + weight
+    counting = {pair: weight for pair, weight in weights.items() if weight}
+    mixing = torch.zeros(len(settings), len(counting))
+    for number, ((_, request), weight) in enumerate(counting.items()):
+        mixing[request, number] = weight
+    return list(counting), mixing
+
+
+def _chances(seed: int, steps: int) -> torch.Tensor:
+    """One number in [0, 1) for every token, so that a request draws the same whatever it is batched with: (T,)."""
+    return torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _choose(logits: torch.Tensor, settings: Sequence[JanusImageSettings], chances: torch.Tensor) -> torch.Tensor:
+    """The next token of every request: (R,)."""
+    temperatures = torch.tensor([each.temperature for each in settings], device=logits.device)[:, None]
+    likely = (logits / temperatures.clamp(min=1e-6)).double().softmax(-1)
+    drawn = torch.searchsorted(likely.cumsum(-1), chances[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return torch.where(temperatures[:, 0] == 0, logits.argmax(-1), drawn)
+
+
+def _kept(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The middle of the square, where the picture lies: (3, height, width)."""
+    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    return pixels[:, top : top + height, left : left + width]

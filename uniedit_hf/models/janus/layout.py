@@ -1,0 +1,157 @@
+"""Segments as one sequence of tokens, in the words of Janus-Pro's conversations.
+
+    BOS <|User|>: [image] \\n instruction \\n\\n <|Assistant|>: [image]
+    BOS <|User|>: [image] \\n question \\n\\n <|Assistant|>: answer EOS
+
+An image is BOI, its tokens, EOI. Segments with loss are the assistant's, the others the user's. A dropped segment
+keeps its length: all its tokens, markers and the words around it become padding that is attended to, as where the
+reference and transformers draw without a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+
+from .tokens import SIGLIP, TEXT, VQ
+
+
+USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
+TURN = f"\n\n{ASSISTANT}"
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language.\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Ids of the tokens that are not words, and how many tokens an image has."""
+
+    bos: int
+    eos: int
+    pad: int
+    begin: int
+    end: int
+    placeholder: int
+    num_image_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segment with the words around it, before they are tokens.
+
+    Args:
+        segment: The segment.
+        before: Words in front of it.
+        after: Words behind it.
+        begins: Whether it is the first of its sample, behind the marker of the beginning.
+    """
+
+    segment: TextSegment | ImageSegment
+    before: str
+    after: str
+    begins: bool
+
+    @property
+    def whole_text(self) -> str | None:
+        """Words and text in one, as they are tokenised, or `None` if it holds more than words."""
+        if isinstance(self.segment, TextSegment) and isinstance(self.segment.text, str):
+            return self.before + self.segment.text.strip() + self.after
+        return None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is a text of the assistant, which ends with the end marker."""
+        return isinstance(self.segment, TextSegment) and self.segment.loss
+
+
+def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
+    """The segments of a sample with the words around them.
+
+    Args:
+        sample: The sample.
+        system_prompt: Whether it begins with the prompt of a conversation in words.
+    """
+    found = []
+    segments: Sequence = [None, *sample.segments, None]
+    for number in range(1, len(segments) - 1):
+        earlier, this, later = segments[number - 1 : number + 2]
+        is_text = isinstance(this, TextSegment)
+        if this.loss:
+            before = " " if is_text else ""
+        elif earlier is None or earlier.loss:
+            before = USER + " "
+        elif is_text:
+            before = " " if isinstance(earlier, TextSegment) else "\n"
+        else:
+            before = "\n" if isinstance(earlier, TextSegment) else ""
+        if earlier is None and system_prompt:
+            before = SYSTEM_PROMPT + before
+        after = TURN if not this.loss and (later is None or later.loss) else ""
+        found.append(Piece(this, before, after, earlier is None))
+    return found
+
+
+class TokenRow:
+    """The tokens of one sample: ids, types and text labels. Labels stand where the token is predicted, one earlier."""
+
+    def __init__(self):
+        self.ids: list[int] = []
+        self.types: list[int] = []
+        self.labels: list[int] = []
+
+    def extend(self, ids: Sequence[int], kind: int = TEXT) -> None:
+        """Appends tokens without loss."""
+        self.ids += ids
+        self.types += [kind] * len(ids)
+        self.labels += [-100] * len(ids)
+
+    def learn(self, ids: Sequence[int]) -> None:
+        """Appends tokens that are predicted."""
+        start = len(self.ids) - 1
+        self.extend(ids)
+        self.labels[start : start + len(ids)] = ids
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Each attribute as int64 (L,)."""
+        columns = {"input_ids": self.ids, "token_kinds": self.types, "labels": self.labels}
+        return {name: np.asarray(values, dtype=np.int64) for name, values in columns.items()}
+
+
+def lay_out(sample: Sample, tokenize: Callable[[str], list[int]], marks: Markers, system_prompt: bool) -> TokenRow:
+    """All tokens of a sample."""
+    row = TokenRow()
+    for piece in pieces(sample, system_prompt):
+        if piece.begins:
+            row.extend([marks.bos])
+        if piece.segment.dropped:
+            row.extend([marks.pad] * piece_length(piece, tokenize, marks))
+        elif isinstance(piece.segment, ImageSegment):
+            kind = SIGLIP if piece.segment.view == "siglip" else VQ
+            row.extend([*tokenize(piece.before), marks.begin])
+            row.extend([marks.placeholder] * marks.num_image_tokens, kind)
+            row.extend([marks.end, *tokenize(piece.after)])
+        else:
+            ids = text_ids(piece, tokenize)
+            row.learn([*ids, marks.eos]) if piece.is_answer else row.extend(ids)
+    return row
+
+
+def text_ids(piece: Piece, tokenize: Callable[[str], list[int]]) -> list[int]:
+    """Ids of a text with the words around it; a list of ids passes through."""
+    if piece.whole_text is not None:
+        return tokenize(piece.whole_text)
+    return [*tokenize(piece.before), *(int(each) for each in piece.segment.text), *tokenize(piece.after)]
+
+
+def piece_length(piece: Piece, tokenize: Callable[[str], list[int]], marks: Markers) -> int:
+    """Tokens of a piece without the marker of the beginning."""
+    if isinstance(piece.segment, ImageSegment):
+        return len(tokenize(piece.before)) + marks.num_image_tokens + 2 + len(tokenize(piece.after))
+    return len(text_ids(piece, tokenize)) + piece.is_answer

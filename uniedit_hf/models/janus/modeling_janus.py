@@ -1,0 +1,287 @@
+"""Janus-Pro that learns to draw and to edit: transformers' `JanusForConditionalGeneration` with a training forward
+over packs, drawing with guidance, and loading that ties nothing by accident.
+
+One decoder reads text, SigLIP features and image tokens, and predicts text through one head and image tokens through
+another. Called without `token_kinds` everything is as in transformers.
+
+Shapes: B rows, L tokens a row, D hidden size, N SigLIP views, M VQ views, S pixels a side, T tokens of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers.models.janus.modeling_janus import (
+    JanusForConditionalGeneration as TransformersJanusForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from uniedit_hf.losses import Losses
+
+from .generation_janus import JanusImageGenerationMixin
+from .image_tokens import decode_pictures, encode_pictures, fingerprint
+from .tokens import SIGLIP, VQ
+
+
+logger = logging.get_logger(__name__)
+
+
+class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanusForConditionalGeneration):
+    """transformers' class of this name; also trains on packs of `JanusProcessor` and edits pictures."""
+
+    # Tokens of pictures must not depend on the precision that the rest runs in.
+    _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
+    _supports_flex_attn = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.vqmodel.requires_grad_(False)
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers. The released configurations leave `tie_word_embeddings` at its default, true, although
+        the weights are not tied; it is set to what is so, or saving, resizing or merging might tie them."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.lm_head.weight is not model.get_input_embeddings().weight:
+            model.config.tie_word_embeddings = False
+        return loaded
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        """A frozen encoder is not recomputed."""
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        if not any(parameter.requires_grad for parameter in self.model.vision_model.parameters()):
+            for layer in self.model.vision_model.encoder.layers:
+                layer.gradient_checkpointing = False
+
+    # --- what is trained ----------------------------------------------------------------------------------------
+
+    def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by what they serve: `vit` the encoder, `und` the decoder with what it reads, `gen` what
+        leads to and from image tokens, `text_only` what nothing but a text loss reaches, `fixed` what is never
+        trained."""
+        parts: dict[str, list[nn.Parameter]] = {name: [] for name in ("vit", "und", "gen", "text_only", "fixed")}
+        prefixes = {
+            "model.vqmodel.": "fixed",
+            "model.vision_model.": "vit",
+            "model.generation_": "gen",
+            "lm_head.": "text_only",
+        }
+        for name, parameter in self.named_parameters():
+            parts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "und")].append(
+                parameter
+            )
+        return parts
+
+    def lora_target_modules(self, und: bool = True, gen: bool = True, text: bool = False) -> str:
+        """A pattern for PEFT: the linear layers that are trained.
+
+        Args:
+            und: Those of the decoder.
+            gen: Those that lead to and from image tokens.
+            text: Without effect: no layer of the decoder serves text alone.
+        """
+        patterns = []
+        if und:
+            patterns.append(r"language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.\w+_proj)")
+        if gen:
+            patterns.append(r"generation_aligner\.(fc1|hidden_layers\.\d+)|generation_head\.(proj_out|vision_head)")
+        return rf".*model\.({'|'.join(patterns)})"
+
+    # --- pictures as tokens -------------------------------------------------------------------------------------
+
+    @property
+    def image_tokenizer(self) -> str:
+        """The fingerprint of what makes tokens of pictures; stored tokens carry it."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model.vqmodel)
+        return self._fingerprint
+
+    def encode_images(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+        """Pixels (M, 3, S, S) in [-1, 1] to tokens (M, T), by the reference's rule and not transformers'.
+
+        Raises:
+            ValueError: If the pictures are of another size than the model's.
+        """
+        pixels = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
+        side = self.config.vision_config.image_size
+        if pixels.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"Pictures have the shape {tuple(pixels.shape[1:])}, but the model takes (3, {side}, {side}): prepare "
+                "them with its processor, which fits them without squeezing."
+            )
+        return encode_pictures(self.model.vqmodel, pixels)
+
+    def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (M, T) to pixels (M, 3, S, S) in fp32, about [-1, 1]."""
+        return decode_pictures(self.model.vqmodel, tokens)
+
+    def round_trip(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Pixels (3, S, S) as the model could draw them at best."""
+        return list(self.decode_tokens(self.encode_images(images)))
+
+    def _tokens_of_views(self, vq_images, vq_tokens, made_by) -> torch.Tensor:
+        """Tokens (M, T) of all VQ views: those that are stored as they are, the others encoded.
+
+        Raises:
+            ValueError: If stored tokens were made by another model.
+        """
+        foreign = [name for name in made_by or () if name != self.image_tokenizer]
+        if foreign:
+            raise ValueError(
+                f"The data holds image tokens made by {foreign[0]}, but this model's own are made by "
+                f"{self.image_tokenizer}: store this model's, or remove the columns source_tokens and target_tokens."
+            )
+        if vq_images is None:
+            return vq_tokens
+        encoded = self.encode_images(vq_images)
+        if vq_tokens is None:
+            return encoded
+        tokens = vq_tokens.clone()
+        tokens[tokens[:, 0] < 0] = encoded.to(tokens.device)
+        return tokens
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        token_kinds: torch.Tensor | None = None,
+        siglip_images: torch.Tensor | None = None,
+        vq_images: torch.Tensor | None = None,
+        vq_tokens: torch.Tensor | None = None,
+        vq_loss: torch.Tensor | None = None,
+        vq_made_by: Sequence[str] | None = None,
+        **kwargs,
+    ):
+        """With `token_kinds` the losses of a packed sequence; without, transformers' forward.
+
+        Args:
+            input_ids: (1, L) text and marker ids; what stands at image tokens is not read.
+            pixel_values: For transformers' forward only.
+            attention_mask: Likewise; a pack has none.
+            position_ids: (1, L) rotary positions, which begin anew with every sample and so keep samples apart.
+            labels: (1, L) the token to predict at each position, -100 where text carries no loss.
+            token_kinds: (1, L) 1 text and markers, 2 SigLIP tokens, 3 VQ tokens.
+            siglip_images: (N, 3, S, S) in [-1, 1], all SigLIP views in order.
+            vq_images: (M', 3, S, S) in [-1, 1], the VQ views without stored tokens, in order.
+            vq_tokens: (M, T) tokens of all VQ views in order, -1 where they come as pixels; `None` if all do.
+            vq_loss: (M,) whether a VQ view is drawn.
+            vq_made_by: Fingerprints of what made the stored tokens.
+            kwargs: As in transformers.
+
+        Returns:
+            `Losses`, or what transformers' forward returns.
+
+        Raises:
+            ValueError: If stored tokens were made by another model.
+        """
+        if token_kinds is None:
+            kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "position_ids": position_ids}
+            return super().forward(input_ids=input_ids, labels=labels, **kwargs)
+        tokens = self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
+        embeds = self.embed(input_ids, token_kinds, siglip_images, tokens)
+        # A cache would make transformers overlook that the positions begin anew.
+        hidden = self.model.language_model(
+            inputs_embeds=embeds, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return self._losses(hidden[0], labels[0], token_kinds[0], tokens, vq_loss)
+
+    def embed(self, input_ids, token_kinds, siglip_images=None, tokens=None) -> torch.Tensor:
+        """All tokens as the decoder takes them: (B, L, D). What leads in is in the graph even if nothing comes."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if tokens is None:
+            tokens = input_ids.new_zeros(0, self.config.vision_config.num_image_tokens)
+        drawn = self.prepare_embeddings_for_image_generation(tokens)
+        for kind, features in ((SIGLIP, self._seen(siglip_images)), (VQ, drawn)):
+            mask = (token_kinds == kind)[..., None].expand_as(embeds)
+            embeds = embeds.masked_scatter(mask, features.to(embeds))
+        return embeds
+
+    def _seen(self, images: torch.Tensor | None) -> torch.Tensor:
+        """Features (N, T, D) of all SigLIP views; of none if there are none, through the same layers."""
+        weight = self.model.vision_model.embeddings.patch_embedding.weight
+        vision = self.config.vision_config
+        if images is not None:
+            return self.model.get_image_features(images.to(weight.dtype)).pooler_output
+        if not weight.requires_grad:
+            return self.model.aligner(weight.new_zeros(0, vision.num_image_tokens, vision.hidden_size))
+        # attention takes no empty batch
+        blank = weight.new_zeros(1, 3, vision.image_size, vision.image_size)
+        return self.model.get_image_features(blank).pooler_output[:0]
+
+    def _losses(self, hidden, labels, token_kinds, tokens, vq_loss) -> Losses:
+        """Sums of both losses over hidden states (L, D). Heads run on supervised rows only, and on none of them too,
+        so that their parameters stay in the graph."""
+        rows = labels != -100
+        text_logits = self.lm_head(hidden[rows]).float()
+        if tokens is None or vq_loss is None:
+            places, wanted = labels.new_zeros(0), labels.new_zeros(0)
+        else:
+            places = (token_kinds == VQ).nonzero()[:, 0].view_as(tokens)[vq_loss].flatten()
+            wanted = tokens[vq_loss].flatten()
+        # the state in front of a token predicts it, the first one's in front being the marker of the image
+        image_logits = self.model.generation_head(hidden[places - 1]).float()
+        return Losses(
+            text_sum=nn.functional.cross_entropy(text_logits, labels[rows], reduction="sum"),
+            text_count=rows.sum(),
+            image_sum=nn.functional.cross_entropy(image_logits, wanted, reduction="sum"),
+            image_count=torch.tensor(len(wanted), device=hidden.device),
+        )
+
+    # --- writing text -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed_context(
+        self, input_ids, token_kinds, siglip_images=None, vq_images=None, vq_tokens=None, vq_made_by=None
+    ) -> torch.Tensor:
+        """The tokens of a batch of contexts: (B, L, D)."""
+        return self.embed(
+            input_ids, token_kinds, siglip_images, self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
+        )
+
+    def generate(self, inputs=None, attention_mask=None, logits_processor=None, **kwargs):
+        """Writes text behind the contexts that `JanusProcessor` makes of samples; without `token_kinds` as in
+        transformers, with its silent mistakes made loud.
+
+        Raises:
+            ValueError: If pictures are given to transformers' drawing, which would ignore them, or what it needs is
+                missing.
+        """
+        if "token_kinds" in kwargs:
+            names = ("siglip_images", "vq_images", "vq_tokens", "vq_made_by")
+            images = {name: kwargs.pop(name) for name in names if name in kwargs}
+            inputs = kwargs.pop("input_ids", inputs)
+            kwargs["inputs_embeds"] = self.embed_context(inputs, kwargs.pop("token_kinds"), **images)
+            kwargs["input_ids"], inputs = inputs, None
+        elif kwargs.get("generation_mode") == "image":
+            self._check_stock_drawing(kwargs)
+        return super().generate(inputs, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs)
+
+    def _check_stock_drawing(self, kwargs) -> None:
+        remedy = "use generate_images(), or UniEditPipeline"
+        if kwargs.get("pixel_values") is not None:
+            raise ValueError(f"generate(generation_mode='image') of transformers does not see pixel_values: {remedy}.")
+        config = kwargs.get("generation_config") or self.generation_config
+        scale = kwargs.get("guidance_scale", config.guidance_scale)
+        if scale is not None and scale <= 1:
+            raise ValueError(
+                f"guidance_scale is {scale}, but generate(generation_mode='image') of transformers needs more than 1: "
+                f"{remedy}, which draw without guidance at 1."
+            )
+        begin = getattr(config, "boi_token_id", None)
+        settings = getattr(config, "generation_kwargs", None)
+        if begin is not None and not settings:
+            config.generation_kwargs = {"boi_token_id": begin}
+        elif not settings or "boi_token_id" not in settings:
+            raise ValueError(
+                "The generation configuration does not say which token begins an image: set "
+                f"generation_kwargs={{'boi_token_id': ID}} in it, or {remedy}."
+            )
