@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_models import FAMILIES
 from training_runs import ALL, COMPARED, CURVES, FAST, logged, make_data, run_mix, weights
 
 
@@ -16,10 +17,15 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def reference(data, tmp_path_factory):
+def reference(data, family, tmp_path_factory):
     """The run with everything in one batch, without checkpointing."""
-    return run_mix(data, tmp_path_factory.mktemp("reference") / "out", *FAST[0])
+    return run_mix(data, tmp_path_factory.mktemp("reference") / "out", *FAST[0], family)
 
 
 def check_same(folder, reference, tolerance=1e-5):
@@ -35,8 +41,8 @@ def check_same(folder, reference, tolerance=1e-5):
         assert (trained[name] - weight).abs().max() <= tolerance, name
 
 
-def test_curve_is_the_recorded_one(reference):
-    recorded = json.loads((CURVES / "mix.json").read_text())["curve"]
+def test_curve_is_the_recorded_one(reference, family):
+    recorded = json.loads((CURVES / f"{family}.json").read_text())["curve"]
     found = logged(reference)
     assert [log["step"] for log in found] == [log["step"] for log in recorded] == list(range(1, 21))
     for here, there in zip(found, recorded):
@@ -48,14 +54,14 @@ def test_curve_is_the_recorded_one(reference):
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "batch", "checkpointing"), FAST[1:])
-def test_dealing_out_changes_nothing(data, reference, tmp_path, processes, accumulation, batch, checkpointing):
-    check_same(run_mix(data, tmp_path / "out", processes, accumulation, batch, checkpointing), reference)
+def test_dealing_out_changes_nothing(data, reference, family, tmp_path, processes, accumulation, batch, checkpointing):
+    check_same(run_mix(data, tmp_path / "out", processes, accumulation, batch, checkpointing, family), reference)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("processes", "accumulation", "batch", "checkpointing"), ALL)
 def test_no_way_of_dealing_out_changes_anything(
-    data, reference, tmp_path, processes, accumulation, batch, checkpointing
+    data, reference, family, tmp_path, processes, accumulation, batch, checkpointing
 ):
-    check_same(run_mix(data, tmp_path / "out", processes, accumulation, batch, checkpointing), reference)
+    check_same(run_mix(data, tmp_path / "out", processes, accumulation, batch, checkpointing, family), reference)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from tiny_models import FAMILIES
 from training_data import conversations, curve, edit_rows, settings, trainer
 from training_runs import Running, logged, make_data, mix_settings, run, weights
 
@@ -53,11 +54,11 @@ VARIANTS = {
 }
 
 
-def trained(folder: Path, variant: str, resume=None, **changes):
+def trained(folder: Path, variant: str, resume=None, family: str = "bagel", **changes):
     """The trainer of a variant after its run."""
     data, args, dropout = VARIANTS[variant]
     args = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3} | args | changes
-    this = trainer(folder, data(), peft_config=None if dropout is None else lora(dropout), **args)
+    this = trainer(folder, data(), peft_config=None if dropout is None else lora(dropout), family=family, **args)
     this.train(resume_from_checkpoint=resume)
     return this
 
@@ -71,12 +72,13 @@ def check_same(here, there):
             assert torch.equal(here.average.shadow[name], weight), name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_going_on_from_a_checkpoint_changes_nothing(tmp_path, variant):
-    whole = trained(tmp_path / "whole", variant)
+def test_going_on_from_a_checkpoint_changes_nothing(tmp_path, variant, family):
+    whole = trained(tmp_path / "whole", variant, family=family)
     first = sorted(path.name for path in (tmp_path / "whole").glob("checkpoint-*"))[0]
     shutil.copytree(tmp_path / "whole" / first, tmp_path / "again" / first)
-    check_same(trained(tmp_path / "again", variant, resume=True), whole)
+    check_same(trained(tmp_path / "again", variant, resume=True, family=family), whole)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):

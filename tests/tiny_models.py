@@ -5,6 +5,10 @@ They are the real classes at a size where a forward takes milliseconds; nothing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -177,6 +181,28 @@ def tiny_janus_processor(**options) -> JanusProcessor:
         size={"height": 32, "width": 32}, min_size=4, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return JanusProcessor(images, tiny_janus_tokenizer(), num_image_tokens=16, **options)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a test that runs over every model family needs of it.
+
+    Args:
+        model: Makes the tiny model.
+        processor: Makes its processor.
+        settings: Of training, where those of the tests do not fit.
+    """
+
+    model: Callable
+    processor: Callable
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "bagel": Family(tiny_bagel, tiny_bagel_processor),
+    # every picture has 16 tokens in every view
+    "janus": Family(tiny_janus, tiny_janus_processor, {"max_tokens_per_pack": 200}),
+}
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:

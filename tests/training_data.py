@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
-from tiny_models import WORDS, picture, tiny_bagel, tiny_bagel_processor
+from tiny_models import FAMILIES, WORDS, picture
 
 from uniedit_hf.training import UniEditConfig, UniEditTrainer
 
@@ -107,14 +107,14 @@ def save_parquet(dataset: Dataset, folder: Path, num_files: int = 1) -> Path:
     return folder
 
 
-def save_checkpoint(folder: Path) -> Path:
+def save_checkpoint(folder: Path, family: str = "bagel") -> Path:
     """A tiny model with its processor, as `from_pretrained` reads it."""
-    tiny_bagel().save_pretrained(folder)
-    tiny_bagel_processor().save_pretrained(folder)
+    FAMILIES[family].model().save_pretrained(folder)
+    FAMILIES[family].processor().save_pretrained(folder)
     return folder
 
 
-def settings(folder: Path, **changes) -> UniEditConfig:
+def settings(folder: Path, family: str = "bagel", **changes) -> UniEditConfig:
     """A short run on the CPU that logs every step."""
     defaults = {
         "output_dir": str(folder),
@@ -127,17 +127,19 @@ def settings(folder: Path, **changes) -> UniEditConfig:
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    return UniEditConfig(**defaults | changes)
+    return UniEditConfig(**defaults | FAMILIES[family].settings | changes)
 
 
-def trainer(folder: Path, train_dataset, model=None, eval_dataset=None, peft_config=None, **changes) -> UniEditTrainer:
-    """A trainer of the tiny model."""
+def trainer(
+    folder: Path, train_dataset, model=None, eval_dataset=None, peft_config=None, family: str = "bagel", **changes
+) -> UniEditTrainer:
+    """A trainer of the tiny model of a family."""
     return UniEditTrainer(
-        tiny_bagel() if model is None else model,
-        settings(folder, **changes),
+        FAMILIES[family].model() if model is None else model,
+        settings(folder, family, **changes),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=tiny_bagel_processor(),
+        processing_class=FAMILIES[family].processor(),
         peft_config=peft_config,
     )
 

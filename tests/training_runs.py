@@ -1,6 +1,6 @@
 """Runs of the real command in processes of their own, for tests of what must not change a run.
 
-python tests/training_runs.py     records the curves in tests/fixtures/curves
+python tests/training_runs.py [FAMILY]     records the curves in tests/fixtures/curves
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
 
+from tiny_models import FAMILIES  # noqa: E402
 from training_data import conversations, edit_rows, save_checkpoint, save_parquet  # noqa: E402
 
 
@@ -36,13 +37,14 @@ ALL = [(n, a, 8 // n // a, c) for n in (1, 2) for a in (1, 2, 4, 8) if n * a <= 
 
 
 def make_data(folder: Path) -> None:
-    """A checkpoint and data sets for all recipes."""
-    save_checkpoint(folder / "model")
+    """Checkpoints and data sets for all recipes."""
+    for family in FAMILIES:
+        save_checkpoint(folder / family, family)
     save_parquet(edit_rows(32), folder / "edits", num_files=4)
     save_parquet(conversations(8), folder / "talks")
 
 
-def mix_settings(data: Path, **changes) -> dict[str, Any]:
+def mix_settings(data: Path, family: str = "bagel", **changes) -> dict[str, Any]:
     """20 steps of 8 packs, of a mix of recipes with both losses."""
     mix = {
         "edits": {"name": str(data / "edits"), "weight": 2},
@@ -50,7 +52,7 @@ def mix_settings(data: Path, **changes) -> dict[str, Any]:
         "talks": {"name": str(data / "talks"), "recipe": "interleaved"},
     }
     options = {
-        "model_name_or_path": str(data / "model"),
+        "model_name_or_path": str(data / family),
         "datasets": mix,
         "max_steps": 20,
         "text_loss_weight": 0.25,
@@ -62,7 +64,7 @@ def mix_settings(data: Path, **changes) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    return options | changes
+    return options | FAMILIES[family].settings | changes
 
 
 def command(options: dict[str, Any], processes: int = 1) -> list[str]:
@@ -146,10 +148,13 @@ class Running:
         return self.process.wait(timeout=120)
 
 
-def run_mix(data: Path, folder: Path, processes: int, accumulation: int, batch: int, checkpointing: bool) -> Path:
+def run_mix(
+    data: Path, folder: Path, processes: int, accumulation: int, batch: int, checkpointing: bool, family: str = "bagel"
+) -> Path:
     """The mix with its 8 packs a step dealt out in one way."""
     options = mix_settings(
         data,
+        family,
         output_dir=str(folder),
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=batch,
@@ -171,17 +176,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """Records the curve of the mix."""
-    with tempfile.TemporaryDirectory() as folder:
-        make_data(Path(folder, "data"))
-        logs = logged(run_mix(Path(folder, "data"), Path(folder, "out"), *FAST[0]))
-    curve = {
-        "made by": "python tests/training_runs.py",
-        "versions": {name: version(name) for name in PACKAGES},
-        "curve": [{name: log[name] for name in ("step", *COMPARED) if name in log} for log in logs],
-    }
-    CURVES.mkdir(exist_ok=True)
-    (CURVES / "mix.json").write_text(json.dumps(curve, indent=1) + "\n")
+    """Records the curves of the mix, of the families named or of all."""
+    for family in sys.argv[1:] or FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            make_data(Path(folder, "data"))
+            logs = logged(run_mix(Path(folder, "data"), Path(folder, "out"), *FAST[0], family))
+        curve = {
+            "made by": f"python tests/training_runs.py {family}",
+            "versions": {name: version(name) for name in PACKAGES},
+            "curve": [{name: log[name] for name in ("step", *COMPARED) if name in log} for log in logs],
+        }
+        CURVES.mkdir(exist_ok=True)
+        (CURVES / f"{family}.json").write_text(json.dumps(curve, indent=1) + "\n")
 
 
 if __name__ == "__main__":

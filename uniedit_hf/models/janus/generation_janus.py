@@ -125,7 +125,7 @@ class JanusImageGenerationMixin:
                 use_cache=True,
             ).last_hidden_state[:, -1]
             logits = mixing @ self.model.generation_head(hidden).float()
-            tokens[:, step] = _choose(logits, settings, chances[:, step])
+            tokens[:, step] = _choose(logits, settings, chances[:, step, None].contiguous())
             if callback_on_step_end is not None:
                 callback_on_step_end(step + 1, steps, list(tokens[:, : step + 1]))
             embeds = self.prepare_embeddings_for_image_generation(tokens[requests, step, None])
@@ -169,7 +169,7 @@ def _choose(logits: torch.Tensor, settings: Sequence[JanusImageSettings], chance
     """The next token of every request: (R,)."""
     temperatures = torch.tensor([each.temperature for each in settings], device=logits.device)[:, None]
     likely = (logits / temperatures.clamp(min=1e-6)).double().softmax(-1)
-    drawn = torch.searchsorted(likely.cumsum(-1), chances[:, None], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    drawn = torch.searchsorted(likely.cumsum(-1), chances, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
     return torch.where(temperatures[:, 0] == 0, logits.argmax(-1), drawn)
 
 
