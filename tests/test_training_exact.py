@@ -50,7 +50,7 @@ def test_curve_is_the_recorded_one(reference, family):
             # another machine or version may round in another way, which 20 steps let grow
             assert here.get(name) == pytest.approx(there.get(name), rel=1e-3), (here["step"], name)
     assert all("text_loss" in log and "image_loss" in log for log in found), "both losses are learned in every step"
-    assert found[-1]["loss"] < found[0]["loss"] / 2, "something is learned"
+    assert found[-1]["loss"] < 0.6 * found[0]["loss"], "something is learned"
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "batch", "checkpointing"), FAST[1:])
