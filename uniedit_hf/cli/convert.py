@@ -1,8 +1,10 @@
-"""`uniedit convert`: a BAGEL checkpoint from one layout to another."""
+"""`uniedit convert`: a checkpoint from one layout to another."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 
@@ -10,11 +12,27 @@ from typing import Literal
 class ConvertOptions:
     input_dir: str = field(metadata={"help": "the checkpoint, in any of the layouts", "metavar": "FOLDER"})
     output_dir: str = field(metadata={"help": "where the converted checkpoint goes", "metavar": "FOLDER"})
-    to: Literal["official", "transformers"] = field(metadata={"help": "the layout to write"})
+    to: Literal["official", "transformers"] = field(
+        metadata={"help": "the layout to write; Janus-Pro is only converted to that of transformers"}
+    )
 
 
 def run(options: ConvertOptions) -> None:
-    from uniedit_hf.models.bagel.conversion import convert
+    from uniedit_hf.models.loading import JANUS, OFFICIAL_JANUS
 
-    convert(options.input_dir, options.output_dir, options.to)
+    config = Path(options.input_dir, "config.json")
+    model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if model_type == OFFICIAL_JANUS and options.to == "transformers":
+        from uniedit_hf.models.janus.conversion import convert_official
+
+        convert_official(options.input_dir, options.output_dir)
+    elif model_type in (JANUS, OFFICIAL_JANUS):
+        raise ValueError(
+            f"input_dir {options.input_dir} holds a Janus-Pro of the model_type {model_type!r}, which is not written "
+            f"in the {options.to} layout: 'multi_modality' is converted to 'transformers', and 'janus' already is."
+        )
+    else:
+        from uniedit_hf.models.bagel.conversion import convert
+
+        convert(options.input_dir, options.output_dir, options.to)
     print(f"Wrote {options.output_dir} in the {options.to} layout.")

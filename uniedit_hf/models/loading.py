@@ -10,6 +10,7 @@ from .bagel.modeling_bagel import BagelForConditionalGeneration
 from .bagel.processing_bagel import BagelProcessor
 
 
+JANUS = "janus"
 OFFICIAL_JANUS = "multi_modality"  # the model_type of deepseek-ai's repositories
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 

@@ -12,7 +12,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from datasets import Dataset, Features, Image, List, Value
 from torch.nn import functional
+
+
+IMAGE_COLUMNS = ("source_image", "target_image")
 
 
 def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -43,6 +47,53 @@ def decode_pictures(vqmodel, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens (B, T) to pixels (B, 3, S, S) in fp32, about [-1, 1]."""
     with torch.autocast(tokens.device.type, enabled=False):
         return vqmodel.decode(tokens).float()
+
+
+def store_image_tokens(dataset: Dataset, model, processor, batch_size: int = 16) -> Dataset:
+    """Computes the tokens of all pictures once and stores them with the data, so that training need not.
+
+    Args:
+        dataset: With the columns `source_image` and `target_image`, or one of them.
+        model: A `JanusForConditionalGeneration`.
+        processor: Its `JanusProcessor`.
+        batch_size: Pictures that are encoded together.
+
+    Returns:
+        The same rows with `source_tokens`, `target_tokens` (of the pictures that are there) and `image_tokenizer`,
+        the fingerprint of what made them.
+
+    Raises:
+        ImageError: If a picture cannot be read.
+        ValueError: If there is no picture to encode.
+    """
+    columns = {name: name.replace("image", "tokens") for name in IMAGE_COLUMNS if name in dataset.column_names}
+    if not columns:
+        raise ValueError(f"The data has the columns {dataset.column_names}, but no {' or '.join(IMAGE_COLUMNS)}.")
+    features = dataset.features | {name: List(Value("uint16")) for name in columns.values()}
+    features = Features(features | {"image_tokenizer": Value("string")})
+    stored = dataset
+    for name in columns:
+        stored = stored.cast_column(name, Image(decode=False))
+
+    def encode(rows: dict, numbers: list[int]) -> dict:
+        tokens = {}
+        for name, column in columns.items():
+            places = [place for place, image in enumerate(rows[name]) if image is not None]
+            pictures = [processor.open_source(rows[name][p], f"{name} of row {numbers[p]}") for p in places]
+            found = model.encode_images([processor.prepare(each) for each in pictures]).tolist() if places else []
+            by_place = dict(zip(places, found))
+            tokens[column] = [by_place.get(place) for place in range(len(numbers))]
+        return tokens | {"image_tokenizer": [model.image_tokenizer] * len(numbers)}
+
+    stored = stored.map(
+        encode, with_indices=True, batched=True, batch_size=batch_size, features=_undecoded(features, columns),
+        new_fingerprint=f"{dataset._fingerprint}-{model.image_tokenizer}", desc="image tokens",
+    )  # fmt: skip
+    return stored.cast(features)
+
+
+def _undecoded(features: Features, names) -> Features:
+    return Features(features | {name: Image(decode=False) for name in names})
 
 
 def fingerprint(vqmodel) -> str:
