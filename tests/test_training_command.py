@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from training_data import edit_rows, save_checkpoint, save_parquet
@@ -16,6 +18,7 @@ from training_runs import environment
 from uniedit_hf import UniEditPipeline, cli
 from uniedit_hf.cli import train
 from uniedit_hf.cli.parsing import CommandParser
+from uniedit_hf.models.loading import load_model
 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "train").glob("*.yaml"))
@@ -67,6 +70,28 @@ def test_examples_run_on_a_small_model(data, tmp_path, capsys, name):
         adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
         averaged = load_file(tmp_path / "out" / "ema" / "adapter_model.safetensors")
         assert adapters.keys() == averaged.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_on_quantised_weights(data, tmp_path, capsys, bits):
+    """In a folder whose name is no plain word."""
+    quantised = pytest.importorskip("bitsandbytes").nn
+    out = tmp_path / "mit Leerzeichen und ü"
+    flags = ["--config", str(EXAMPLES[0].parent / "bagel_qlora.yaml"), "--load_in_4bit", str(bits == 4)]
+    flags += ["--load_in_8bit", str(bits == 8), "--dataset_name", str(data / "edits"), "--output_dir", str(out), *TINY]
+    assert cli.main(["train", *flags, "--model_name_or_path", str(data / "model")]) == 0
+    assert f"the model is in {out}." in capsys.readouterr().out
+    adapters = load_file(out / "adapter_model.safetensors")
+    moved = [name for name, weight in adapters.items() if "lora_B" in name and weight.any()]
+    assert moved and len(moved) == sum("lora_B" in name for name in adapters)
+
+    model, *_ = CommandParser("train", "", train.run).parse([*flags, "--model_name_or_path", str(data / "model")])
+    loaded = load_model(model.model_name_or_path, dtype=torch.float32, quantization_config=train._quantization(model))
+    kind = quantised.Linear4bit if bits == 4 else quantised.Linear8bitLt
+    names = {name for name, module in loaded.named_modules() if isinstance(module, kind)}
+    pattern = re.compile(loaded.lora_target_modules(text=True))
+    assert names == {name for name, _ in loaded.named_modules() if pattern.fullmatch(name)}, "what is adapted, no more"
 
 
 def mistakes(data):

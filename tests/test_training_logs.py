@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,6 +205,31 @@ def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
     tags = set(events.Tags()["scalars"])
     assert {f"train/{name}" for name in ("loss", "image_loss", "tokens_per_second", "pack_fill", "grad_norm")} <= tags
     assert len(events.Scalars("train/image_loss")) == 4
+
+
+@pytest.mark.slow  # it waits for its own server
+def test_trackio_gets_every_figure(tmp_path):
+    pytest.importorskip("trackio")
+    code = """
+import sys
+from pathlib import Path
+from training_data import edit_rows, trainer
+options = {"report_to": "trackio", "project": "uniedit", "run_name": "one", "eval_strategy": "steps"}
+trainer(Path(sys.argv[1]), edit_rows(), eval_dataset=edit_rows(4), **options).train()
+"""
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
+    surroundings = os.environ | {"PYTHONPATH": path, "TRACKIO_DIR": str(tmp_path / "board")}
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(tmp_path / "board" / "uniedit.db") as board:
+        logs = [json.loads(metrics) for (metrics,) in board.execute("SELECT metrics FROM metrics ORDER BY id")]
+    steps = [log for log in logs if "train/loss" in log]
+    assert [log["train/global_step"] for log in steps] == [1, 2, 3, 4]
+    names = ("image_loss", "grad_norm", "learning_rate", "tokens_per_second", "samples_per_second", "pack_fill")
+    assert all(f"train/{name}" in log for log in steps for name in names)
+    assert sum("eval/image_loss" in log for log in logs) == 4
 
 
 def test_the_card_says_what_was_done(tmp_path):

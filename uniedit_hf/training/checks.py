@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from datasets import Dataset, IterableDataset
@@ -19,6 +20,24 @@ def check_devices(args: UniEditConfig) -> None:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs, which would replicate the model in threads: start with `accelerate "
             "launch`, or show the process one GPU with CUDA_VISIBLE_DEVICES."
+        )
+
+
+def check_sharding(args: UniEditConfig) -> None:
+    """What needs whole weights, or encoders that run equally often on all devices, does not go with FSDP."""
+    if not args.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if args.ema_decay is not None:
+        raise ValueError(f"ema_decay is {args.ema_decay}, but under FSDP no device has whole weights: leave it out.")
+    if args.sample_steps is not None:
+        raise ValueError(
+            f"sample_steps is {args.sample_steps}, but under FSDP no device has whole weights to draw with: leave it "
+            "out, and draw from the checkpoints."
+        )
+    if not args.freeze_vit:
+        raise ValueError(
+            "freeze_vit=False does not go with FSDP, whose devices would wait for each other where packs differ in "
+            "the sizes of their images: leave it out."
         )
 
 

@@ -31,6 +31,7 @@ from .config import UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
 from .ema import WeightAverage
 from .freezing import adapted_layers, freeze
+from .fsdp import FSDPModule, frozen_encoders
 from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
 from .metrics import RunningSums, loss_means
 from .model_card import model_card
@@ -102,6 +103,7 @@ class UniEditTrainer(Trainer):
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or UniEditConfig(output_dir=f"{Path(name).name or 'model'}-UniEdit")
         checks.check_devices(args)
+        checks.check_sharding(args)
         draws = isinstance(train_dataset, (list, tuple)) or args.recipe != "answer"
         if not isinstance(train_dataset, (list, tuple)):
             checks.check_recipe(args)
@@ -132,6 +134,7 @@ class UniEditTrainer(Trainer):
         self._step_packs: list[PackNotes] = []
         self._first_step = 0
         self._average_from: str | None = None
+        self._encoders: list[FSDPModule] = []
         super().__init__(
             model=model,
             args=args,
@@ -194,6 +197,8 @@ class UniEditTrainer(Trainer):
         are the batch's own.
         """
         packs: list[PackNotes] = inputs.pop("pack")
+        for encoder in self._encoders:
+            encoder.unshard()
         losses: Losses = model(**inputs)
         if num_items_in_batch is None:
             counts, devices, sums = {"text": losses.text_count, "image": losses.image_count}, 1, self._eval_sums
@@ -326,6 +331,7 @@ class UniEditTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._encoders = frozen_encoders(_inner(self.model)) if self.is_fsdp_enabled else []
         if self.args.ema_decay is not None:
             self.average = WeightAverage(self.model, self.args.ema_decay)
             if self._average_from is not None:

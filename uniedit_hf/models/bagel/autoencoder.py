@@ -10,6 +10,8 @@ from .configuration_bagel import BagelVaeConfig
 class Fp32Autoencoder(AutoencoderKL):
     """Moves to any device but keeps its dtype when the model around it is cast: in bf16 pictures would show it."""
 
+    _no_split_modules = None  # it is kept whole itself, and FSDP would look for every class that diffusers names
+
     def _apply(self, fn, recurse=True):
         def without_cast(tensor):
             applied = fn(tensor)
