@@ -98,7 +98,7 @@ def tune_and_measure(options: argparse.Namespace, run: tuple[int, str]) -> None:
     data = {kind: load_dataset(str(options.output_dir / f"data-{seed}" / kind), split="train") for kind in KINDS}
     dataset, settings = WAYS[way](data)
     settings = {"learning_rate": options.learning_rate} | settings
-    tune(base_folder(None, "bagel"), dataset, folder / "model", steps=options.steps, seed=seed, **settings)
+    tune(base_folder(options.base, "bagel"), dataset, folder / "model", steps=options.steps, seed=seed, **settings)
     measured(folder, test_items(options.items, options.split), folder / "model")
     shutil.rmtree(folder / "model")
 
@@ -126,6 +126,7 @@ def print_table(ways: list[str], seeds: int, output_dir: Path, items: list[Item]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world_experiment"))
+    parser.add_argument("--base", help="folder of the model to tune; the project's own if not given")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--edits", type=int, default=3000)
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     options = parser.parse_args()
     items = test_items(options.items, options.split)
-    of_base = measured(options.output_dir / "base", items, base_folder(None, "bagel"))
+    of_base = measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))
     for seed in range(options.seeds):
         if not (options.output_dir / f"data-{seed}").is_dir():
             make_edits(options.output_dir / f"data-{seed}", seed=seed, size=options.edits)
