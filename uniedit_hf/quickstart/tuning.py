@@ -34,7 +34,7 @@ def base_folder(base: str | None, model: str) -> Path:
 
 
 # What the paper leaves to the scale of the model; fixed before the first measured run.
-SMALL_WORLD = {"learning_rate": 2e-4, "warmup_steps": 0.05, "max_tokens_per_pack": 1536}
+SMALL_WORLD = {"learning_rate": 2e-4, "warmup_steps": 0.05, "max_tokens_per_pack": 1536, "ema_decay": 0.99}
 
 
 def _fast() -> dict[str, Any]:
@@ -49,13 +49,14 @@ def tune(
     base: Path, data: Dataset | list[TrainingPart], folder: Path, *, steps: int, seed: int, **settings
 ) -> list[dict[str, float]]:
     """Tunes the base after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
-    frozen, both experts trained), with the small world's own learning rate, warm-up and pack size, and saves it.
+    frozen, both experts trained), with the small world's own learning rate, warm-up, pack size and average, and saves
+    the averaged weights, as the released BAGEL holds them.
 
     Args:
         base: Folder of the model.
         data: Edits, or several data sets with recipes.
         folder: Where the tuned model goes.
-        steps: Optimizer steps; the last one's weights are taken, whatever they measure.
+        steps: Optimizer steps; the weights after the last one are taken, whatever they measure.
         seed: Of the order and all draws.
         settings: Options of `UniEditConfig` that differ.
 
@@ -74,5 +75,7 @@ def tune(
     )
     trainer = UniEditTrainer(str(base), args, train_dataset=data)
     trainer.train()
-    trainer.save_model()
+    trainer.average.copy_to(trainer.model)
+    trainer.model.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
     return [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]

@@ -37,6 +37,13 @@ class WeightAverage:
             list(self.shadow.values()), [weights[name].detach().float() for name in self.shadow], 1 - self.decay
         )
 
+    @torch.no_grad()
+    def copy_to(self, model: torch.nn.Module) -> None:
+        """Puts the average in the place of the model's weights."""
+        weights = dict(model.named_parameters())
+        for name, shadow in self.shadow.items():
+            weights[name].copy_(shadow)
+
     def save_model(self, model, folder: str | os.PathLike) -> None:
         """Writes the averaged model to `folder/ema`, ready for `from_pretrained(folder, subfolder="ema")`."""
         state = {
