@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world_experiment"))
     parser.add_argument("--base", help="folder of the model to tune; the project's own if not given")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--edits", type=int, default=3000)
     parser.add_argument("--items", type=int, default=100, help="test items of each kind")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))

@@ -19,7 +19,7 @@ from pathlib import Path
 def run(
     output_dir: str,
     model: str = "bagel",
-    steps: int = 600,
+    steps: int = 400,
     seed: int = 0,
     seeds: int = 1,
     edits: int = 3000,
