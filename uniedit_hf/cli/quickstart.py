@@ -12,11 +12,11 @@ class QuickstartOptions:
         default="runs/quickstart",
         metadata={"help": "where the data, the model and the report go", "metavar": "FOLDER"},
     )
-    model: Literal["bagel"] = field(default="bagel", metadata={"help": "the family of the small model"})
+    model: Literal["bagel", "janus"] = field(default="bagel", metadata={"help": "the family of the small model"})
     steps: int = field(default=400, metadata={"help": "optimizer steps of each tuning"})
     seed: int = field(default=0, metadata={"help": "seed of the data and of the first tuning"})
     seeds: int = field(default=1, metadata={"help": "how many seeds to tune with; the report shows their mean"})
-    edits: int = field(default=4000, metadata={"help": "intelligent edits to make, and as many plain ones"})
+    edits: int = field(default=3000, metadata={"help": "intelligent edits to make, and as many plain ones"})
     items: int = field(default=100, metadata={"help": "test items of each kind; at 100, each ability has 200"})
     base: str | None = field(
         default=None,

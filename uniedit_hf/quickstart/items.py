@@ -20,7 +20,6 @@ from uniedit_hf.synthesis.records import Record
 
 Ability = Literal["understanding", "generation", "editing"]
 SEED = 20260521  # of the test items; the same whatever seed a run has
-VIEWS = {"vit": ("vit",), "both": ("vae", "vit")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Item:
         asked: The question, prompt or instruction.
         expected: The answer, the drawing, or the target picture.
         source: The picture it is about, if any.
-        view: By which views an edit sees its source: `vit` or `both`.
+        view: By which views an edit sees its source: `vit`, the one for understanding, or `both`.
     """
 
     ability: Ability

@@ -15,18 +15,24 @@ from uniedit_hf.evaluation.intervals import mean_interval, paired_difference
 from uniedit_hf.evaluation.small_world import Score, score_answer, score_drawing, score_edit
 from uniedit_hf.pipeline import UniEditPipeline
 
-from .items import VIEWS, Ability, Item
+from .items import Ability, Item
 
 
 COLUMNS = ("base", "tuned", "control")
 ABILITIES: tuple[Ability, ...] = ("understanding", "generation", "editing")
 BATCH = 50
-DRAWING_SETTINGS = {"num_timesteps": 12, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)}
+DRAWING_SETTINGS = {
+    "bagel": {"num_timesteps": 12, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)},
+    "janus": {"text_guidance_scale": 2.5, "temperature": 0.5},
+}
 EDIT_SETTINGS = {
-    "num_timesteps": 12,
-    "text_guidance_scale": 2.5,
-    "image_guidance_scale": 1.0,
-    "guidance_renorm": "global",
+    "bagel": {
+        "num_timesteps": 12,
+        "text_guidance_scale": 2.5,
+        "image_guidance_scale": 1.0,
+        "guidance_renorm": "global",
+    },
+    "janus": {"text_guidance_scale": 2.5, "image_guidance_scale": 1.0, "temperature": 0.5},
 }
 
 Output = str | Image.Image
@@ -50,11 +56,13 @@ def outputs_of(pipeline: UniEditPipeline, items: Sequence[Item], name: str) -> l
 
 def _run(pipeline: UniEditPipeline, ability: Ability, view: str | None, items: Sequence[Item]) -> list[Output]:
     asked, sources, seeds = [i.asked for i in items], [i.source for i in items], [i.seed for i in items]
+    family = pipeline.model.config.model_type
     if ability == "understanding":
         return pipeline.answer(sources, asked, max_new_tokens=6)
     if ability == "generation":
-        return pipeline.generate(asked, seed=seeds, **DRAWING_SETTINGS)
-    return pipeline.edit(sources, asked, seed=seeds, source_views=VIEWS[view], **EDIT_SETTINGS)
+        return pipeline.generate(asked, seed=seeds, **DRAWING_SETTINGS[family])
+    views = {"vit": (pipeline.processor.reading_view,), "both": pipeline.processor.source_views}[view]
+    return pipeline.edit(sources, asked, seed=seeds, source_views=views, **EDIT_SETTINGS[family])
 
 
 def score(item: Item, output: Output) -> Score:
@@ -80,9 +88,8 @@ def bounds(pipeline: UniEditPipeline, items: Sequence[Item]) -> dict[str, list[S
 
 def pipeline_round_trip(pipeline: UniEditPipeline, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pictures through the autoencoder and back."""
-    pixels = [pipeline.processor.image_processor.prepare(picture, "vae") for picture in pictures]
-    decoded = pipeline.model.decode_latents(pipeline.model.encode_images(pixels))
-    return [pipeline.processor.to_pil(each) for each in decoded]
+    pixels = [pipeline.processor.drawn(picture) for picture in pictures]
+    return [pipeline.processor.to_pil(each) for each in pipeline.model.round_trip(pixels)]
 
 
 def write_items(path: Path, items: Sequence[Item], outputs: Mapping[str, Sequence[Output]], scores) -> None:

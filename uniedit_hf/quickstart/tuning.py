@@ -12,7 +12,7 @@ from uniedit_hf.training import TrainingPart, UniEditConfig, UniEditTrainer
 
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-BASES = {"bagel": "small_bagel"}
+BASES = {"bagel": "small_bagel", "janus": "small_janus"}
 
 
 def base_folder(base: str | None, model: str) -> Path:
@@ -22,6 +22,11 @@ def base_folder(base: str | None, model: str) -> Path:
         OSError: If it is not there.
     """
     folder = Path(base) if base else ASSETS / BASES[model]
+    if model == "janus" and not base and not (folder / "config.json").is_file():
+        raise OSError(
+            f"The small base model is not at {folder}: make it with `python examples/small_world/janus_base.py "
+            "--output_dir runs/small_world/janus` and pass --base runs/small_world/janus/model."
+        )
     if not (folder / "config.json").is_file():
         remedy = (
             "name the folder of a checkpoint."

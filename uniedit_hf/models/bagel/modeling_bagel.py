@@ -387,6 +387,10 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
                 images.append(self.vae.decode(latent[None].float() / scale + shift).sample[0])
         return images
 
+    def round_trip(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Pixels (3, h, w) as the model could draw them at best."""
+        return self.decode_latents(self.encode_images(images))
+
     def latent_tokens(self, latents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (16, h, w) as tokens (P, C) of all images in order, and their places (P,) in the position table."""
         patch, side = self.config.latent_patch_size, self.config.max_latent_size

@@ -171,6 +171,10 @@ class BagelProcessor(ProcessorMixin):
         longest = self.image_processor.vae_size["longest_edge"]
         return (min(side, longest),) * 2
 
+    def drawn(self, picture) -> torch.Tensor:
+        """A picture as pixels (3, h, w) in [-1, 1] of the view that the model draws."""
+        return self.image_processor.prepare(picture, "vae")
+
     def to_pil(self, pixels: torch.Tensor):
         """Pixels (3, h, w) in [-1, 1] as a PIL image."""
         return self.image_processor.to_pil(pixels)

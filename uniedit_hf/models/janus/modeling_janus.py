@@ -188,11 +188,28 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             return super().forward(input_ids=input_ids, labels=labels, **kwargs)
         tokens = self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
         embeds = self.embed(input_ids, token_kinds, siglip_images, tokens)
+        hidden = self._hidden(embeds, position_ids)
+        return self._losses(hidden, labels[0], token_kinds[0], tokens, vq_loss)
+
+    def _hidden(self, embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states (L, D) of a pack (1, L, D), every sample by itself.
+
+        FlexAttention and FlashAttention see from the positions where samples begin. Other kernels would need a dense
+        mask over the whole pack; there every sample gets a row, padded behind, which a causal mask hides by itself.
+        """
+        decoder = self.model.language_model
         # A cache would make transformers overlook that the positions begin anew.
-        hidden = self.model.language_model(
-            inputs_embeds=embeds, position_ids=position_ids, use_cache=False
+        if decoder.config._attn_implementation not in ("sdpa", "eager"):
+            return decoder(inputs_embeds=embeds, position_ids=position_ids, use_cache=False).last_hidden_state[0]
+        positions = position_ids[0]
+        row, columns = (positions == 0).cumsum(0) - 1, int(positions.max()) + 1
+        place, rows = row * columns + positions, int(row[-1]) + 1
+        grid = embeds.new_zeros(rows * columns, embeds.shape[-1]).index_copy(0, place, embeds[0])
+        places = torch.arange(columns, device=embeds.device).expand(rows, -1)
+        hidden = decoder(
+            inputs_embeds=grid.view(rows, columns, -1), position_ids=places, use_cache=False
         ).last_hidden_state
-        return self._losses(hidden[0], labels[0], token_kinds[0], tokens, vq_loss)
+        return hidden.flatten(0, 1)[place]
 
     def embed(self, input_ids, token_kinds, siglip_images=None, tokens=None) -> torch.Tensor:
         """All tokens as the decoder takes them: (B, L, D). What leads in is in the graph even if nothing comes."""

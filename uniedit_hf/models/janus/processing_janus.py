@@ -135,6 +135,10 @@ class JanusProcessor(TransformersJanusProcessor):
         self._kept(picture.size, name)
         return self.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0].float()
 
+    def drawn(self, picture) -> torch.Tensor:
+        """A picture as pixels (3, S, S) in [-1, 1] of the view that the model draws."""
+        return self.prepare(picture)
+
     def to_pil(self, pixels: torch.Tensor):
         """Pixels (3, h, w) in [-1, 1] as a PIL image."""
         from PIL import Image
