@@ -302,6 +302,13 @@ def test_auto_classes_give_ours_and_folders_stay_theirs(saved, model):
     assert config["model_type"] == "janus" and config["architectures"] == ["JanusForConditionalGeneration"]
 
 
+def test_flex_attention_is_the_decoder_s(saved):
+    """As the trainer asks for it where there is a GPU; the encoder does not have it."""
+    loaded = AutoModelForMultimodalLM.from_pretrained(saved, attn_implementation="flex_attention")
+    assert loaded.model.language_model.config._attn_implementation == "flex_attention"
+    assert loaded.model.vision_model.config._attn_implementation == "sdpa"
+
+
 def test_the_forward_of_transformers_is_still_there(model, processor):
     inputs = processor(text=["<|User|>: <image_placeholder>\nwhat"], images=[picture(32, 32)], return_tensors="pt")
     stock = StockJanus(model.config).eval()

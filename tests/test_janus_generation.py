@@ -137,6 +137,18 @@ def test_batches_equal_singles(model, processor):
     assert len({tuple(tokens.tolist()) for tokens in together}) == 12
 
 
+def test_drawing_and_writing_do_not_depend_on_how_packs_are_attended(model, processor):
+    flexible = tiny_janus()
+    flexible.set_attn_implementation({"text_config": "flex_attention"})
+    samples = [edit_context(), Sample([TextSegment("a red circle")])]
+    requests = [JanusImageSettings(32, 32, temperature=0)] * 2
+    drawn = [each.generate_tokens(requests, **processor.guidance_contexts(samples)) for each in (model, flexible)]
+    assert torch.equal(*drawn)
+    written = [each.generate(**processor(samples), max_new_tokens=8, do_sample=False) for each in (model, flexible)]
+    assert torch.equal(*written)
+    assert flexible.model.language_model.config._attn_implementation == "flex_attention"
+
+
 def test_an_edit_depends_on_everything_it_is_given(model, processor):
     plain = tokens_of(model, processor, edit_context(), image_guidance_scale=2.0)
     assert torch.equal(plain, tokens_of(model, processor, edit_context(), image_guidance_scale=2.0))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PART_FIELDS = ("name", "config", "split", "test_split", "recipe", "weight")
 NOT_QUANTISED = ("vae", "model.vit_model", "model.connector", "model.time_embedder", "vae2llm", "llm2vae", "lm_head")
+NOT_QUANTISED += ("model.vqmodel", "model.vision_model", "model.aligner", "model.generation_aligner")  # of Janus-Pro
+NOT_QUANTISED += ("model.generation_head",)
 
 
 @dataclass

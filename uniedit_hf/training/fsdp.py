@@ -12,12 +12,7 @@ def frozen_encoders(model) -> list[FSDPModule]:
     each time, devices would wait for each other forever. Call `unshard` on all of them before a forward: it costs
     nothing unless they were sharded since, as they are to be saved.
     """
-    encoders = [
-        module
-        for part in (model.vae, model.model.vit_model)
-        for module in part.modules()
-        if isinstance(module, FSDPModule)
-    ]
+    encoders = [module for part in model.encoders for module in part.modules() if isinstance(module, FSDPModule)]
     for module in encoders:
         module.set_reshard_after_forward(False, recurse=False)
         module.set_reshard_after_backward(False, recurse=False)

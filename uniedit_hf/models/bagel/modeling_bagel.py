@@ -303,6 +303,11 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
             for layer in self.model.vit_model.vision_model.encoder.layers:
                 layer.gradient_checkpointing = False
 
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The parts that images go through before they are tokens."""
+        return self.vae, self.model.vit_model
+
     def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
         """All parameters by what they serve: `vit`, `und` and `gen` experts with what leads into them, `text_only`
         what nothing but a text loss reaches, `fixed` what is never trained."""

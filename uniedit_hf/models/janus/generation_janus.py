@@ -5,7 +5,8 @@ Shapes: R requests, P pairs of a request and one of its contexts, T tokens of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,19 @@ from transformers import StaticCache
 
 
 StepCallback = Callable[[int, int, list[torch.Tensor]], None]
+
+
+@contextmanager
+def plain_attention(decoder) -> Iterator[None]:
+    """FlexAttention is for packs: one token behind a cache it computes wrongly in transformers 5.23 (tried on a CPU,
+    where the seventh token of a drawing differs), and a dense mask for one token is small."""
+    chosen = decoder.config._attn_implementation
+    if chosen == "flex_attention":
+        decoder.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(chosen)
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,12 @@ class JanusImageGenerationMixin:
     ) -> torch.Tensor:
         """As `generate_images`, but returns the tokens (R, T). All contexts of all requests share one cache."""
         self.check_image_settings(settings)
+        with plain_attention(self.model.language_model):
+            return self._draw(settings, branches, callback_on_step_end, input_ids, token_kinds, attention_mask, images)
+
+    def _draw(
+        self, settings, branches, callback_on_step_end, input_ids, token_kinds, attention_mask, images
+    ) -> torch.Tensor:
         steps, device = self.config.vision_config.num_image_tokens, input_ids.device
         pairs, mixing = _pairs(settings, branches.tolist())
         rows = torch.tensor([row for row, _ in pairs], device=device)

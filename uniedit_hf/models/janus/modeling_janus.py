@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from uniedit_hf.losses import Losses
 
-from .generation_janus import JanusImageGenerationMixin
+from .generation_janus import JanusImageGenerationMixin, plain_attention
 from .image_tokens import decode_pictures, encode_pictures, fingerprint
 from .tokens import SIGLIP, VQ
 
@@ -33,7 +33,6 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
 
     # Tokens of pictures must not depend on the precision that the rest runs in.
     _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
-    _supports_flex_attn = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -43,7 +42,10 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As in transformers. The released configurations leave `tie_word_embeddings` at its default, true, although
-        the weights are not tied; it is set to what is so, or saving, resizing or merging might tie them."""
+        the weights are not tied; it is set to what is so, or saving, resizing or merging might tie them.
+        FlexAttention is for the decoder alone, as the encoder does not have it."""
+        if kwargs.get("attn_implementation") == "flex_attention":
+            kwargs["attn_implementation"] = {"text_config": "flex_attention"}
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.lm_head.weight is not model.get_input_embeddings().weight:
@@ -58,6 +60,11 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
                 layer.gradient_checkpointing = False
 
     # --- what is trained ----------------------------------------------------------------------------------------
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The parts that images go through before they are tokens."""
+        return self.model.vqmodel, self.model.vision_model
 
     def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
         """All parameters by what they serve: `vit` the encoder, `und` the decoder with what it reads, `gen` what
@@ -280,7 +287,8 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             kwargs["input_ids"], inputs = inputs, None
         elif kwargs.get("generation_mode") == "image":
             self._check_stock_drawing(kwargs)
-        return super().generate(inputs, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs)
+        with plain_attention(self.model.language_model):
+            return super().generate(inputs, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs)
 
     def _check_stock_drawing(self, kwargs) -> None:
         remedy = "use generate_images(), or UniEditPipeline"
