@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.models.janus.modeling_janus import (
     JanusForConditionalGeneration as TransformersJanusForConditionalGeneration,
 )
-from transformers.utils import logging
 
 from uniedit_hf.losses import Losses
 
@@ -25,7 +25,7 @@ from .image_tokens import decode_pictures, encode_pictures, fingerprint
 from .tokens import SIGLIP, VQ
 
 
-logger = logging.get_logger(__name__)
+FLEX = {"": "sdpa", "text_config": "flex_attention", "vision_config": "sdpa", "vq_config": "sdpa"}
 
 
 class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanusForConditionalGeneration):
@@ -45,7 +45,10 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         the weights are not tied; it is set to what is so, or saving, resizing or merging might tie them.
         FlexAttention is for the decoder alone, as the encoder does not have it."""
         if kwargs.get("attn_implementation") == "flex_attention":
-            kwargs["attn_implementation"] = {"text_config": "flex_attention"}
+            kwargs["attn_implementation"] = FLEX
+        config = kwargs.get("config")  # where the Auto classes have put it
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation == "flex_attention":
+            config._attn_implementation = FLEX
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.lm_head.weight is not model.get_input_embeddings().weight:
