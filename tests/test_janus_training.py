@@ -154,6 +154,8 @@ def test_sample_images_while_training(tmp_path):
     [
         ({"source_views": ["vit"]}, "has the views ['siglip', 'vq']: choose among them."),
         ({"timestep_shift": 3.0}, "draws image tokens of one size without a flow: leave it out."),
+        ({"posterior": "mean"}, "posterior is mean, but JanusForConditionalGeneration draws image tokens"),
+        ({"sample_timesteps": 9}, "sample_timesteps is 9, but JanusForConditionalGeneration draws image tokens"),
         ({"vit_longest_edge": 28}, "draws image tokens of one size without a flow: leave it out."),
         ({"source_views": ["siglip"], "vae_dropout": 0.5}, "add 'vq' to source_views or set vae_dropout=0."),
         ({"full_dropout": 2.0}, "full_dropout=2.0 is not a probability"),

@@ -24,7 +24,8 @@ from uniedit_hf.models.loading import load_model
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "train").glob("*.yaml"))
 # What a laptop with the tiny model has to change.
 TINY = ["--use_cpu", "true", "--max_steps", "2", "--gradient_accumulation_steps", "1", "--max_tokens_per_pack", "120"]
-TINY += ["--attn_implementation", "sdpa", "--dtype", "float32", "--optim", "adamw_torch", "--vit_longest_edge", "56"]
+TINY += ["--attn_implementation", "sdpa", "--dtype", "float32", "--optim", "adamw_torch"]
+OF_FAMILY = {"bagel": ["--vit_longest_edge", "56"], "janus": ["--max_tokens_per_pack", "200"]}
 TINY += ["--dataloader_num_workers", "0", "--report_to", "none", "--disable_tqdm", "true"]
 
 
@@ -32,6 +33,7 @@ TINY += ["--dataloader_num_workers", "0", "--report_to", "none", "--disable_tqdm
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     save_checkpoint(folder / "model")
+    save_checkpoint(folder / "janus", "janus")
     save_parquet(edit_rows(16), folder / "edits", num_files=2)
     return folder
 
@@ -48,10 +50,10 @@ def test_every_example_is_understood(path, monkeypatch):
 
 
 def test_the_examples_are_these():
-    assert [path.stem for path in EXAMPLES] == ["bagel_full", "bagel_lora", "bagel_qlora", "mix"]
+    assert [path.stem for path in EXAMPLES] == ["bagel_full", "bagel_lora", "bagel_qlora", "janus_lora", "mix"]
 
 
-@pytest.mark.parametrize("name", ["bagel_full", "bagel_lora", "mix"])
+@pytest.mark.parametrize("name", ["bagel_full", "bagel_lora", "janus_lora", "mix"])
 def test_examples_run_on_a_small_model(data, tmp_path, capsys, name):
     config = yaml.safe_load((EXAMPLES[0].parent / f"{name}.yaml").read_text())
     config.pop("optim_args", None)
@@ -59,13 +61,15 @@ def test_examples_run_on_a_small_model(data, tmp_path, capsys, name):
         part["name"] = str(data / "edits")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     flags = ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "out"), *TINY]
-    flags += ["--model_name_or_path", str(data / "model")]
+    janus = name.startswith("janus")
+    flags += ["--model_name_or_path", str(data / ("janus" if janus else "model"))]
+    flags += OF_FAMILY["janus" if janus else "bagel"]
     flags += [] if name == "mix" else ["--dataset_name", str(data / "edits")]
     assert cli.main(["train", *flags]) == 0
     assert f"Trained 2 steps; the model is in {tmp_path / 'out'}." in capsys.readouterr().out
     assert (tmp_path / "out" / "README.md").is_file()
     pipe = UniEditPipeline.from_pretrained(tmp_path / "out")
-    assert any("lora" in weight for weight, _ in pipe.model.named_parameters()) == (name == "bagel_lora")
+    assert any("lora" in weight for weight, _ in pipe.model.named_parameters()) == name.endswith("lora")
     if name == "bagel_lora":
         adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
         averaged = load_file(tmp_path / "out" / "ema" / "adapter_model.safetensors")

@@ -180,7 +180,8 @@ def check_model(model, processor, args: UniEditConfig) -> None:
             f"source_views is {args.source_views}, but {type(model).__name__} has the views "
             f"{list(processor.source_views)}: choose among them."
         )
-    for name, left_out in (("timestep_shift", 1), ("vit_longest_edge", None)):
+    of_a_flow = {"timestep_shift": 1, "vit_longest_edge": None, "posterior": "sample", "sample_timesteps": 20}
+    for name, left_out in of_a_flow.items():
         if getattr(args, name) != left_out and not hasattr(model.config, "timestep_shift"):
             raise ValueError(
                 f"{name} is {getattr(args, name)}, but {type(model).__name__} draws image tokens of one size without "
