@@ -139,6 +139,29 @@ def test_turns_come_out_of_arrow():
     assert from_arrow[0].image.size == SOURCE.size
 
 
+def test_everything_is_left_out_together():
+    together = Conditioning(source_views=("siglip", "vq"), text_dropout=0, full_dropout=0.2)
+    apart = Conditioning(source_views=("siglip", "vq"), text_dropout=0.3)
+    counts = Counter()
+    for number in range(3000):
+        row = ROW | {"id": f"row-{number}"}
+        dropped = [segment.dropped for segment in draw_dropout(edit_sample(row, together), seed=0, epoch=0).segments]
+        assert dropped[3] is False and len(set(dropped[:3])) == 1
+        counts["together"] += dropped[0]
+        both = Conditioning(source_views=("siglip", "vq"), text_dropout=0.3, full_dropout=0.2)
+        texts = [draw_dropout(edit_sample(row, each), seed=0, epoch=0).segments[2].dropped for each in (apart, both)]
+        assert texts[1] == (texts[0] or dropped[0]), "one draw does not change another"
+    assert 0.17 < counts["together"] / 3000 < 0.23
+
+
+def test_asking_for_views_leaves_out_the_dropout_of_others():
+    default = Conditioning(source_views=("siglip", "vq"), vae_dropout=0.5, full_dropout=0.05)
+    assert default.asked(source_views=("siglip",)).vae_dropout == 0
+    assert default.asked(text_dropout=0.4) == Conditioning(("siglip", "vq"), 0.4, 0, 0.5, 0.05)
+    with pytest.raises(ValueError, match="add 'vq' to source_views or set vae_dropout=0"):
+        default.asked(source_views=("siglip",), vae_dropout=0.5)
+
+
 # ---- planning from sizes
 
 
