@@ -56,9 +56,9 @@ class LatentsOfRequests:
     def __init__(self):
         self.latents: list[torch.Tensor] = []
 
-    def __call__(self, step: int, steps: int, latents: list[torch.Tensor]) -> None:
-        if step == steps:
-            self.latents += latents
+    def __call__(self, pipe: UniEditPipeline, index: int, timestep: torch.Tensor, shown: dict) -> None:
+        if index + 1 == shown["num_steps"]:
+            self.latents += shown["latents"]
 
 
 def draw_text(draws: random.Random) -> str:
@@ -276,11 +276,9 @@ def test_callback_and_start(model, processor):
     contexts = processor.guidance_contexts([Sample([TextSegment("a red circle")])])
     request = ImageSettings(32, 48, seed=9, num_timesteps=STEPS)
     calls = []
-    (latents,) = model.generate_latents(
-        [request], **contexts, callback_on_step_end=lambda *arguments: calls.append(arguments)
-    )
-    assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)]
-    assert torch.equal(calls[-1][2][0], latents) and latents.shape == (6, 64) and latents.dtype == torch.float32
+    (latents,) = model.generate_latents([request], **contexts, callback_on_step_end=calls.append)
+    assert [(call.number, call.total) for call in calls] == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(calls[-1].latents[0], latents) and latents.shape == (6, 64) and latents.dtype == torch.float32
     noise = torch.randn(6, 64, generator=torch.Generator().manual_seed(9))
     (again,) = model.generate_latents([request], **contexts, noise=[noise])
     assert torch.equal(again, latents)

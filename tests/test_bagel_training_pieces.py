@@ -199,8 +199,8 @@ def test_dtypes_of_what_comes_out(saved, processor):
     assert pipe.answer(picture(), "what is this", max_new_tokens=4) is not None
 
 
-def check_fp32(step: int, steps: int, latents: list[torch.Tensor]) -> None:
-    assert all(each.dtype == torch.float32 for each in latents)
+def check_fp32(pipe: UniEditPipeline, index: int, timestep: torch.Tensor, shown: dict) -> None:
+    assert all(each.dtype == torch.float32 for each in shown["latents"])
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,18 +12,26 @@ from PIL import Image
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
+from uniedit_hf.models.drawing import DrawingStep
 from uniedit_hf.models.loading import load_model, load_processor
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+from uniedit_hf.streams import Event, stream_answer, stream_drawing
+from uniedit_hf.thinking import ThinkingBudget, split_thoughts
 
 
-StepCallback = Callable[[int, int, list[torch.Tensor]], None]
+# As in diffusers: the pipeline, the index of the step, its time, and what may be looked at or replaced.
+StepCallback = Callable[["UniEditPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
 class UniEditPipeline:
     """A model with its processor, and three verbs: `edit`, `answer`, `generate`.
 
     Every verb takes one request or lists of requests and returns one result or a list. Requests of a list may differ
-    in size, length, seed and guidance; each result is what it would be alone.
+    in size, length, seed and guidance; each result is what it would be alone. `stream_edit`, `stream_answer` and
+    `stream_generate` take one request and yield texts and previews as they come.
+
+    With a `thinking_budget` the model first thinks in at most so many tokens, as the reference does; `think` gives the
+    thoughts themselves.
 
     Args:
         model: A `BagelForConditionalGeneration` or a `JanusForConditionalGeneration`.
@@ -48,6 +56,7 @@ class UniEditPipeline:
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
+        self._interrupt = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, batch_size: int = 8, **kwargs) -> UniEditPipeline:
@@ -86,9 +95,12 @@ class UniEditPipeline:
         seed: int | list[int] | None = None,
         size: tuple[int, int] | list[tuple[int, int]] | None = None,
         source_views: Sequence[str] | None = None,
+        thinking_budget: int = 0,
+        thoughts: str | list[str] | None = None,
         text_guidance_scale: float | list[float] | None = None,
         image_guidance_scale: float | list[float] | None = None,
         callback_on_step_end: StepCallback | None = None,
+        streamer=None,
         **settings,
     ) -> Image.Image | list[Image.Image]:
         """Edits an image after an instruction.
@@ -99,30 +111,29 @@ class UniEditPipeline:
             seed: Of the noise; drawn at random if not given.
             size: (width, height) of the result; the source's, resized as in training, if not given.
             source_views: Which encoders see the source; all of the model's if not given.
+            thinking_budget: Tokens of reasoning before the drawing at most; 0 draws at once.
+            thoughts: Instead, the reasoning itself, as `think` returned it.
             text_guidance_scale: How strongly the instruction guides; 1 does not. This and further settings have the
                 defaults of the model's family, see `editing` of its `ImageSettings`.
             image_guidance_scale: How strongly the source guides; 1 does not.
-            callback_on_step_end: Called after every step with its number, the number of steps and the latents.
+            callback_on_step_end: Called after every step, as in diffusers: (pipeline, index, timestep, kwargs), the
+                time for every request of the batch. `kwargs` has the `latents` of every request, `num_steps`, and
+                `preview()`, which decodes what the images will be. Latents that it returns replace the old ones, and
+                `pipe._interrupt = True` ends the drawing where it is.
+            streamer: A streamer of transformers, which gets the thoughts of a single request.
             settings: Further fields of the model's `ImageSettings`, such as `num_timesteps`; each may be a list, and
                 `num_timesteps` must be the same for all.
 
         Raises:
             ValueError: If a request is empty or a setting out of range; nothing is drawn then.
         """
-        requests, many = _requests(image=image, instruction=instruction)
-        if isinstance(source_views, str):
-            raise ValueError(f"source_views is {source_views!r}, but must be a list of views: use [{source_views!r}].")
-        views = self.processor.source_views if source_views is None else source_views
-        samples, sizes = [], []
-        for index, request in enumerate(requests):
-            name = f"image {index}" if many else "image"
-            source = self.processor.open_source(request["image"], name=name)
-            text = _text(request["instruction"], f"instruction {index}" if many else "instruction")
-            samples.append(Sample([*(ImageSegment(source, view) for view in views), TextSegment(text)]))
-            sizes.append(self.processor.output_size(source))
+        samples, many = self._samples(image, instruction, "instruction", self._views(source_views))
+        size = size or [self.processor.output_size(sample.segments[0].image) for sample in samples]
         scales = {"text_guidance_scale": text_guidance_scale, "image_guidance_scale": image_guidance_scale}
         settings = self.model.image_settings.editing | _given(scales) | settings
-        images = self._draw(samples, sizes if size is None else size, seed, settings, callback_on_step_end)
+        requests = self._image_settings(len(samples), {"size": size, "seed": seed} | settings)
+        samples, thoughts = self._with_thoughts(samples, thoughts, thinking_budget, streamer)
+        images = self._draw(samples, requests, thoughts, callback_on_step_end)
         return images if many else images[0]
 
     def generate(
@@ -131,8 +142,11 @@ class UniEditPipeline:
         *,
         seed: int | list[int] | None = None,
         size: tuple[int, int] | list[tuple[int, int]] | None = None,
+        thinking_budget: int = 0,
+        thoughts: str | list[str] | None = None,
         text_guidance_scale: float | list[float] | None = None,
         callback_on_step_end: StepCallback | None = None,
+        streamer=None,
         **settings,
     ) -> Image.Image | list[Image.Image]:
         """Draws an image after a prompt; arguments as in `edit`, `size` is the model's largest square by default.
@@ -140,19 +154,23 @@ class UniEditPipeline:
         Raises:
             ValueError: If a prompt is empty or a setting out of range; nothing is drawn then.
         """
-        requests, many = _requests(prompt=prompt)
-        samples = [
-            Sample([TextSegment(_text(request["prompt"], f"prompt {index}" if many else "prompt"))])
-            for index, request in enumerate(requests)
-        ]
+        samples, many = self._samples(None, prompt, "prompt", ())
         scales = {"text_guidance_scale": text_guidance_scale}
         settings = self.model.image_settings.drawing | _given(scales) | settings
         size = size or self.processor.default_size(self.model.config)
-        images = self._draw(samples, size, seed, settings, callback_on_step_end)
+        requests = self._image_settings(len(samples), {"size": size, "seed": seed} | settings)
+        samples, thoughts = self._with_thoughts(samples, thoughts, thinking_budget, streamer)
+        images = self._draw(samples, requests, thoughts, callback_on_step_end)
         return images if many else images[0]
 
     def answer(
-        self, image: Any | list, question: str | list[str], *, max_new_tokens: int = 512, **generate_kwargs
+        self,
+        image: Any | list,
+        question: str | list[str],
+        *,
+        max_new_tokens: int = 512,
+        thinking_budget: int = 0,
+        **generate_kwargs,
     ) -> str | list[str]:
         """Answers a question about an image.
 
@@ -160,40 +178,149 @@ class UniEditPipeline:
             image: What `uniedit_hf.images.open_image` takes, `None` for a question about nothing, or a list.
             question: The question, or a list as long.
             max_new_tokens: The longest answer.
-            generate_kwargs: What `generate()` of transformers takes; greedy by default.
+            thinking_budget: Tokens of reasoning before the answer at most, which the answer does not count; 0 answers
+                at once.
+            generate_kwargs: What `generate()` of transformers takes, `streamer` among it; greedy by default.
 
         Raises:
             ValueError: If a question is empty.
         """
-        requests, many = _requests(image=image, question=question)
+        samples, many = self._samples(image, question, "question", (self.processor.reading_view,))
+        if thinking_budget:
+            samples = [self._asked_to_think(sample, "answer") for sample in samples]
+        answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, generate_kwargs)]
+        return answers if many else answers[0]
+
+    def think(
+        self,
+        image: Any | list,
+        text: str | list[str],
+        *,
+        max_new_tokens: int = 1024,
+        source_views: Sequence[str] | None = None,
+        **generate_kwargs,
+    ) -> str | list[str]:
+        """What the model thinks before it would draw: the `thoughts` of `edit`, or with the image `None` of `generate`.
+
+        Args:
+            image: As in `edit`, or `None`.
+            text: The instruction or prompt, or a list as long.
+            max_new_tokens: The longest reasoning, tags included.
+            source_views: As in `edit`.
+            generate_kwargs: What `generate()` of transformers takes; greedy by default.
+
+        Raises:
+            ValueError: If a text is empty, or this family does not think.
+        """
+        samples, many = self._samples(image, text, "text", self._views(source_views))
+        samples = [self._asked_to_think(sample, "draw") for sample in samples]
+        thoughts = [text for text, _ in self._write(samples, max_new_tokens, 0, generate_kwargs)]
+        return thoughts if many else thoughts[0]
+
+    # --- the same as streams ------------------------------------------------------------------------------------
+
+    def stream_edit(self, image: Any, instruction: str, *, num_previews: int = 8, **settings) -> Iterator[Event]:
+        """As `edit` of one request, but yields a `TextPiece` for pieces of thought, a `Preview` for previews, and at
+        the end `Finished`; closing the generator ends the work at the next token or step.
+
+        Args:
+            image: As in `edit`.
+            instruction: As in `edit`.
+            num_previews: How many, evenly spaced.
+            settings: Further arguments of `edit`, but its callback and streamer.
+
+        Raises:
+            ValueError: As `edit`, once the first event is asked for.
+        """
+        request = {"image": image, "instruction": instruction} | settings
+        return stream_drawing(self.edit, self._decode, self.processor.to_pil, num_previews, **request)
+
+    def stream_generate(self, prompt: str, *, num_previews: int = 8, **settings) -> Iterator[Event]:
+        """As `generate` of one request, with the events of `stream_edit`."""
+        request = {"prompt": prompt} | settings
+        return stream_drawing(self.generate, self._decode, self.processor.to_pil, num_previews, **request)
+
+    def stream_answer(self, image: Any, question: str, **settings) -> Iterator[Event]:
+        """As `answer` of one request, but yields a `TextPiece` for pieces of thoughts and answer, then `Finished`."""
+        return stream_answer(self.answer, self._decode, image=image, question=question, **settings)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.processor.decode(ids, skip_special_tokens=True)
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def _views(self, source_views: Sequence[str] | None) -> tuple[str, ...]:
+        if isinstance(source_views, str):
+            raise ValueError(f"source_views is {source_views!r}, but must be a list of views: use [{source_views!r}].")
+        if source_views is not None and not source_views:
+            raise ValueError(
+                "source_views is empty, so the model would not see the image: name a view or leave it out."
+            )
+        return tuple(self.processor.source_views if source_views is None else source_views)
+
+    def _samples(self, image: Any, text: Any, name: str, views: tuple[str, ...]) -> tuple[list[Sample], bool]:
+        """A sample for every request, its picture opened and its text checked, and whether they came as a list."""
+        drawn = {"prompt": text} if name == "prompt" else {"image": image, name: text}
+        requests, many = _requests(**drawn)
         samples = []
         for index, request in enumerate(requests):
             segments: list = []
-            if request["image"] is not None:
-                source = self.processor.open_source(request["image"], name=f"image {index}" if many else "image")
-                segments.append(ImageSegment(source, self.processor.reading_view))
-            text = _text(request["question"], f"question {index}" if many else "question")
-            samples.append(Sample([*segments, TextSegment(text)]))
+            if name == "instruction" or request.get("image") is not None:
+                picture = self.processor.open_source(request["image"], name=f"image {index}" if many else "image")
+                segments = [ImageSegment(picture, view) for view in views]
+            words = _text(request[name], f"{name} {index}" if many else name)
+            samples.append(Sample([*segments, TextSegment(words)]))
+        return samples, many
+
+    def _asked_to_think(self, sample: Sample, purpose: str) -> Sample:
+        """The sample behind what asks the model to think before it answers or draws."""
+        prompts = getattr(self.processor, "thinking_prompts", None)
+        if prompts is None:
+            raise ValueError(
+                f"{type(self.processor).__name__} has no way to ask for thoughts: leave out thinking_budget."
+            )
+        return sample.with_segments([TextSegment(prompts[purpose]), *sample.segments])
+
+    def _with_thoughts(self, samples: list[Sample], thoughts, budget: int, streamer) -> tuple[list[Sample], list]:
+        """The samples as they are drawn from, and what was thought about each before."""
+        if thoughts is not None and budget:
+            raise ValueError("thoughts and thinking_budget are both given: give the thoughts, or have them written.")
+        if thoughts is None and not budget:
+            return samples, []
+        samples = [self._asked_to_think(sample, "draw") for sample in samples]
+        if thoughts is not None:
+            return samples, _each(thoughts, len(samples), "thoughts")
+        options = {} if streamer is None else {"streamer": streamer}
+        return samples, [text for text, _ in self._write(samples, budget, 0, options)]
+
+    def _write(
+        self, samples: list[Sample], max_new_tokens: int, budget: int, generate_kwargs: dict
+    ) -> list[tuple[str, str]]:
+        """What the model writes behind every sample: all of it, and the same without thoughts."""
         generate_kwargs = {"do_sample": False} | generate_kwargs
-        answers: list[str] = []
+        texts = []
         for start in range(0, len(samples), self.batch_size):
             inputs = self._to_device(self.processor(samples[start : start + self.batch_size]))
-            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
-            written = output[:, inputs["input_ids"].shape[1] :]
-            answers += self.processor.batch_decode(written, skip_special_tokens=True)
-        answers = [answer.strip() for answer in answers]
-        return answers if many else answers[0]
+            length, most = inputs["input_ids"].shape[1], max_new_tokens
+            if budget:
+                thinking = ThinkingBudget(self.processor.tokenizer, length, budget)
+                generate_kwargs |= {"logits_processor": [thinking]}
+                most += budget + len(thinking.close_ids)
+            output = self.model.generate(**inputs, max_new_tokens=most, **generate_kwargs)
+            texts += self.processor.batch_decode(output[:, length:], skip_special_tokens=True)
+        return [(text.strip(), split_thoughts(text)[1] if budget else text.strip()) for text in texts]
 
     # --- shared -------------------------------------------------------------------------------------------------
 
-    def _draw(self, samples: list[Sample], size, seed, settings: dict, callback) -> list[Image.Image]:
-        count = len(samples)
-        requests = self._image_settings(count, {"size": size, "seed": seed} | settings)
-        images = []
+    def _draw(self, samples: list[Sample], requests: list, thoughts: list, callback) -> list[Image.Image]:
+        count, images = len(samples), []
+        self._interrupt = False
         for start in tqdm(range(0, count, self.batch_size), disable=count <= self.batch_size, desc="drawing"):
             batch = slice(start, start + self.batch_size)
-            contexts = self._to_device(self.processor.guidance_contexts(samples[batch]))
-            pixels = self.model.generate_images(requests[batch], callback_on_step_end=callback, **contexts)
+            options = {"thoughts": thoughts[batch]} if thoughts else {}
+            contexts = self._to_device(self.processor.guidance_contexts(samples[batch], **options))
+            watch = None if callback is None else self._step_callback(callback)
+            pixels = self.model.generate_images(requests[batch], callback_on_step_end=watch, **contexts)
             images += [self.processor.to_pil(each) for each in pixels]
         return images
 
@@ -201,6 +328,17 @@ class UniEditPipeline:
     def known_settings(self) -> set[str]:
         """What `edit` and `generate` take beside their requests: `size` and the fields of the model's settings."""
         return {field.name for field in fields(self.model.image_settings)} - {"width", "height"} | {"size"}
+
+    def _step_callback(self, callback: StepCallback) -> Callable[[DrawingStep], None]:
+        """The callback of diffusers' form as the model calls it."""
+
+        def watch(step: DrawingStep) -> None:
+            shown = {"latents": step.latents, "num_steps": step.total, "preview": step.preview}
+            changed = callback(self, step.number - 1, torch.tensor(step.times), shown) or {}
+            step.latents[:] = changed.get("latents", step.latents)
+            step.stop = self._interrupt
+
+        return watch
 
     def _image_settings(self, count: int, settings: dict) -> list:
         """The model's `ImageSettings` of every request, all checked before anything is drawn."""

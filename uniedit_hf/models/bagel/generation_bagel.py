@@ -5,21 +5,20 @@ Shapes: R requests, rows of unique contexts, P latent tokens of a request, C cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from transformers import Cache, DynamicCache
 
 from uniedit_hf.attention import NOISE, Splits
+from uniedit_hf.models.drawing import DrawingStep, StepCallback
 
 from .flow import Renorm, guide, schedule
 from .latents import unpatchify
 from .tokens import LATENT, PADDING, TEXT
-
-
-StepCallback = Callable[[int, int, list[torch.Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class BagelImageGenerationMixin:
             settings: One per request.
             branches: (R, 3) the context rows of each request: full, without its text, without its images.
             noise: Starts (P, C) to use in place of the seeds.
-            callback_on_step_end: Called with the step, the number of steps and the current latent tokens.
+            callback_on_step_end: Called with every `DrawingStep`; its latents are tokens (P, C).
             contexts: What else `BagelProcessor.guidance_contexts` returns.
 
         Returns:
@@ -137,7 +136,10 @@ class BagelImageGenerationMixin:
             ValueError: See `check_image_settings`.
         """
         latents = self.generate_latents(settings, branches, noise, callback_on_step_end, **contexts)
-        return self.decode_latents(self.unpatchify(latents, settings))
+        return self._pixels(latents, settings)
+
+    def _pixels(self, tokens: Sequence[torch.Tensor], settings: Sequence[ImageSettings]) -> list[torch.Tensor]:
+        return self.decode_latents(self.unpatchify(tokens, settings))
 
     def unpatchify(self, tokens: Sequence[torch.Tensor], settings: Sequence[ImageSettings]) -> list[torch.Tensor]:
         """Latent tokens (P, C) of requests to latents (16, height / 8, width / 8)."""
@@ -161,7 +163,7 @@ class BagelImageGenerationMixin:
         device = context.position.device
         latents = [x.to(device, torch.float32) for x in (noise or [self._start(s) for s in settings])]
         times = torch.stack([schedule(steps + 1, s.timestep_shift) for s in settings]).tolist()
-        branches, selected = branches.tolist(), {}
+        branches, selected, clean = branches.tolist(), {}, list(latents)
         for step in range(steps):
             wanted = [self._branches(s, rows, times[r][step]) for r, (s, rows) in enumerate(zip(settings, branches))]
             pairs = tuple(sorted({(row, r) for r, rows in enumerate(wanted) for row in rows if row is not None}))
@@ -177,9 +179,15 @@ class BagelImageGenerationMixin:
                     full, text_free, image_free, s.text_guidance_scale, s.image_guidance_scale,
                     s.guidance_renorm, s.guidance_renorm_min,
                 )  # fmt: skip
+                clean[r] = latents[r] - velocity * times[r][step]  # where the velocity leads if it stays as it is
                 latents[r] = latents[r] - velocity * (times[r][step] - times[r][step + 1])
             if callback_on_step_end is not None:
-                callback_on_step_end(step + 1, steps, latents)
+                now = [row[step] for row in times]
+                preview = partial(self._pixels, list(clean), settings)
+                made = DrawingStep(step + 1, steps, now, latents, preview)
+                callback_on_step_end(made)
+                if made.stop:
+                    break
         return latents
 
     def check_image_settings(self, settings: Sequence[ImageSettings]) -> None:

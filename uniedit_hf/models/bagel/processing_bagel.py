@@ -90,6 +90,17 @@ class BagelProcessor(ProcessorMixin):
     reading_view = "vit"
     conditioning = PAPER  # how it is tuned unless asked otherwise
     dropped_segments_keep_tokens = False
+    # What asks for thoughts, in our words; a model that was trained with other words gets them by setting this.
+    thinking_prompts = {
+        "answer": (
+            "Reason step by step before you answer. Write the reasoning between <think> and </think>, and the answer "
+            "after it."
+        ),
+        "draw": (
+            "Plan the picture before you draw it. Write the plan between <think> and </think>, and the picture "
+            "follows."
+        ),
+    }
 
     @classmethod
     def from_checkpoint(cls, name, config: BagelConfig, **hub_options) -> BagelProcessor:
@@ -374,18 +385,26 @@ class BagelProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}, but BAGEL's inputs are torch tensors: use 'pt'.")
         return features
 
-    def guidance_contexts(self, samples: Sequence[Sample]) -> BatchFeature:
+    def guidance_contexts(
+        self, samples: Sequence[Sample], thoughts: Sequence[str | None] | None = None
+    ) -> BatchFeature:
         """Contexts to draw images from, with those that guidance compares them to: what `generate_images()` takes.
 
         Each sample gives up to three contexts: itself, itself without its last text, and its texts alone. Contexts
         that are equal are kept once; `branches` (samples, 3) says which row each sample's three are.
+
+        Args:
+            samples: What is to be drawn.
+            thoughts: What the model wrote about each before drawing; it ends the first context alone, as in the
+                reference.
         """
         rows: list[Sample] = []
         index: dict[tuple, int] = {}
         branches = []
-        for sample in samples:
+        for sample, thought in zip(samples, thoughts or [None] * len(samples)):
             places = []
-            for segments in (sample.segments, _without_last_text(sample), _texts(sample)):
+            full = (*sample.segments, *([TextSegment(thought)] if thought else []))
+            for segments in (full, _without_last_text(sample), _texts(sample)):
                 key = tuple(_identity(segment) for segment in segments)
                 if key not in index:
                     index[key] = len(rows)
