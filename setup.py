@@ -4,4 +4,4 @@ lie elsewhere (`package_dir` in setup.cfg says where)."""
 from setuptools import find_packages, setup
 
 
-setup(packages=[*find_packages(include=["uniedit_hf*"]), "uniedit_hf.dataset_builder"])
+setup(packages=[*find_packages(include=["uniedit_hf*"]), "uniedit_hf.dataset_builder", "uniedit_hf.demo"])

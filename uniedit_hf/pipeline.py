@@ -200,7 +200,7 @@ class UniEditPipeline:
         source_views: Sequence[str] | None = None,
         **generate_kwargs,
     ) -> str | list[str]:
-        """What the model thinks before it would draw: the `thoughts` of `edit`, or with the image `None` of `generate`.
+        """What the model thinks before it draws: the `thoughts` of `edit`, or with the image `None` of `generate`.
 
         Args:
             image: As in `edit`, or `None`.
@@ -254,7 +254,7 @@ class UniEditPipeline:
             raise ValueError(f"source_views is {source_views!r}, but must be a list of views: use [{source_views!r}].")
         if source_views is not None and not source_views:
             raise ValueError(
-                "source_views is empty, so the model would not see the image: name a view or leave it out."
+                "source_views is empty, so the model would not see the image: name a view, or leave it out."
             )
         return tuple(self.processor.source_views if source_views is None else source_views)
 

@@ -1,7 +1,7 @@
 """A verb of the pipeline as a generator: texts and previews as they come, then the result.
 
-The verb runs in a thread of its own and tells what it has got. Closing the generator stops it at the next token or step
-and waits for that, so that nobody works for one who has left.
+The verb runs in a thread of its own and tells what it has got. Closing the generator stops it at the next token or
+step and waits for that, so that nobody works for one who has left.
 """
 
 from __future__ import annotations

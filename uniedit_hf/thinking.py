@@ -1,4 +1,4 @@
-"""Thinking first: the model writes its reasoning between two tags, and then answers or draws, as BAGEL's reference does.
+"""Thinking first: the model writes its reasoning between two tags, then answers or draws, as BAGEL's reference does.
 
 What asks a model to think is its processor's business (`thinking_prompts`).
 """

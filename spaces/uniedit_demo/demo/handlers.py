@@ -1,0 +1,269 @@
+"""What the buttons do: a request goes to both models from the same seed, and what comes of it is shown as it comes."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from uniedit_hf.streams import Event, Finished, Preview, TextPiece
+
+from .limits import Limits
+from .models import Pair
+from .questions import embedded_questions
+
+
+COMPARISONS = ("Base and tuned", "Source and base", "Source and tuned")
+HISTORY = 12  # pictures that a visitor's history holds
+THUMBNAIL = 256  # their longest side, in pixels
+SIDES = ("Base", "Tuned")
+
+
+@dataclass
+class Side:
+    """What one of the two models has brought so far."""
+
+    result: Image.Image | str | None = None
+    thoughts: str = ""
+    progress: str = "waiting"
+    changed: set[str] = field(default_factory=set)
+
+    def take(self, event: Event) -> None:
+        """Takes in what came next, and notes what is to be shown anew."""
+        if isinstance(event, TextPiece) and event.thought:
+            self.thoughts, self.progress = self.thoughts + event.text, "thinking"
+            self.changed = {"thoughts"}
+        elif isinstance(event, TextPiece):
+            self.result, self.progress = (self.result or "") + event.text, "writing"
+            self.changed = {"result"}
+        elif isinstance(event, Preview):
+            self.result, self.progress = event.image, f"step {event.step} of {event.steps}"
+            self.changed = {"result"}
+        else:
+            self.result, self.thoughts, self.progress = event.result, event.thoughts, "finished"
+            self.changed = {"result", "thoughts"}
+
+    def show(self, name: str) -> Any:
+        """The value of `result` or `thoughts` if it changed, else what leaves its place on the page as it is."""
+        if name not in self.changed:
+            return gr.skip()
+        self.changed = self.changed - {name}
+        return getattr(self, name)
+
+
+class Handlers:
+    """The functions behind the page and its API.
+
+    Args:
+        pair: The models.
+        limits: Of what one user may ask for.
+    """
+
+    def __init__(self, pair: Pair, limits: Limits):
+        self.pair = pair
+        self.limits = limits
+
+    def edit(
+        self,
+        picture: Image.Image,
+        instruction: str,
+        seed: float | None = None,
+        steps: int = 0,
+        text_guidance: float = 0,
+        image_guidance: float = 0,
+        thinking: int = 0,
+    ) -> Iterator[tuple]:
+        """Edits a picture after an instruction with the base model and with the tuned model, from the same seed.
+
+        Args:
+            picture: The picture to edit.
+            instruction: What to change; it may hold questions about the picture, as in "if the sign is red, ...".
+            seed: Of the noise, a whole number; drawn if not given.
+            steps: Steps of the drawing; 0 takes the models' own number.
+            text_guidance: How strongly the instruction guides, from 1; 0 takes the models' own.
+            image_guidance: How strongly the picture guides, from 1; 0 takes the models' own.
+            thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
+
+        Returns:
+            The pictures of base and tuned model, their thoughts, the seed, and how it went.
+        """
+        instruction = self.limits.check_text(instruction, "an instruction")
+        if picture is None:
+            raise gr.Error("Please upload a picture first.", title="Something is missing")
+        defaults, chosen = self.pair.defaults, _seed(seed)
+        settings = {
+            "image": picture,
+            "instruction": instruction,
+            "seed": chosen,
+            "num_timesteps": (int(steps) or defaults.steps) + 1,
+            "text_guidance_scale": text_guidance or defaults.text_guidance,
+            "image_guidance_scale": image_guidance or defaults.image_guidance,
+            "guidance_renorm": defaults.edit_renorm,
+            "thinking_budget": min(int(thinking), defaults.thinking),
+        }
+        yield from self._draw("stream_edit", settings)
+
+    def generate(
+        self, prompt: str, seed: float | None = None, steps: int = 0, text_guidance: float = 0, thinking: int = 0
+    ) -> Iterator[tuple]:
+        """Draws a picture after a description with the base model and with the tuned model, from the same seed.
+
+        Args:
+            prompt: What to draw.
+            seed: Of the noise, a whole number; drawn if not given.
+            steps: Steps of the drawing; 0 takes the models' own number.
+            text_guidance: How strongly the description guides, from 1; 0 takes the models' own.
+            thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
+
+        Returns:
+            The pictures of base and tuned model, their thoughts, the seed, and how it went.
+        """
+        prompt = self.limits.check_text(prompt, "what to draw")
+        defaults = self.pair.defaults
+        settings = {
+            "prompt": prompt,
+            "seed": _seed(seed),
+            "num_timesteps": (int(steps) or defaults.steps) + 1,
+            "text_guidance_scale": text_guidance or defaults.text_guidance,
+            "guidance_interval": defaults.drawing_interval,
+            "thinking_budget": min(int(thinking), defaults.thinking),
+        }
+        yield from self._draw("stream_generate", settings)
+
+    def ask(self, picture: Image.Image | None, question: str, thinking: int = 0) -> Iterator[tuple]:
+        """Answers a question about a picture with the base model and with the tuned model.
+
+        Args:
+            picture: The picture that is asked about; none for a question about nothing.
+            question: The question.
+            thinking: Tokens of reasoning before the answer at most; 0 answers at once.
+
+        Returns:
+            The answers of base and tuned model, their thoughts, and how it went.
+        """
+        question = self.limits.check_text(question, "a question")
+        settings = {
+            "image": picture,
+            "question": question,
+            "max_new_tokens": self.pair.defaults.answer_tokens,
+            "thinking_budget": min(int(thinking), self.pair.defaults.thinking),
+        }
+        begun, sides = time.perf_counter(), (Side(), Side())
+        for base, tuned, status in self._progress("stream_answer", settings, sides):
+            yield base.show("result"), tuned.show("result"), base.show("thoughts"), tuned.show("thoughts"), status
+        base, tuned = sides
+        yield base.result, tuned.result, base.thoughts, tuned.thoughts, _done(begun)
+
+    def why(self, picture: Image.Image | None, instruction: str) -> str:
+        """Asks both models the questions that an instruction holds, to see which condition held for them.
+
+        Args:
+            picture: The picture that was edited.
+            instruction: The instruction.
+
+        Returns:
+            A table in Markdown: question, answer of the base model, answer of the tuned model.
+        """
+        instruction = self.limits.check_text(instruction, "an instruction")
+        questions = embedded_questions(instruction)
+        if not questions or picture is None:
+            return "This instruction asks nothing about the picture, so there is no condition to look up."
+        tokens = min(self.pair.defaults.answer_tokens, 64)
+        answers = [
+            pipe.answer([picture] * len(questions), questions, max_new_tokens=tokens)
+            for pipe in (self.pair.base, self.pair.tuned)
+        ]
+        rows = [f"| {_cell(q)} | {_cell(b)} | {_cell(t)} |" for q, b, t in zip(questions, *answers)]
+        return "\n".join(["| Asked about the source | Base | Tuned |", "|---|---|---|", *rows])
+
+    # --- both models ----------------------------------------------------------------------------------------------
+
+    def _draw(self, verb: str, settings: dict) -> Iterator[tuple]:
+        begun, seed, sides = time.perf_counter(), settings["seed"], (Side(), Side())
+        yield None, None, "", "", seed, "Beginning ..."
+        for base, tuned, status in self._progress(verb, settings, sides):
+            images = base.show("result"), tuned.show("result")
+            yield *images, base.show("thoughts"), tuned.show("thoughts"), gr.skip(), status
+        base, tuned = sides
+        steps = settings["num_timesteps"] - 1
+        yield base.result, tuned.result, base.thoughts, tuned.thoughts, seed, _done(begun, f"seed {seed}, {steps} steps")
+
+    def _progress(self, verb: str, settings: dict, sides: tuple[Side, Side]) -> Iterator[tuple[Side, Side, str]]:
+        """Both sides after every event but the last ones, with a line that says how far they are."""
+        streams = [getattr(pipe, verb)(**settings) for pipe in (self.pair.base, self.pair.tuned)]
+        try:
+            for which, event in merged(streams, self.limits.seconds):
+                sides[which].take(event)
+                if not all(side.progress == "finished" for side in sides):
+                    yield *sides, " · ".join(f"{name}: {side.progress}" for name, side in zip(SIDES, sides))
+        except ValueError as error:  # of the pipeline, which says what is wrong in one sentence
+            raise gr.Error(str(error), title="That did not work") from error
+
+
+def merged(streams: Sequence[Iterator[Event]], seconds: float) -> Iterator[tuple[int, Event]]:
+    """The events of several streams by turns, each with the number of its stream. Closing it closes all of them.
+
+    Raises:
+        gr.Error: If they take longer than so many seconds.
+    """
+    running, end = dict(enumerate(streams)), time.monotonic() + seconds
+    try:
+        while running:
+            for which in list(running):
+                event = next(running[which])
+                if isinstance(event, Finished):
+                    del running[which]
+                elif time.monotonic() > end:
+                    raise gr.Error(
+                        f"This took longer than {seconds:.0f} seconds and was stopped. Please try fewer steps.",
+                        title="Out of time",
+                    )
+                yield which, event
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def compare(choice: str, source: Image.Image | None, base: Image.Image | None, tuned: Image.Image | None):
+    """The two pictures to lay over each other, of the same size; nothing if one of them is missing."""
+    pairs = dict(zip(COMPARISONS, ((base, tuned), (source, base), (source, tuned))))
+    first, second = pairs[choice]
+    if first is None or second is None:
+        return None
+    return first.resize(second.size, Image.Resampling.BICUBIC), second
+
+
+def remember(history: list, base: Image.Image | None, tuned: Image.Image | None, text: str, seed: float):
+    """The history with a new picture, base left and tuned right, and the same as the gallery's value."""
+    if base is not None and tuned is not None:
+        both = Image.new("RGB", (base.width + tuned.width, max(base.height, tuned.height)), "white")
+        both.paste(base, (0, 0))
+        both.paste(tuned, (base.width, 0))
+        both.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+        history = [(both, f"{text[:80]} (seed {seed:.0f})"), *history][:HISTORY]
+    return history, history
+
+
+def _seed(seed: float | None) -> int:
+    if seed is None:
+        return secrets.randbits(31)
+    if not (float(seed).is_integer() and 0 <= seed < 2**31):
+        raise gr.Error("The seed must be a whole number from 0 to 2,147,483,647, or empty.", title="Not a seed")
+    return int(seed)
+
+
+def _done(begun: float, *facts: str) -> str:
+    return " · ".join(["Finished", *facts, f"{time.perf_counter() - begun:.1f} s"])
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a table in Markdown: nothing in it may end the cell or become mark-up."""
+    text = " ".join(text.split()) or "(nothing)"
+    for mark in ("\\", "|", "<", ">", "[", "]", "*", "_", "`", "!", "$"):
+        text = text.replace(mark, f"&#{ord(mark)};")
+    return text

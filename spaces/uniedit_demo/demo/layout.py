@@ -1,0 +1,207 @@
+"""What stands where on the page. No function of it does anything; `main.py` connects them."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from .handlers import COMPARISONS
+from .limits import Limits, Upload
+from .models import SMALL_WORLD, Pair
+
+
+EXAMPLES = Path(__file__).with_name("examples")
+
+
+@dataclass
+class Tab:
+    """The components of one tab; a tab without pictures or answers has None there."""
+
+    name: str
+    run: gr.Button
+    stop: gr.Button
+    text: gr.Textbox
+    thinking: gr.Slider
+    results: list
+    thoughts: list[gr.Markdown]
+    status: gr.Markdown
+    link: gr.Button
+    picture: gr.Image | None = None
+    seed: gr.Number | None = None
+    steps: gr.Slider | None = None
+    text_guidance: gr.Slider | None = None
+    image_guidance: gr.Slider | None = None
+    used_seed: gr.Number | None = None
+    reuse: gr.Button | None = None
+    comparison: gr.Radio | None = None
+    slider: gr.ImageSlider | None = None
+    why: gr.Markdown | None = None
+
+    @property
+    def settings(self) -> list:
+        """What a link holds, in the order of `links.COPY`."""
+        return [self.text, self.seed, self.steps, self.text_guidance, self.image_guidance, self.thinking]
+
+
+def masthead(pair: Pair) -> None:
+    """Title, one sentence, and what is running."""
+    facts = "".join(f"<li>{html.escape(fact)}</li>" for fact in pair.what_runs())
+    gr.HTML(
+        "<h1>Uni-Edit, before and after</h1><p>One model and the same model tuned on intelligent edits: the same "
+        f"request, the same seed, side by side.</p><ul class='facts' aria-label='What is running'>{facts}</ul>",
+        elem_id="masthead",
+    )
+
+
+def edit_tab(pair: Pair, limits: Limits) -> Tab:
+    """Picture and instruction on the left, both edits on the right."""
+    with gr.Row(elem_classes="workspace"):
+        with gr.Column(scale=4, min_width=300, elem_classes="request"):
+            picture = Upload(limits, label="Source picture", height=260, elem_id="edit-source")
+            text = _text("Instruction", "If the shape is red, make it blue; otherwise leave it as it is.", limits)
+            run, stop = _buttons("Edit")
+            settings = _settings(pair, image_guidance=True)
+            link = _examples(pair, "edit", [picture, text])
+        with gr.Column(scale=7, min_width=300, elem_classes="results"):
+            results, status, used_seed, reuse = _pictures(pair)
+            comparison, slider = _comparison(COMPARISONS)
+            with gr.Accordion("Why: what the models see", open=False):
+                why = gr.Markdown("After an edit, both models answer the questions that the instruction holds.")
+            thoughts = _thoughts()
+    return Tab("edit", run, stop, text, results=results, thoughts=thoughts, status=status, link=link, picture=picture,
+               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, why=why, **settings)  # fmt: skip
+
+
+def ask_tab(pair: Pair, limits: Limits) -> Tab:
+    """Picture and question on the left, both answers on the right."""
+    with gr.Row(elem_classes="workspace"):
+        with gr.Column(scale=4, min_width=300, elem_classes="request"):
+            picture = Upload(limits, label="Picture", height=260, elem_id="ask-source")
+            text = _text("Question", "What color is the shape?", limits)
+            run, stop = _buttons("Ask")
+            with gr.Accordion("Settings", open=False):
+                thinking = _thinking(pair)
+            link = _examples(pair, "ask", [picture, text])
+        with gr.Column(scale=7, min_width=300, elem_classes="results"):
+            with gr.Row(elem_classes="pair"):
+                names = (f"Base: {pair.base_name}", f"Tuned: {pair.tuned_name}")
+                results = [gr.Textbox(label=name, lines=4, interactive=False, buttons=["copy"]) for name in names]
+            status = gr.Markdown("", elem_classes="status")
+            thoughts = _thoughts()
+    return Tab("ask", run, stop, text, thinking, results, thoughts, status, link, picture=picture)
+
+
+def generate_tab(pair: Pair, limits: Limits) -> Tab:
+    """A description on the left, both drawings on the right."""
+    with gr.Row(elem_classes="workspace"):
+        with gr.Column(scale=4, min_width=300, elem_classes="request"):
+            text = _text("Description", "a big red circle at the left", limits)
+            run, stop = _buttons("Generate")
+            settings = _settings(pair, image_guidance=False)
+            link = _examples(pair, "generate", [text])
+        with gr.Column(scale=7, min_width=300, elem_classes="results"):
+            results, status, used_seed, reuse = _pictures(pair)
+            comparison, slider = _comparison(COMPARISONS[:1])
+            thoughts = _thoughts()
+    return Tab("generate", run, stop, text, results=results, thoughts=thoughts, status=status, link=link,
+               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, **settings)  # fmt: skip
+
+
+def history_gallery() -> gr.Gallery:
+    """What was drawn on this visit."""
+    with gr.Accordion("This visit", open=True):
+        return gr.Gallery(
+            label="History: base left, tuned right", columns=4, height="auto", format="png", show_label=True,
+            object_fit="contain", interactive=False, elem_classes="gallery",
+        )  # fmt: skip
+
+
+def privacy(limits: Limits) -> None:
+    """What happens with uploads."""
+    gr.Markdown(
+        f"Nothing you upload is kept: files are deleted after {limits.keep_seconds // 60} minutes at the latest. "
+        "Press Escape to stop.",
+        elem_id="privacy",
+    )
+
+
+def page_classes(pair: Pair) -> list[str]:
+    """Small pictures are shown with their pixels."""
+    return ["small-world"] if pair.side <= SMALL_WORLD else []
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def _text(label: str, placeholder: str, limits: Limits) -> gr.Textbox:
+    return gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=6)
+
+
+def _buttons(verb: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        run = gr.Button(verb, variant="primary", scale=3, min_width=120)
+        stop = gr.Button("Stop", variant="secondary", scale=1, min_width=80, elem_classes="stop-button")
+    return run, stop
+
+
+def _settings(pair: Pair, image_guidance: bool) -> dict:
+    defaults = pair.defaults
+    with gr.Accordion("Settings", open=False):
+        seed = gr.Number(label="Seed", info="Empty draws a new one every time.", value=None, precision=0, minimum=0)
+        steps = gr.Slider(1, 99, value=defaults.steps, step=1, label="Steps")
+        guidance = gr.Slider(1, 10, value=defaults.text_guidance, step=0.1, label="Text guidance")
+        image = None
+        if image_guidance:
+            image = gr.Slider(1, 10, value=defaults.image_guidance, step=0.1, label="Image guidance")
+        thinking = _thinking(pair)
+    return {"seed": seed, "steps": steps, "text_guidance": guidance, "image_guidance": image, "thinking": thinking}
+
+
+def _thinking(pair: Pair) -> gr.Slider:
+    return gr.Slider(
+        0, pair.defaults.thinking, value=0, step=1, label="Think first", info="Tokens of reasoning at most; 0 is off."
+    )
+
+
+def _pictures(pair: Pair) -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
+    with gr.Row(elem_classes="pair"):
+        results = [
+            gr.Image(
+                label=name, type="pil", format="png", height=300, interactive=False, buttons=["download", "fullscreen"]
+            )
+            for name in (f"Base: {pair.base_name}", f"Tuned: {pair.tuned_name}")
+        ]
+    with gr.Row(equal_height=True):
+        status = gr.Markdown("Nothing drawn yet.", elem_classes="status")
+        used_seed = gr.Number(label="Seed of these pictures", precision=0, interactive=False, visible="hidden")
+        reuse = gr.Button("Keep this seed", size="sm", scale=0, min_width=140)
+    return results, status, used_seed, reuse
+
+
+def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider]:
+    with gr.Accordion("Compare", open=True):
+        comparison = gr.Radio(list(choices), value=choices[0], label="Lay over each other", visible=len(choices) > 1)
+        slider = gr.ImageSlider(
+            label="Drag to compare", type="pil", format="png", interactive=False, max_height=320, buttons=["fullscreen"]
+        )
+    return comparison, slider
+
+
+def _thoughts() -> list[gr.Markdown]:
+    with gr.Accordion("Thoughts", open=False):
+        with gr.Row(elem_classes="pair"):
+            return [gr.Textbox(label=side, lines=3, interactive=False) for side in ("Base", "Tuned")]
+
+
+def _examples(pair: Pair, tab: str, inputs: list) -> gr.Button:
+    """Examples that suit the models, and the button that copies a link to the settings."""
+    kind = "small" if pair.side <= SMALL_WORLD else "large"
+    rows = json.loads((EXAMPLES / "examples.json").read_text())[kind][tab]
+    if len(inputs) == 2:
+        rows = [[str(EXAMPLES / picture), text] for picture, text in rows]
+    gr.Examples(rows, inputs, label="Examples", api_visibility="private")
+    return gr.Button("Copy a link to these settings", size="sm", variant="secondary")

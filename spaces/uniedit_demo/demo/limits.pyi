@@ -1,0 +1,117 @@
+"""What may come in, and what is said when it may not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from PIL import Image, UnidentifiedImageError
+
+from uniedit_hf.images import FORMATS, ImageError, image_size, open_image
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one user may ask for.
+
+    Args:
+        megapixels: Of a picture.
+        upload_megabytes: Of a file.
+        characters: Of a text.
+        waiting: Requests in the queue.
+        seconds: For one request.
+        keep_seconds: How long uploaded and drawn files stay at most.
+    """
+
+    megapixels: int = 25
+    upload_megabytes: int = 20
+    characters: int = 2000
+    waiting: int = 20
+    seconds: int = 180
+    keep_seconds: int = 600
+
+    def check_text(self, text: str, what: str) -> str:
+        """The text without spaces around it.
+
+        Raises:
+            gr.Error: If there is none or too much.
+        """
+        if not text or not text.strip():
+            raise gr.Error(f"Please write {what} first.", title="Something is missing")
+        if len(text) > self.characters:
+            raise gr.Error(
+                f"This text has {len(text):,} characters; up to {self.characters:,} are read. Please shorten it.",
+                title="Too long",
+            )
+        return text.strip()
+
+    def open_picture(self, path: str) -> Image.Image:
+        """An uploaded picture, upright and in RGB.
+
+        Raises:
+            gr.Error: If it is no picture, too large, an animation or damaged.
+        """
+        try:
+            width, height = image_size(path)
+        except ImageError as error:
+            self._refuse(path, error)
+        if width * height > self.megapixels * 1e6:
+            raise self._too_large(width * height)
+        with Image.open(path, formats=FORMATS) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise gr.Error(
+                    "This is an animation. Please save one of its pictures as PNG or JPEG and upload that.",
+                    title="One picture, please",
+                )
+        try:
+            return open_image(path)
+        except ImageError as error:
+            self._refuse(path, error)
+
+    def _refuse(self, path: str, error: ImageError) -> None:
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                width, height = picture.size
+        except (Image.DecompressionBombError, UnidentifiedImageError, OSError):
+            width = height = 0
+        if isinstance(error.__cause__, Image.DecompressionBombError) or width * height > self.megapixels * 1e6:
+            raise self._too_large(width * height) from error
+        raise gr.Error(
+            "This file is no picture that can be read here, or it is damaged. Please upload a PNG, JPEG or WebP file.",
+            title="Not a picture",
+        ) from error
+
+    def _too_large(self, pixels: int) -> gr.Error:
+        found = f"This picture has {pixels / 1e6:,.0f} megapixels" if pixels else "This picture is too large"
+        return gr.Error(f"{found}; up to {self.megapixels} are read. Please save it smaller.", title="Too large")
+
+from gradio.events import Dependency
+
+class Upload(gr.Image):
+    """gr.Image that opens what was uploaded by our rules: Pillow's own errors are not for users, and it would decode a
+    picture of any size.
+
+    Args:
+        limits: Of the picture.
+        options: Of gr.Image.
+    """
+
+    is_template = True  # shown by the same code as gr.Image
+
+    def __init__(self, limits: Limits, **options):
+        super().__init__(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], **options)
+        self.limits = limits
+
+    def preprocess(self, payload: ImageData | None) -> Image.Image | None:
+        """The picture in RGB, or None if there is none."""
+        if payload is None:
+            return None
+        if payload.path is None:
+            raise gr.Error("Please upload the picture as a file.", title="Not a picture")
+        return self.limits.open_picture(payload.path)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component

@@ -1,0 +1,68 @@
+"""Settings in the page's address, so that they can be shared: `?tab=edit&text=...&seed=7`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import gradio as gr
+
+
+TABS = ("edit", "ask", "generate")
+
+# Copies the address of the page with the settings of a tab; the arguments are the tab and its settings in order.
+COPY = """
+(tab, text, seed, steps, text_guidance, image_guidance, thinking) => {
+  const link = new URL(window.location.href.split('?')[0]);
+  const values = {tab, text, seed, steps, text_guidance, image_guidance, thinking};
+  for (const [name, value] of Object.entries(values))
+    if (value !== null && value !== undefined && value !== '') link.searchParams.set(name, value);
+  navigator.clipboard?.writeText(link.href).catch(() => {});
+  return link.href;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What an address asks for; None where it says nothing that makes sense."""
+
+    tab: str | None = None
+    text: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    text_guidance: float | None = None
+    image_guidance: float | None = None
+    thinking: int | None = None
+
+
+def read_link(parameters: Mapping[str, str], longest: int) -> Link:
+    """The settings in an address; what is out of place is left out, since anybody may write one.
+
+    Args:
+        parameters: Of the address.
+        longest: Characters of the text.
+    """
+    tab, text = parameters.get("tab"), parameters.get("text")
+    return Link(
+        tab=tab if tab in TABS else None,
+        text=text[:longest] if text else None,
+        seed=_number(parameters, "seed", int, 0, 2**31 - 1),
+        steps=_number(parameters, "steps", int, 1, 99),
+        text_guidance=_number(parameters, "text_guidance", float, 1, 10),
+        image_guidance=_number(parameters, "image_guidance", float, 1, 10),
+        thinking=_number(parameters, "thinking", int, 0, 4096),
+    )
+
+
+def _number(parameters: Mapping[str, str], name: str, kind: type, low: float, high: float):
+    try:
+        value = kind(parameters.get(name, ""))
+    except ValueError:
+        return None
+    return value if low <= value <= high else None
+
+
+def or_skip(value):
+    """The value, or what leaves a component as it is."""
+    return gr.skip() if value is None else value

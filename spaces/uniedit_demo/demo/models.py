@@ -1,0 +1,111 @@
+"""The two models of the page, and what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from uniedit_hf import UniEditPipeline
+
+Decorate = Callable[[Callable], Callable]
+SMALL_WORLD = 128  # pixels: models that draw no larger ones are of the quickstart's kind
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings that suit a model: the reference's, or those of the small world.
+
+    Args:
+        steps: Steps of a drawing.
+        text_guidance: Of edits and drawings.
+        image_guidance: Of edits.
+        edit_renorm: Of the guidance of edits.
+        drawing_interval: Flow times at which drawings are guided.
+        answer_tokens: The longest answer.
+        thinking: The largest budget of thoughts.
+    """
+
+    steps: int = 49
+    text_guidance: float = 4.0
+    image_guidance: float = 2.0
+    edit_renorm: str = "text_channel"
+    drawing_interval: tuple[float, float] = (0.4, 1.0)
+    answer_tokens: int = 512
+    thinking: int = 1024
+
+
+SMALL = Defaults(11, 2.5, 1.0, "global", (0.0, 1.0), 16, 32)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Base and tuned model, with the names to show."""
+
+    base: UniEditPipeline
+    tuned: UniEditPipeline
+    base_name: str
+    tuned_name: str
+
+    @property
+    def side(self) -> int:
+        """The longest side that the models draw, in pixels."""
+        return max(self.base.processor.default_size(self.base.model.config))
+
+    @property
+    def defaults(self) -> Defaults:
+        """Settings that suit the models."""
+        return SMALL if self.side <= SMALL_WORLD else Defaults()
+
+    def what_runs(self) -> list[str]:
+        """What is running, in a few words each."""
+        millions = sum(parameter.numel() for parameter in self.base.model.parameters()) / 1e6
+        size = f"{millions / 1000:.1f} billion" if millions >= 1000 else f"{millions:.1f} million"
+        return [
+            f"Base: {self.base_name}",
+            f"Tuned: {self.tuned_name}",
+            f"{size} parameters, {str(self.base.model.dtype).removeprefix('torch.')}",
+            "GPU" if self.base.device.type == "cuda" else "CPU",
+            f"pictures up to {self.side} px",
+        ]
+
+
+def load_pair(base: str, tuned: str) -> Pair:
+    """Loads both models, in bfloat16 onto the GPU if there is one (or ZeroGPU).
+
+    Raises:
+        OSError: If one of them is not there.
+        ValueError: If a checkpoint is broken.
+    """
+    import torch
+
+    from uniedit_hf import UniEditPipeline
+
+    on_gpu = torch.cuda.is_available()
+    options = {"dtype": torch.bfloat16} if on_gpu else {"dtype": torch.float32}
+    pipes = [UniEditPipeline.from_pretrained(name, **options) for name in (base, tuned)]
+    if on_gpu:
+        pipes = [pipe.to("cuda") for pipe in pipes]
+    return Pair(*pipes, _short(base), _short(tuned))
+
+
+def _short(name: str) -> str:
+    """A Hub id as it is; of a folder the last parts."""
+    return "/".join(Path(name).resolve().parts[-2:]) if Path(name).is_dir() else name
+
+
+def zero_gpu() -> Callable[[int], Decorate]:
+    """ZeroGPU's decorator for functions that need the GPU for so many seconds; without ZeroGPU one that does nothing.
+
+    In the root of a clone, the folder `spaces/` can be imported as an empty package of that name, so finding one is
+    not enough.
+    """
+    decorator = getattr(import_module("spaces"), "GPU", None) if find_spec("spaces") else None
+    if decorator is None:
+        return lambda seconds: lambda function: function
+    return lambda seconds: decorator(duration=seconds)

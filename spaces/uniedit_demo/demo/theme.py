@@ -1,0 +1,97 @@
+"""How the page looks: much space, one accent, system fonts (nothing is fetched from elsewhere)."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+
+ACCENT = gr.themes.Color(
+    name="accent",
+    c50="#eef4ff", c100="#dbe7ff", c200="#bcd2fe", c300="#8fb3fb", c400="#5d8df5", c500="#2f6fdd",
+    c600="#255bbd", c700="#204c9b", c800="#1f417e", c900="#1d3868", c950="#142343",
+)  # fmt: skip
+
+
+def theme() -> gr.themes.Base:
+    """The theme, for light and dark."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue=ACCENT,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        spacing_size=gr.themes.sizes.spacing_lg,
+        font=fonts,
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_background_fill="#fbfcfd",
+        body_background_fill_dark="#0e1218",
+        block_background_fill="white",
+        block_background_fill_dark="#151b24",
+        block_border_color="#e6eaef",
+        block_border_color_dark="#232c38",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_label_border_width="0px",
+        block_label_text_color="*neutral_500",
+        block_label_text_color_dark="*neutral_400",
+        block_label_text_weight="500",
+        block_title_text_weight="500",
+        block_title_text_color="*neutral_600",
+        block_title_text_color_dark="*neutral_300",
+        input_background_fill="white",
+        input_background_fill_dark="#10161e",
+        input_border_color="#dfe4ea",
+        input_border_color_dark="#2b3644",
+        input_border_color_focus="*primary_500",
+        button_primary_background_fill="*primary_500",
+        button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_500",
+        button_primary_text_color="white",
+        button_secondary_background_fill="transparent",
+        button_secondary_background_fill_dark="transparent",
+        button_secondary_border_color="#dfe4ea",
+        button_secondary_border_color_dark="#2b3644",
+        button_border_width="1px",
+        button_large_radius="*radius_lg",
+    )
+
+
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; padding: 28px 24px 48px !important; }
+#masthead h1 { font-size: 1.7rem; font-weight: 650; letter-spacing: -0.02em; margin: 0 0 4px; }
+#masthead p { color: var(--body-text-color-subdued); font-size: 1.02rem; margin: 0 0 12px; }
+#masthead .facts { display: flex; flex-wrap: wrap; gap: 6px; list-style: none; padding: 0; margin: 0 0 8px; }
+#masthead .facts li { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: 2px 11px;
+  font-size: 0.8rem; color: var(--body-text-color-subdued); margin: 0; }
+.workspace { gap: 28px !important; }
+.request, .results { gap: 14px !important; }
+.results img, .request img { image-rendering: auto; }
+.small-world .results img, .small-world .request img, .small-world .gallery img,
+.small-world .slider-wrap img { image-rendering: pixelated; }
+.status { min-height: 1.6em; }
+.status p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; font-variant-numeric: tabular-nums; }
+.examples { border: 0 !important; }
+button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
+  outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
+#privacy p { color: var(--body-text-color-subdued); font-size: 0.82rem; text-align: center; margin-top: 18px; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 16px 12px 32px !important; }
+  .workspace { flex-direction: column; }
+  .pair { flex-wrap: nowrap !important; gap: 8px !important; }
+  .pair > * { min-width: 0 !important; }
+}
+"""
+
+# Escape stops what runs; a press of a button that nobody sees does nothing.
+HEAD = """
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<script>
+document.addEventListener('keydown', (event) => {
+  if (event.key !== 'Escape') return;
+  for (const button of document.querySelectorAll('.stop-button'))
+    if (button.offsetParent !== null) button.click();
+});
+</script>
+"""
