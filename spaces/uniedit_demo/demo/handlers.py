@@ -246,7 +246,7 @@ def remember(history: list, base: Image.Image | None, tuned: Image.Image | None,
         both.paste(tuned, (base.width, 0))
         both.thumbnail((2 * THUMBNAIL, THUMBNAIL))
         history = [(both, f"{text[:80]} (seed {seed:.0f})"), *history][:HISTORY]
-    return history, history
+    return history, gr.Gallery(history, visible=bool(history))
 
 
 def _seed(seed: float | None) -> int:

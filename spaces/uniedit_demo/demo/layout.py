@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 
 from .handlers import COMPARISONS
-from .limits import Limits, Upload
+from .limits import Limits, upload
 from .models import SMALL_WORLD, Pair
 
 
@@ -27,7 +27,7 @@ class Tab:
     text: gr.Textbox
     thinking: gr.Slider
     results: list
-    thoughts: list[gr.Markdown]
+    thoughts: list[gr.Textbox]
     status: gr.Markdown
     link: gr.Button
     picture: gr.Image | None = None
@@ -39,6 +39,7 @@ class Tab:
     reuse: gr.Button | None = None
     comparison: gr.Radio | None = None
     slider: gr.ImageSlider | None = None
+    fold: gr.Accordion | None = None
     why: gr.Markdown | None = None
 
     @property
@@ -61,27 +62,27 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
     """Picture and instruction on the left, both edits on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            picture = Upload(limits, label="Source picture", height=260, elem_id="edit-source")
-            text = _text("Instruction", "If the shape is red, make it blue; otherwise leave it as it is.", limits)
+            picture = upload(limits, label="Source picture", height=260, elem_id="edit-source")
+            text = _text("Instruction", "If the shape is red, make it blue; otherwise leave it as it is.")
             run, stop = _buttons("Edit")
             settings = _settings(pair, image_guidance=True)
             link = _examples(pair, "edit", [picture, text])
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             results, status, used_seed, reuse = _pictures(pair)
-            comparison, slider = _comparison(COMPARISONS)
+            comparison, slider, fold = _comparison(COMPARISONS)
             with gr.Accordion("Why: what the models see", open=False):
-                why = gr.Markdown("After an edit, both models answer the questions that the instruction holds.")
+                why = gr.Markdown("After an edit, both models answer the questions that the instruction holds.", elem_classes="why")
             thoughts = _thoughts()
     return Tab("edit", run, stop, text, results=results, thoughts=thoughts, status=status, link=link, picture=picture,
-               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, why=why, **settings)  # fmt: skip
+               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, fold=fold, why=why, **settings)  # fmt: skip
 
 
 def ask_tab(pair: Pair, limits: Limits) -> Tab:
     """Picture and question on the left, both answers on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            picture = Upload(limits, label="Picture", height=260, elem_id="ask-source")
-            text = _text("Question", "What color is the shape?", limits)
+            picture = upload(limits, label="Picture", height=260, elem_id="ask-source")
+            text = _text("Question", "What color is the shape?")
             run, stop = _buttons("Ask")
             with gr.Accordion("Settings", open=False):
                 thinking = _thinking(pair)
@@ -95,29 +96,28 @@ def ask_tab(pair: Pair, limits: Limits) -> Tab:
     return Tab("ask", run, stop, text, thinking, results, thoughts, status, link, picture=picture)
 
 
-def generate_tab(pair: Pair, limits: Limits) -> Tab:
+def generate_tab(pair: Pair) -> Tab:
     """A description on the left, both drawings on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            text = _text("Description", "a big red circle at the left", limits)
+            text = _text("Description", "a big red circle at the left")
             run, stop = _buttons("Generate")
             settings = _settings(pair, image_guidance=False)
             link = _examples(pair, "generate", [text])
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             results, status, used_seed, reuse = _pictures(pair)
-            comparison, slider = _comparison(COMPARISONS[:1])
+            comparison, slider, fold = _comparison(COMPARISONS[:1])
             thoughts = _thoughts()
     return Tab("generate", run, stop, text, results=results, thoughts=thoughts, status=status, link=link,
-               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, **settings)  # fmt: skip
+               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, fold=fold, **settings)  # fmt: skip
 
 
 def history_gallery() -> gr.Gallery:
     """What was drawn on this visit."""
-    with gr.Accordion("This visit", open=True):
-        return gr.Gallery(
-            label="History: base left, tuned right", columns=4, height="auto", format="png", show_label=True,
-            object_fit="contain", interactive=False, elem_classes="gallery",
-        )  # fmt: skip
+    return gr.Gallery(
+        label="This visit: base left, tuned right", columns=4, height=240, format="png", object_fit="contain",
+        interactive=False, visible=False, elem_classes="gallery", buttons=["download", "fullscreen"],
+    )  # fmt: skip
 
 
 def privacy(limits: Limits) -> None:
@@ -137,7 +137,7 @@ def page_classes(pair: Pair) -> list[str]:
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _text(label: str, placeholder: str, limits: Limits) -> gr.Textbox:
+def _text(label: str, placeholder: str) -> gr.Textbox:
     return gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=6)
 
 
@@ -182,16 +182,19 @@ def _pictures(pair: Pair) -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Bu
     return results, status, used_seed, reuse
 
 
-def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider]:
-    with gr.Accordion("Compare", open=True):
-        comparison = gr.Radio(list(choices), value=choices[0], label="Lay over each other", visible=len(choices) > 1)
+def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider, gr.Accordion]:
+    with gr.Accordion("Compare", open=False) as fold:
+        comparison = gr.Radio(
+            list(choices), value=choices[0], label="What to lay over each other", show_label=False, container=False,
+            visible=len(choices) > 1, elem_classes="choices",
+        )  # fmt: skip
         slider = gr.ImageSlider(
             label="Drag to compare", type="pil", format="png", interactive=False, max_height=320, buttons=["fullscreen"]
         )
-    return comparison, slider
+    return comparison, slider, fold
 
 
-def _thoughts() -> list[gr.Markdown]:
+def _thoughts() -> list[gr.Textbox]:
     with gr.Accordion("Thoughts", open=False):
         with gr.Row(elem_classes="pair"):
             return [gr.Textbox(label=side, lines=3, interactive=False) for side in ("Base", "Tuned")]

@@ -87,25 +87,20 @@ class Limits:
         return gr.Error(f"{found}; up to {self.megapixels} are read. Please save it smaller.", title="Too large")
 
 
-class Upload(gr.Image):
-    """gr.Image that opens what was uploaded by our rules: Pillow's own errors are not for users, and it would decode a
-    picture of any size.
+def upload(limits: Limits, **options) -> gr.Image:
+    """A place to upload a picture within limits; `options` are those of gr.Image.
 
-    Args:
-        limits: Of the picture.
-        options: Of gr.Image.
+    The picture is opened here and not by gr.Image, which would decode one of any size and answer with Pillow's errors.
+    A subclass would do as well, but Gradio writes a file of types beside the module of every subclass.
     """
+    place = gr.Image(type="pil", format="png", sources=["upload", "clipboard"], **options)
 
-    is_template = True  # shown by the same code as gr.Image
-
-    def __init__(self, limits: Limits, **options):
-        super().__init__(type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], **options)
-        self.limits = limits
-
-    def preprocess(self, payload: ImageData | None) -> Image.Image | None:
-        """The picture in RGB, or None if there is none."""
+    def preprocess(payload: ImageData | None) -> Image.Image | None:
         if payload is None:
             return None
         if payload.path is None:
             raise gr.Error("Please upload the picture as a file.", title="Not a picture")
-        return self.limits.open_picture(payload.path)
+        return limits.open_picture(payload.path)
+
+    place.preprocess = preprocess
+    return place

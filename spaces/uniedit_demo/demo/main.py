@@ -41,7 +41,7 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
             with gr.Tab("Ask", id="ask"):
                 ask = layout.ask_tab(pair, limits)
             with gr.Tab("Generate", id="generate"):
-                generate = layout.generate_tab(pair, limits)
+                generate = layout.generate_tab(pair)
         gallery = layout.history_gallery()
         layout.privacy(limits)
         _connect_edit(edit, handlers, on_gpu, history, gallery)
@@ -94,6 +94,7 @@ def _after_drawing(tab: layout.Tab, run, source, history, gallery) -> None:
     pictures = [tab.comparison, source, *tab.results]
     private = {"api_visibility": "private", "show_progress": "hidden"}
     run.success(compare, pictures, tab.slider, **private)
+    run.success(lambda: gr.Accordion(open=True), None, tab.fold, **private)
     tab.comparison.change(compare, pictures, tab.slider, **private)
     run.success(remember, [history, *tab.results, tab.text, tab.used_seed], [history, gallery], **private)
     tab.reuse.click(None, tab.used_seed, tab.seed, js="(seed) => seed", api_visibility="private")

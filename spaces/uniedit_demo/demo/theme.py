@@ -67,12 +67,15 @@ CSS = """
   font-size: 0.8rem; color: var(--body-text-color-subdued); margin: 0; }
 .workspace { gap: 28px !important; }
 .request, .results { gap: 14px !important; }
-.results img, .request img { image-rendering: auto; }
-.small-world .results img, .small-world .request img, .small-world .gallery img,
-.small-world .slider-wrap img { image-rendering: pixelated; }
+.small-world .results img, .small-world .request img { width: 100%; height: 100%; object-fit: contain; }
+.small-world img { image-rendering: pixelated; }
+.choices { border: 0 !important; padding: 0 !important; background: transparent !important; }
+.why table { width: 100%; border-collapse: collapse; font-size: 0.94rem; }
+.why th, .why td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
+  padding: 8px 10px 8px 0 !important; text-align: left !important; background: transparent !important; }
+.why th { color: var(--body-text-color-subdued); font-weight: 500; }
 .status { min-height: 1.6em; }
 .status p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; font-variant-numeric: tabular-nums; }
-.examples { border: 0 !important; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
 #privacy p { color: var(--body-text-color-subdued); font-size: 0.82rem; text-align: center; margin-top: 18px; }
