@@ -191,7 +191,14 @@ class Handlers:
             yield *images, base.show("thoughts"), tuned.show("thoughts"), gr.skip(), status
         base, tuned = sides
         steps = settings["num_timesteps"] - 1
-        yield base.result, tuned.result, base.thoughts, tuned.thoughts, seed, _done(begun, f"seed {seed}, {steps} steps")
+        yield (
+            base.result,
+            tuned.result,
+            base.thoughts,
+            tuned.thoughts,
+            seed,
+            _done(begun, f"seed {seed}, {steps} steps"),
+        )
 
     def _progress(self, verb: str, settings: dict, sides: tuple[Side, Side]) -> Iterator[tuple[Side, Side, str]]:
         """Both sides after every event but the last ones, with a line that says how far they are."""

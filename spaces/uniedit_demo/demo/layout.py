@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from .handlers import COMPARISONS
+from .handlers import COMPARISONS, SIDES
 from .limits import Limits, upload
 from .models import SMALL_WORLD, Pair
 
@@ -66,14 +66,16 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
             text = _text("Instruction", "If the shape is red, make it blue; otherwise leave it as it is.")
             run, stop = _buttons("Edit")
             settings = _settings(pair, image_guidance=True)
-            link = _examples(pair, "edit", [picture, text])
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
-            results, status, used_seed, reuse = _pictures(pair)
+            results, status, used_seed, reuse = _pictures()
             comparison, slider, fold = _comparison(COMPARISONS)
             with gr.Accordion("Why: what the models see", open=False):
-                why = gr.Markdown("After an edit, both models answer the questions that the instruction holds.", elem_classes="why")
+                why = gr.Markdown(
+                    "After an edit, both models answer the questions that the instruction holds.", elem_classes="why"
+                )
             thoughts = _thoughts()
-    return Tab("edit", run, stop, text, results=results, thoughts=thoughts, status=status, link=link, picture=picture,
+    _examples(pair, "edit", [picture, text])
+    return Tab("edit", run, stop, text, results=results, thoughts=thoughts, status=status, picture=picture,
                used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, fold=fold, why=why, **settings)  # fmt: skip
 
 
@@ -85,14 +87,13 @@ def ask_tab(pair: Pair, limits: Limits) -> Tab:
             text = _text("Question", "What color is the shape?")
             run, stop = _buttons("Ask")
             with gr.Accordion("Settings", open=False):
-                thinking = _thinking(pair)
-            link = _examples(pair, "ask", [picture, text])
+                thinking, link = _thinking(pair), _link()
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             with gr.Row(elem_classes="pair"):
-                names = (f"Base: {pair.base_name}", f"Tuned: {pair.tuned_name}")
-                results = [gr.Textbox(label=name, lines=4, interactive=False, buttons=["copy"]) for name in names]
+                results = [gr.Textbox(label=name, lines=4, interactive=False, buttons=["copy"]) for name in SIDES]
             status = gr.Markdown("", elem_classes="status")
             thoughts = _thoughts()
+    _examples(pair, "ask", [picture, text])
     return Tab("ask", run, stop, text, thinking, results, thoughts, status, link, picture=picture)
 
 
@@ -103,12 +104,12 @@ def generate_tab(pair: Pair) -> Tab:
             text = _text("Description", "a big red circle at the left")
             run, stop = _buttons("Generate")
             settings = _settings(pair, image_guidance=False)
-            link = _examples(pair, "generate", [text])
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
-            results, status, used_seed, reuse = _pictures(pair)
+            results, status, used_seed, reuse = _pictures()
             comparison, slider, fold = _comparison(COMPARISONS[:1])
             thoughts = _thoughts()
-    return Tab("generate", run, stop, text, results=results, thoughts=thoughts, status=status, link=link,
+    _examples(pair, "generate", [text])
+    return Tab("generate", run, stop, text, results=results, thoughts=thoughts, status=status,
                used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, fold=fold, **settings)  # fmt: skip
 
 
@@ -127,11 +128,6 @@ def privacy(limits: Limits) -> None:
         "Press Escape to stop.",
         elem_id="privacy",
     )
-
-
-def page_classes(pair: Pair) -> list[str]:
-    """Small pictures are shown with their pixels."""
-    return ["small-world"] if pair.side <= SMALL_WORLD else []
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -157,8 +153,12 @@ def _settings(pair: Pair, image_guidance: bool) -> dict:
         image = None
         if image_guidance:
             image = gr.Slider(1, 10, value=defaults.image_guidance, step=0.1, label="Image guidance")
-        thinking = _thinking(pair)
-    return {"seed": seed, "steps": steps, "text_guidance": guidance, "image_guidance": image, "thinking": thinking}
+        settings = {"thinking": _thinking(pair), "link": _link()}
+    return settings | {"seed": seed, "steps": steps, "text_guidance": guidance, "image_guidance": image}
+
+
+def _link() -> gr.Button:
+    return gr.Button("Copy a link to these settings", size="sm", variant="secondary")
 
 
 def _thinking(pair: Pair) -> gr.Slider:
@@ -167,13 +167,13 @@ def _thinking(pair: Pair) -> gr.Slider:
     )
 
 
-def _pictures(pair: Pair) -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
+def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
     with gr.Row(elem_classes="pair"):
         results = [
             gr.Image(
                 label=name, type="pil", format="png", height=300, interactive=False, buttons=["download", "fullscreen"]
             )
-            for name in (f"Base: {pair.base_name}", f"Tuned: {pair.tuned_name}")
+            for name in SIDES
         ]
     with gr.Row(equal_height=True):
         status = gr.Markdown("Nothing drawn yet.", elem_classes="status")
@@ -189,7 +189,12 @@ def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider, gr.
             visible=len(choices) > 1, elem_classes="choices",
         )  # fmt: skip
         slider = gr.ImageSlider(
-            label="Drag to compare", type="pil", format="png", interactive=False, max_height=320, buttons=["fullscreen"]
+            label="Drag to compare",
+            type="pil",
+            format="png",
+            interactive=False,
+            max_height=320,
+            buttons=["fullscreen"],
         )
     return comparison, slider, fold
 
@@ -197,14 +202,13 @@ def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider, gr.
 def _thoughts() -> list[gr.Textbox]:
     with gr.Accordion("Thoughts", open=False):
         with gr.Row(elem_classes="pair"):
-            return [gr.Textbox(label=side, lines=3, interactive=False) for side in ("Base", "Tuned")]
+            return [gr.Textbox(label=side, lines=3, interactive=False) for side in SIDES]
 
 
-def _examples(pair: Pair, tab: str, inputs: list) -> gr.Button:
-    """Examples that suit the models, and the button that copies a link to the settings."""
+def _examples(pair: Pair, tab: str, inputs: list) -> None:
+    """Examples that suit the models."""
     kind = "small" if pair.side <= SMALL_WORLD else "large"
     rows = json.loads((EXAMPLES / "examples.json").read_text())[kind][tab]
     if len(inputs) == 2:
         rows = [[str(EXAMPLES / picture), text] for picture, text in rows]
     gr.Examples(rows, inputs, label="Examples", api_visibility="private")
-    return gr.Button("Copy a link to these settings", size="sm", variant="secondary")

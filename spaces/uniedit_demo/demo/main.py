@@ -10,8 +10,8 @@ from . import layout
 from .handlers import Handlers, compare, remember
 from .limits import Limits
 from .links import COPY, TABS, or_skip, read_link
-from .models import Decorate, Pair, load_pair, zero_gpu
-from .theme import CSS, HEAD, theme
+from .models import SMALL_WORLD, Decorate, Pair, load_pair, zero_gpu
+from .theme import CSS, HEAD, SMALL_PICTURES, theme
 
 
 QUEUE = "models"  # all that needs a model waits in one queue, served in order
@@ -31,7 +31,6 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
         title="Uni-Edit, before and after",
         analytics_enabled=False,
         delete_cache=(60, limits.keep_seconds),
-        elem_classes=layout.page_classes(pair),
     ) as page:
         layout.masthead(pair)
         history = gr.State([], time_to_live=limits.keep_seconds)
@@ -155,7 +154,7 @@ def launch(
         server_name=host,
         server_port=port,
         theme=theme(),
-        css=CSS,
+        css=CSS + (SMALL_PICTURES if pair.side <= SMALL_WORLD else ""),
         head=HEAD,
         footer_links=["api", "settings"],
         max_file_size=f"{limits.upload_megabytes}mb",

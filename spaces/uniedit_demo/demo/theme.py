@@ -60,6 +60,7 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; padding: 28px 24px 48px !important; }
+#masthead, #masthead > * { padding: 0 !important; }
 #masthead h1 { font-size: 1.7rem; font-weight: 650; letter-spacing: -0.02em; margin: 0 0 4px; }
 #masthead p { color: var(--body-text-color-subdued); font-size: 1.02rem; margin: 0 0 12px; }
 #masthead .facts { display: flex; flex-wrap: wrap; gap: 6px; list-style: none; padding: 0; margin: 0 0 8px; }
@@ -67,9 +68,8 @@ CSS = """
   font-size: 0.8rem; color: var(--body-text-color-subdued); margin: 0; }
 .workspace { gap: 28px !important; }
 .request, .results { gap: 14px !important; }
-.small-world .results img, .small-world .request img { width: 100%; height: 100%; object-fit: contain; }
-.small-world img { image-rendering: pixelated; }
 .choices { border: 0 !important; padding: 0 !important; background: transparent !important; }
+.why table, .why .table-wrap, .why thead, .why tbody, .why tr { border: 0 !important; box-shadow: none !important; }
 .why table { width: 100%; border-collapse: collapse; font-size: 0.94rem; }
 .why th, .why td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
   padding: 8px 10px 8px 0 !important; text-align: left !important; background: transparent !important; }
@@ -78,13 +78,22 @@ CSS = """
 .status p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; font-variant-numeric: tabular-nums; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
+.gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; height: auto; }
+.gallery .thumbnail-lg { aspect-ratio: 2 / 1; }
 #privacy p { color: var(--body-text-color-subdued); font-size: 0.82rem; text-align: center; margin-top: 18px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 16px 12px 32px !important; }
   .workspace { flex-direction: column; }
   .pair { flex-wrap: nowrap !important; gap: 8px !important; }
   .pair > * { min-width: 0 !important; }
+  .pair .block:has(img), .pair .block:has(.empty) { height: 180px !important; }
 }
+"""
+
+# Pictures of a few pixels fill their places, and their pixels stay sharp.
+SMALL_PICTURES = """
+.results img, .request img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+.gallery img { image-rendering: pixelated; }
 """
 
 # Escape stops what runs; a press of a button that nobody sees does nothing.

@@ -1,0 +1,61 @@
+"""`uniedit demo`: a page that shows a base model and a tuned one side by side; or the same as a Space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+
+QUICKSTART = Path("runs/quickstart/model")
+
+
+@dataclass
+class DemoOptions:
+    base: str | None = field(
+        default=None,
+        metadata={"help": "folder or Hub id of the base model; the quickstart's if not given", "metavar": "NAME"},
+    )
+    tuned: str | None = field(
+        default=None,
+        metadata={"help": "of the tuned model; the quickstart's result if not given", "metavar": "NAME"},
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0 lets the network in"})
+    port: int | None = field(default=None, metadata={"help": "port; the first free one from 7860 if not given"})
+    deploy: str | None = field(
+        default=None, metadata={"help": "instead, put the page on the Hub as this Space", "metavar": "ME/SPACE"}
+    )
+    hardware: str = field(default="zero-a10g", metadata={"help": "hardware to request for the Space"})
+    private: bool = field(default=False, metadata={"help": "whether a new Space is private"})
+
+
+def run(options: DemoOptions) -> None:
+    if options.deploy is not None:
+        from uniedit_hf.demo.deploy import deploy
+
+        if options.base is None or options.tuned is None:
+            raise ValueError("A Space shows models on the Hub: give their ids with --base and --tuned.")
+        address = deploy(
+            options.deploy, options.base, options.tuned, hardware=options.hardware, private=options.private
+        )
+        print(f"The Space is at {address}.")
+        return
+    if find_spec("gradio") is None:
+        raise ValueError('The demo needs gradio, which is not installed: pip install "uniedit_hf[demo]".')
+    from uniedit_hf.demo.main import launch
+
+    launch(options.base or str(_base()), options.tuned or str(_tuned()), host=options.host, port=options.port)
+
+
+def _base() -> Path:
+    from uniedit_hf.quickstart.tuning import base_folder
+
+    return base_folder(None, "bagel")
+
+
+def _tuned() -> Path:
+    if not QUICKSTART.is_dir():
+        raise OSError(
+            f'There is no tuned model at {QUICKSTART}: run "uniedit quickstart" here first, or give one with --tuned.'
+        )
+    return QUICKSTART
