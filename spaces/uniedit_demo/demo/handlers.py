@@ -208,6 +208,8 @@ class Handlers:
                 sides[which].take(event)
                 if not all(side.progress == "finished" for side in sides):
                     yield *sides, " · ".join(f"{name}: {side.progress}" for name, side in zip(SIDES, sides))
+        except gr.Error:  # ours, which is a ValueError as well
+            raise
         except ValueError as error:  # of the pipeline, which says what is wrong in one sentence
             raise gr.Error(str(error), title="That did not work") from error
 

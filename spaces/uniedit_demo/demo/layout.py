@@ -75,8 +75,10 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
                 )
             thoughts = _thoughts()
     _examples(pair, "edit", [picture, text])
-    return Tab("edit", run, stop, text, results=results, thoughts=thoughts, status=status, picture=picture,
-               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, fold=fold, why=why, **settings)  # fmt: skip
+    return Tab(
+        "edit", run, stop, text, results=results, thoughts=thoughts, status=status, picture=picture, reuse=reuse,
+        used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, why=why, **settings,
+    )  # fmt: skip
 
 
 def ask_tab(pair: Pair, limits: Limits) -> Tab:
@@ -109,14 +111,16 @@ def generate_tab(pair: Pair) -> Tab:
             comparison, slider, fold = _comparison(COMPARISONS[:1])
             thoughts = _thoughts()
     _examples(pair, "generate", [text])
-    return Tab("generate", run, stop, text, results=results, thoughts=thoughts, status=status,
-               used_seed=used_seed, reuse=reuse, comparison=comparison, slider=slider, fold=fold, **settings)  # fmt: skip
+    return Tab(
+        "generate", run, stop, text, results=results, thoughts=thoughts, status=status, reuse=reuse,
+        used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, **settings,
+    )  # fmt: skip
 
 
 def history_gallery() -> gr.Gallery:
     """What was drawn on this visit."""
     return gr.Gallery(
-        label="This visit: base left, tuned right", columns=4, height=240, format="png", object_fit="contain",
+        label="This visit: base left, tuned right", columns=4, height="auto", format="png", object_fit="contain",
         interactive=False, visible=False, elem_classes="gallery", buttons=["download", "fullscreen"],
     )  # fmt: skip
 
@@ -130,7 +134,7 @@ def privacy(limits: Limits) -> None:
     )
 
 
-# --- pieces -----------------------------------------------------------------------------------------------------------
+# --- pieces ---------------------------------------------------------------------------------------------------------
 
 
 def _text(label: str, placeholder: str) -> gr.Textbox:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import gradio as gr
 from gradio.data_classes import ImageData
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from uniedit_hf.images import FORMATS, ImageError, image_size, open_image
+from uniedit_hf.images import DECODE_ERRORS, FORMATS, open_image
 
 
 @dataclass(frozen=True)
@@ -52,39 +52,27 @@ class Limits:
         Raises:
             gr.Error: If it is no picture, too large, an animation or damaged.
         """
+        most = f"up to {self.megapixels} megapixels are read. Please save it smaller."
         try:
-            width, height = image_size(path)
-        except ImageError as error:
-            self._refuse(path, error)
-        if width * height > self.megapixels * 1e6:
-            raise self._too_large(width * height)
-        with Image.open(path, formats=FORMATS) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
-                raise gr.Error(
-                    "This is an animation. Please save one of its pictures as PNG or JPEG and upload that.",
-                    title="One picture, please",
-                )
-        try:
+            with Image.open(path, formats=FORMATS) as picture:  # the header alone
+                pixels = picture.width * picture.height
+                if pixels > self.megapixels * 1e6:
+                    raise gr.Error(f"This picture has {pixels / 1e6:,.0f} megapixels; {most}", title="Too large")
+                if getattr(picture, "n_frames", 1) > 1:
+                    raise gr.Error(
+                        "This is an animation. Please save one of its pictures as PNG or JPEG and upload that.",
+                        title="One picture, please",
+                    )
             return open_image(path)
-        except ImageError as error:
-            self._refuse(path, error)
-
-    def _refuse(self, path: str, error: ImageError) -> None:
-        try:
-            with Image.open(path, formats=FORMATS) as picture:
-                width, height = picture.size
-        except (Image.DecompressionBombError, UnidentifiedImageError, OSError):
-            width = height = 0
-        if isinstance(error.__cause__, Image.DecompressionBombError) or width * height > self.megapixels * 1e6:
-            raise self._too_large(width * height) from error
-        raise gr.Error(
-            "This file is no picture that can be read here, or it is damaged. Please upload a PNG, JPEG or WebP file.",
-            title="Not a picture",
-        ) from error
-
-    def _too_large(self, pixels: int) -> gr.Error:
-        found = f"This picture has {pixels / 1e6:,.0f} megapixels" if pixels else "This picture is too large"
-        return gr.Error(f"{found}; up to {self.megapixels} are read. Please save it smaller.", title="Too large")
+        except gr.Error:  # ours, which is a ValueError as well
+            raise
+        except Image.DecompressionBombError as error:
+            raise gr.Error(f"This picture is far too large; {most}", title="Too large") from error
+        except DECODE_ERRORS as error:
+            raise gr.Error(
+                "This file is damaged, or no picture that can be read here. Please upload a PNG, JPEG or WebP file.",
+                title="Not a picture",
+            ) from error
 
 
 def upload(limits: Limits, **options) -> gr.Image:

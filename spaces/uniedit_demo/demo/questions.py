@@ -10,6 +10,7 @@ CONDITION = re.compile(r"\b(?:if|unless|when)\s+([^,;.?]+)", re.IGNORECASE)
 QUESTION = re.compile(r"[^.;?!]+\?")
 REFERS_BACK = {"so", "not", "it is", "it does", "that is the case", "possible"}
 VERBS = ("is", "are", "was", "were", "can", "has", "have", "does", "do")
+AFTER_VERBS = ("a", "an", "the", "its", "his", "her", "their", "like", "no", "any", "some", "more", "fewer")
 BRANCH = re.compile(r"\s+(?:then|make|paint|turn|put|move|leave|keep|remove|add|replace|draw)\b.*$", re.IGNORECASE)
 
 
@@ -34,7 +35,7 @@ def as_question(clause: str) -> str:
             return _question(["does" if verb == "has" else "do", *words[:place], "have", *rest])
         return _question([verb, *words[:place], *rest])
     place = next((i for i, word in enumerate(words) if i and re.fullmatch(r"[a-z]+[^s\W]s", word)), None)
-    if place is not None and words[place - 1].lower() not in ("the", "a", "an", "of", "some", "its"):
+    if place is not None and place + 1 < len(words) and words[place + 1].lower() in AFTER_VERBS:
         verb = words[place].removesuffix("s")
         return _question(["does", *words[:place], verb, *words[place + 1 :]])
     return _question(["is", "it", "true", "that", *words])

@@ -59,7 +59,8 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; padding: 28px 24px 48px !important; }
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important;
+  padding: 28px 24px 48px !important; }
 #masthead, #masthead > * { padding: 0 !important; }
 #masthead h1 { font-size: 1.7rem; font-weight: 650; letter-spacing: -0.02em; margin: 0 0 4px; }
 #masthead p { color: var(--body-text-color-subdued); font-size: 1.02rem; margin: 0 0 12px; }
@@ -73,13 +74,14 @@ CSS = """
 .why table { width: 100%; border-collapse: collapse; font-size: 0.94rem; }
 .why th, .why td { border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
   padding: 8px 10px 8px 0 !important; text-align: left !important; background: transparent !important; }
-.why th { color: var(--body-text-color-subdued); font-weight: 500; }
+.why th { white-space: nowrap; color: var(--body-text-color-subdued); font-weight: 500; }
 .status { min-height: 1.6em; }
 .status p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; font-variant-numeric: tabular-nums; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
 .gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; height: auto; }
 .gallery .thumbnail-lg { aspect-ratio: 2 / 1; }
+.gallery .grid-wrap { padding-top: 34px; }
 #privacy p { color: var(--body-text-color-subdued); font-size: 0.82rem; text-align: center; margin-top: 18px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 16px 12px 32px !important; }
