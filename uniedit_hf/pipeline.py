@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from uniedit_hf.models.drawing import DrawingStep
-from uniedit_hf.models.loading import load_model, load_processor
+from uniedit_hf.models.loading import load_model, load_processor, merge_adapters
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
@@ -83,6 +83,25 @@ class UniEditPipeline:
     def to(self, *args, **kwargs) -> UniEditPipeline:
         """Moves the model, as `torch.nn.Module.to` does."""
         self.model.to(*args, **kwargs)
+        return self
+
+    def save_pretrained(self, folder) -> None:
+        """Saves model and processor as `from_pretrained` reads them."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """Uploads model and processor and returns the last commit; `kwargs` as in `push_to_hub` of transformers."""
+        self.model.push_to_hub(repo_id, **kwargs)
+        return self.processor.push_to_hub(repo_id, **kwargs)
+
+    def merge_adapters(self) -> UniEditPipeline:
+        """Makes the adapters that were loaded with the model part of its weights.
+
+        Raises:
+            ValueError: If the model has no adapters.
+        """
+        self.model = merge_adapters(self.model)
         return self
 
     # --- the three verbs ----------------------------------------------------------------------------------------

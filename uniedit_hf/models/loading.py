@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from .bagel.checkpoint_folder import CheckpointFolder
@@ -37,6 +39,32 @@ def load_processor(name, config, **kwargs):
     if isinstance(config, BagelConfig):
         return BagelProcessor.from_checkpoint(name, config, **options)
     return AutoProcessor.from_pretrained(name, **options)
+
+
+def inner_model(model):
+    """The model inside its adapters, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def merge_adapters(model):
+    """The model with its adapters made part of its weights: what was loaded from an adapter's folder or Hub id, or a
+    `PeftModel`.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if isinstance(model, PeftModel):
+        return model.merge_and_unload()
+    adapted = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    if not adapted:
+        raise ValueError("The model has no adapters to merge: load the folder or Hub id of the adapters.")
+    for name in adapted:
+        layer = model.get_submodule(name)
+        layer.merge(safe_merge=True)
+        model.set_submodule(name, layer.get_base_layer())
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return model
 
 
 def _is_bagel(name, **kwargs) -> bool:

@@ -22,11 +22,11 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
 from uniedit_hf.losses import Losses
-from uniedit_hf.models.loading import load_model, load_processor
+from uniedit_hf.models.loading import inner_model, load_model, load_processor
 
 from . import checks
 from .callbacks import AverageCallback, EpochCallback, SampleImagesCallback, StopSignalCallback
-from .checkpoints import last_whole_checkpoint, mark_complete, what_is_missing
+from .checkpoints import last_whole_checkpoint, what_is_missing
 from .config import UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
 from .ema import WeightAverage
@@ -34,8 +34,8 @@ from .freezing import adapted_layers, freeze
 from .fsdp import FSDPModule, frozen_encoders
 from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
 from .metrics import RunningSums, loss_means
-from .model_card import model_card
 from .progress import DataProgress, load_state, save_state
+from .publishing import HubMixin
 
 
 logger = logging.get_logger(__name__)
@@ -45,7 +45,7 @@ class NotFiniteError(ValueError):
     """A loss or a gradient is not a number any more; the message names step, packs and rows."""
 
 
-class UniEditTrainer(Trainer):
+class UniEditTrainer(HubMixin, Trainer):
     r"""Trains a unified multimodal model on edits, answers, drawings and interleavings of them.
 
     Each loss part is normalised by its global number of tokens over accumulation, batch and devices, and every random
@@ -116,8 +116,8 @@ class UniEditTrainer(Trainer):
         if isinstance(model, str):
             model = _load(model, args, quantization_config)
         if processing_class is None:
-            processing_class = load_processor(name, _inner(model).config)
-        checks.check_model(_inner(model), processing_class, args)
+            processing_class = load_processor(name, inner_model(model).config)
+        checks.check_model(inner_model(model), processing_class, args)
         args.set_conditioning(processing_class.conditioning.asked(**args.asked_conditioning))
         self.parts = [part.for_model(processing_class) for part in self.parts]
         self.eval_parts = {name: part.for_model(processing_class) for name, part in self.eval_parts.items()}
@@ -145,7 +145,7 @@ class UniEditTrainer(Trainer):
             optimizers=optimizers,
         )
         self._add_our_callbacks()
-        _inner(self.model).add_model_tags(self._tag_names)
+        inner_model(self.model).add_model_tags(self._tag_names)
 
     def _add_our_callbacks(self) -> None:
         self.add_callback(EpochCallback(self.data.epoch_after))
@@ -331,7 +331,7 @@ class UniEditTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        self._encoders = frozen_encoders(_inner(self.model)) if self.is_fsdp_enabled else []
+        self._encoders = frozen_encoders(inner_model(self.model)) if self.is_fsdp_enabled else []
         if self.args.ema_decay is not None:
             self.average = WeightAverage(self.model, self.args.ema_decay)
             if self._average_from is not None:
@@ -379,7 +379,7 @@ class UniEditTrainer(Trainer):
             self.average.save_state(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(folder)
+            self._push_checkpoint(folder)
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,
@@ -387,46 +387,8 @@ class UniEditTrainer(Trainer):
                 use_mtime=True,
             )
 
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | list[str] | None = None,
-        tags: str | list[str] | None = None,
-        **kwargs,
-    ) -> None:
-        """Writes `README.md` into the output folder.
-
-        Args:
-            model_name: The heading; the folder's name if not given.
-            dataset_name: Hub ids of the training data.
-            tags: Beside our own.
-            kwargs: Further fields of the card's metadata, such as `license`.
-        """
-        if not self.is_world_process_zero():
-            return
-        base = _inner(self.model).config._name_or_path
-        card = model_card(
-            self.args,
-            model_name=model_name or Path(self.args.output_dir).name,
-            hub_model_id=self.hub_model_id,
-            base_model=None if not base or Path(base).is_dir() else base,
-            datasets=_as_list(dataset_name),
-            tags=[*self._tag_names, *_as_list(tags)],
-            paper=self._paper,
-            adapters=isinstance(self.model, PeftModel),
-            steps=self.state.global_step,
-        )
-        for name, value in kwargs.items():
-            setattr(card.data, name, value)
-        card.save(Path(self.args.output_dir, "README.md"))
-
 
 # --- what the constructor makes -------------------------------------------------------------------------------------
-
-
-def _inner(model) -> PreTrainedModel:
-    """The model inside its adapters."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedModel:
@@ -440,7 +402,7 @@ def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedMode
 
 def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, draws: bool):
     """Freezes what is not trained and puts on adapters."""
-    inner = _inner(model)
+    inner = inner_model(model)
     if hasattr(inner.config, "timestep_shift"):
         inner.config.timestep_shift = args.timestep_shift
     if isinstance(model, PeftModel):
@@ -463,7 +425,3 @@ def _training_processor(processor, args: UniEditConfig):
     settings["vit_size"] = settings["vit_size"] | {"longest_edge": args.vit_longest_edge}
     processor.image_processor = type(processor.image_processor)(**settings)
     return processor
-
-
-def _as_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
