@@ -3,23 +3,31 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install quickstart test test-slow lint clean
+.PHONY: install quickstart demo test test-slow test-browser lint clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --editable ".[quickstart,dev]" --constraint constraints.txt
+	$(RUN) -m pip install --editable ".[quickstart,demo,dev]" --constraint constraints.txt
 	touch $@
 
 quickstart: install
 	$(VENV)/bin/uniedit quickstart
+
+demo: install
+	$(VENV)/bin/uniedit demo
 
 test: install
 	$(RUN) -m pytest -q --durations=10
 
 test-slow: install
 	$(RUN) -m pytest -q --durations=10 -m slow
+
+# Needs a browser: apt-get install chromium. Screenshots go to runs/browser.
+test-browser: install
+	$(RUN) -m pip install --quiet "playwright>=1.60" --constraint constraints.txt
+	$(RUN) -m pytest -q -m slow tests/test_demo_browser.py
 
 lint: install
 	$(RUN) -m ruff check .

@@ -245,6 +245,12 @@ def change_settings(request: Handler, kind: str, name: str) -> None:
     request.send_json(request.json())
 
 
+def request_hardware(request: Handler, kind: str, name: str) -> None:
+    request.require_token()
+    hardware = request.repository(kind, name).hardware = request.json()["flavor"]
+    request.send_json({"stage": "BUILDING", "hardware": {"current": None, "requested": hardware}, "gcTimeout": None})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
@@ -445,6 +451,7 @@ ROUTES: list[tuple[str, str, Callable]] = [
     ("POST DELETE", rf"{API}/tag/{REVISION}", of_kind(change_tag)),
     ("POST DELETE", rf"{API}/branch/(?P<branch>[^/]+)", of_kind(change_branch)),
     ("PUT", rf"{API}/settings", of_kind(change_settings)),
+    ("POST", rf"{API}/hardware", of_kind(request_hardware)),
     ("GET", rf"{API}/revision/{REVISION}", of_kind(repository_info)),
     ("GET", API, of_kind(repository_info)),
 ]

@@ -64,6 +64,7 @@ def merge_adapters(model):
         model.set_submodule(name, layer.get_base_layer())
     del model.peft_config
     model._hf_peft_config_loaded = False
+    vars(model).pop("_weight_conversions", None)  # of the adapters' names; those of the class hold again
     return model
 
 

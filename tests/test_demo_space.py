@@ -1,0 +1,109 @@
+"""The Space: its files, `uniedit demo --deploy` to a Hub on loopback, and what was uploaded, started from a fresh
+folder without the repository; the command's mistakes."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hub import ORGANISATION, USER, running_hub
+from huggingface_hub import metadata_load
+from training_data import save_checkpoint
+
+from uniedit_hf.cli import main
+
+
+pytest.importorskip("gradio", reason="the page needs the extra demo")
+
+ROOT = Path(__file__).parents[1]
+SPACE = ROOT / "spaces" / "uniedit_demo"
+
+
+def test_the_files_of_the_space():
+    card = metadata_load(SPACE / "README.md")
+    assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and len(card["models"]) == 2
+    assert len(card["short_description"]) <= 60 and card["license"] == "apache-2.0"
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert f"gradio=={card['sdk_version']}\n" in constraints
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = set(setup["options"]["install_requires"].split())
+    stated = {line for line in (SPACE / "requirements.txt").read_text().splitlines() if not line.startswith("#")}
+    assert stated == needed
+    assert not (SPACE.parent / "__init__.py").exists()
+
+
+def run(command: list, environment: dict, folder: Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=150, cwd=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+UPLOAD = """
+import sys
+from huggingface_hub import HfApi
+for name in ("base", "tuned"):
+    HfApi().create_repo(f"ORG/{name}", exist_ok=True)
+    HfApi().upload_folder(repo_id=f"ORG/{name}", folder_path=sys.argv[1])
+"""
+
+
+@pytest.mark.timeout(400)
+def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):
+    save_checkpoint(tmp_path / "model")
+    names = [f"{ORGANISATION}/base", f"{ORGANISATION}/tuned"]
+    with running_hub(tmp_path / "server") as hub:
+        environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path / "home")}
+        run([sys.executable, "-c", UPLOAD.replace("ORG", ORGANISATION), tmp_path / "model"], environment, ROOT)
+        deploy = ["demo", "--deploy", f"{USER}/compare", "--base", names[0], "--tuned", names[1]]
+        for _ in range(2):  # a second time changes nothing
+            told = run([sys.executable, "-m", "uniedit_hf.cli", *deploy, "--hardware", "t4-small"], environment, ROOT)
+        assert f"{USER}/compare" in told
+        asked = [entry for entry in hub.log() if entry["path"].endswith("/hardware")]
+        assert [entry["status"] for entry in asked] == [200, 200]
+        download = f"from huggingface_hub import snapshot_download as s; print(s('{USER}/compare', repo_type='space'))"
+        space = Path(run([sys.executable, "-c", download], environment, tmp_path).split()[-1])
+        assert metadata_load(space / "README.md")["models"] == names
+        assert (space / "uniedit_hf" / "pipeline.py").is_file() and (space / "demo" / "main.py").is_file()
+        assert not list(space.rglob("__pycache__"))
+        environment |= {"PYTHONUNBUFFERED": "1"}
+        ours = run([sys.executable, "-c", "import uniedit_hf; print(uniedit_hf.__file__)"], environment, space)
+        assert Path(ours.strip()).is_relative_to(space), "the Space brings its own copy of the package"
+        command = [sys.executable, "app.py"]
+        with subprocess.Popen(command, env=environment, cwd=space, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                lines = []
+                while not any("Open " in line for line in lines):
+                    lines.append(server.stdout.readline())
+                    assert server.poll() is None, lines
+                address = re.search(r"Open (\S+)", lines[-1])[1].replace("0.0.0.0", "127.0.0.1")
+                page = urllib.request.urlopen(address, timeout=30).read().decode()
+            finally:
+                server.kill()
+    assert f"Base: {names[0]}; Tuned: {names[1]}" in "".join(lines) and "CPU" in "".join(lines)
+    assert "Uni-Edit, before and after" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--deploy", "me/space"], "give their ids with --base and --tuned"),
+        (["--deploy", "me/space", "--base", "tests", "--tuned", "a/b"], "tests is not a model on the Hub"),
+        (["--tuned", "no/such/folder", "--base", "no/such/folder"], "no/such/folder"),
+        ([], "There is no tuned model at runs/quickstart/model"),
+    ],
+)
+def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
