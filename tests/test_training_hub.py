@@ -44,6 +44,7 @@ from huggingface_hub import HfApi
 from peft import LoraConfig
 from training_data import edit_rows, settings, tiny_bagel, tiny_bagel_processor
 from uniedit_hf import UniEditTrainer
+from uniedit_hf.training.provenance import data_sources
 
 folder = Path(sys.argv[1])
 edit_rows(12).push_to_hub("ORG/edits")
@@ -51,6 +52,9 @@ tiny_bagel().push_to_hub("ORG/base")
 tiny_bagel_processor().push_to_hub("ORG/base")
 rows = load_dataset("ORG/edits", split="train")
 found["revision"] = HfApi().dataset_info("ORG/edits").sha
+stream = load_dataset("ORG/edits", split="train", streaming=True).shuffle(seed=1, buffer_size=1)
+found["sources"] = [[each.id, each.revision] for each in data_sources([rows, stream, edit_rows(2)], ["ORG/more"])]
+found["stream"] = [each.revision for each in data_sources([stream])]
 
 def run(name, **changes):
     peft_config = changes.pop("peft_config", None)
@@ -153,6 +157,12 @@ def test_the_card(pushed):
     assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/tuned")' in text and 'subfolder="ema"' in text
     with Image.open(loaded["curve"]) as curve:
         assert curve.format == "PNG" and len(set(curve.convert("L").getdata())) > 10
+
+
+def test_the_sources_of_data(pushed):
+    revision = pushed[0]["revision"]
+    assert pushed[0]["sources"] == [[f"{ORGANISATION}/edits", revision], [f"{ORGANISATION}/more", None]]
+    assert pushed[0]["stream"] == [revision]
 
 
 def test_the_card_of_adapters(pushed):

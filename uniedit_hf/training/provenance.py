@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from datasets import Dataset, IterableDataset
 
-ON_HUB = re.compile(r"^hf://datasets/(?P<id>[^/]+/[^/@]+)@(?P<revision>[^/]+)/")
+
+# The files of a stream, and the prepared copies that `load_dataset` keeps, both name repository and revision.
+STREAMED = re.compile(r"^hf://datasets/(?P<owner>[^/]+)/(?P<name>[^/@]+)@(?P<revision>[^/]+)/")
+PREPARED = re.compile(r"/(?P<owner>[^/]+)___(?P<name>[^/]+)/[^/]+/[^/]+/(?P<revision>[0-9a-f]{40})/[^/]+\.arrow$")
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,31 @@ class DataSource:
         return page if self.revision is None else f"{page}/tree/{self.revision}"
 
 
-def data_sources(datasets: Sequence, names: Sequence[str] = ()) -> list[DataSource]:
+def data_sources(datasets: Sequence[Dataset | IterableDataset], names: Sequence[str] = ()) -> list[DataSource]:
     """The sources of some data sets: what the files were that `load_dataset` read, and then the names that were given
     and are not among them. Data of this machine has no source."""
     found: dict[str, DataSource] = {}
     for dataset in datasets:
-        for file in dataset.info.download_checksums or {}:
-            if match := ON_HUB.match(file):
-                found.setdefault(match["id"], DataSource(match["id"], match["revision"]))
+        for file in _files(dataset):
+            if match := STREAMED.search(file) or PREPARED.search(file.replace("\\", "/")):
+                name = f"{match['owner']}/{match['name']}"
+                found.setdefault(name, DataSource(name, match["revision"]))
     for name in names:
         found.setdefault(name, DataSource(name))
     return list(found.values())
+
+
+def _files(dataset: Dataset | IterableDataset) -> Iterator[str]:
+    if isinstance(dataset, Dataset):
+        yield from (each["filename"] for each in dataset.cache_files)
+    else:
+        yield from _streamed(dataset._ex_iterable)
+
+
+def _streamed(iterable) -> Iterator[str]:
+    """The files at the ends of a chain of iterables; `datasets` names them nowhere in public."""
+    held = vars(iterable)
+    yield from (file for file in held.get("kwargs", {}).get("files", ()) if isinstance(file, str))
+    for source in (held.get("ex_iterable"), *held.get("ex_iterables", ())):
+        if source is not None:
+            yield from _streamed(source)

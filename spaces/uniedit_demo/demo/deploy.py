@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi, metadata_update
+from huggingface_hub import HfApi, metadata_load, metadata_save
 
 import uniedit_hf
 from uniedit_hf import dataset_builder
@@ -78,4 +78,4 @@ def lay_out(folder: Path, base: str, tuned: str) -> None:
     # in the wheel the data set's builder lies in the package, in a clone beside it
     builder = Path(dataset_builder.__file__).parent
     shutil.copytree(builder, folder / "uniedit_hf" / "dataset_builder", ignore=NOT_NEEDED, dirs_exist_ok=True)
-    metadata_update(folder / "README.md", {"models": [base, tuned]}, overwrite=True)
+    metadata_save(folder / "README.md", metadata_load(folder / "README.md") | {"models": [base, tuned]})
