@@ -33,7 +33,7 @@ EXAMPLE = ROOT / "spaces" / "uniedit_demo" / "demo" / "examples" / "red_circle.p
 BASE = ROOT / "assets" / "small_bagel"
 TUNED = ROOT / "runs" / "quickstart" / "model"
 INSTRUCTION = "if the shape is red, paint it blue; otherwise leave it as it is."
-SECONDS = 120_000  # of patience, in milliseconds, on a busy machine
+SECONDS = int(os.environ.get("BROWSER_PATIENCE", "60")) * 1000  # of patience, on a busy machine
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ for name in ("base", "tuned"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):
     save_checkpoint(tmp_path / "model")
@@ -69,8 +70,11 @@ def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):
         assert f"{USER}/compare" in told
         asked = [entry for entry in hub.log() if entry["path"].endswith("/hardware")]
         assert [entry["status"] for entry in asked] == [200, 200]
-        download = f"from huggingface_hub import snapshot_download as s; print(s('{USER}/compare', repo_type='space'))"
-        space = Path(run([sys.executable, "-c", download], environment, tmp_path).split()[-1])
+        space = tmp_path / "space"  # as the Hub lays it out: real files, not links into a cache
+        code = (
+            f"import huggingface_hub as h; h.snapshot_download('{USER}/compare', repo_type='space', local_dir='space')"
+        )
+        run([sys.executable, "-c", code], environment, tmp_path)
         assert metadata_load(space / "README.md")["models"] == names
         assert (space / "uniedit_hf" / "pipeline.py").is_file() and (space / "demo" / "main.py").is_file()
         assert not list(space.rglob("__pycache__"))
@@ -78,12 +82,14 @@ def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):
         ours = run([sys.executable, "-c", "import uniedit_hf; print(uniedit_hf.__file__)"], environment, space)
         assert Path(ours.strip()).is_relative_to(space), "the Space brings its own copy of the package"
         command = [sys.executable, "app.py"]
-        with subprocess.Popen(command, env=environment, cwd=space, stdout=subprocess.PIPE, text=True) as server:
+        with subprocess.Popen(
+            command, env=environment, cwd=space, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as server:
             try:
                 lines = []
                 while not any("Open " in line for line in lines):
                     lines.append(server.stdout.readline())
-                    assert server.poll() is None, lines
+                    assert lines[-1], "".join(lines)  # the server ended
                 address = re.search(r"Open (\S+)", lines[-1])[1].replace("0.0.0.0", "127.0.0.1")
                 page = urllib.request.urlopen(address, timeout=30).read().decode()
             finally:
