@@ -151,7 +151,7 @@ def _buttons(verb: str) -> tuple[gr.Button, gr.Button]:
 def _settings(pair: Pair, image_guidance: bool) -> dict:
     defaults = pair.defaults
     with gr.Accordion("Settings", open=False):
-        seed = gr.Number(label="Seed", info="Empty draws a new one every time.", value=None, precision=0, minimum=0)
+        seed = gr.Number(label="Seed", info="Empty draws a new one every time.", value=None, precision=0)
         steps = gr.Slider(1, 99, value=defaults.steps, step=1, label="Steps")
         guidance = gr.Slider(1, 10, value=defaults.text_guidance, step=0.1, label="Text guidance")
         image = None

@@ -76,7 +76,8 @@ class Pair:
 
 
 def load_pair(base: str, tuned: str) -> Pair:
-    """Loads both models, in bfloat16 onto the GPU if there is one (or ZeroGPU).
+    """Loads both models, in bfloat16 onto the GPU if there is one (or ZeroGPU). Without a GPU the two, which run at
+    the same time, share the cores.
 
     Raises:
         OSError: If one of them is not there.
@@ -91,6 +92,8 @@ def load_pair(base: str, tuned: str) -> Pair:
     pipes = [UniEditPipeline.from_pretrained(name, **options) for name in (base, tuned)]
     if on_gpu:
         pipes = [pipe.to("cuda") for pipe in pipes]
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     return Pair(*pipes, _short(base), _short(tuned))
 
 

@@ -81,7 +81,8 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
   outline: 2px solid var(--primary-500) !important; outline-offset: 2px; }
 .gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; height: auto; }
 .gallery .thumbnail-lg { aspect-ratio: 2 / 1; }
-.gallery .grid-wrap { padding-top: 34px; }
+.gallery .grid-wrap { padding-top: 34px; height: auto !important; min-height: 0 !important; }
+.gallery { min-height: 0 !important; }
 #privacy p { color: var(--body-text-color-subdued); font-size: 0.82rem; text-align: center; margin-top: 18px; }
 @media (max-width: 640px) {
   .gradio-container { padding: 16px 12px 32px !important; }
