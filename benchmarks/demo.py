@@ -6,16 +6,17 @@ python benchmarks/demo.py --base assets/small_bagel --tuned runs/quickstart/mode
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 import torch
 from gradio_client import Client, handle_file
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from tqdm.auto import tqdm
 
 from uniedit_hf.demo.handlers import Handlers
@@ -56,17 +57,20 @@ def in_process(handlers: Handlers, name: str) -> tuple[float, float]:
     )
 
 
-def page_weight(address: str) -> tuple[float, float, int]:
-    """Kilobytes of the page with its scripts and styles, as sent, and of the page alone; and the number of files."""
-    sent, files = 0, 0
-    with httpx.Client(base_url=address, follow_redirects=True) as client:
-        page = client.get("/")
-        sent += int(page.headers.get("content-length", len(page.content)))
-        names = {part.split('"')[0] for part in page.text.split('="./assets/')[1:]}
-        for name in names:
-            sent += client.get(f"/assets/{name}").num_bytes_downloaded
-            files += 1
-    return sent / 1024, len(page.content) / 1024, files
+def page_weight(address: str) -> tuple[float, int, float]:
+    """Kilobytes that a browser is sent for the page, the number of files, and seconds until it can be used."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        begun = time.perf_counter()
+        page.goto(address)
+        page.get_by_role("button", name="Edit", exact=True).wait_for()
+        seconds = time.perf_counter() - begun
+        page.wait_for_load_state("load")
+        kinds = "[...performance.getEntriesByType('resource'), ...performance.getEntriesByType('navigation')]"
+        sizes = page.evaluate(f"{kinds}.map(each => each.transferSize)")
+        browser.close()
+    return sum(sizes) / 1024, len(sizes), seconds
 
 
 def main() -> None:
@@ -79,7 +83,7 @@ def main() -> None:
     page, address = launch(options.base, options.tuned, wait=False)
     print(f"start-up with both models: {time.perf_counter() - begun:.1f} s")
     client, handlers = Client(address, verbose=False), Handlers(load_pair(options.base, options.tuned), Limits())
-    print("| tab | first preview or word | result | the same without server | added by queue and network |")
+    print("| tab | first preview or word | result | the same without server | added by server and client |")
     print("|---|---|---|---|---|")
     for name in REQUESTS:
         over_the_network(client, name), in_process(handlers, name)
@@ -87,30 +91,32 @@ def main() -> None:
         first, result = (statistics.median(served[i] for served, _ in pairs) for i in range(2))
         alone = statistics.median(direct[1] for _, direct in pairs)
         print(f"| {name} | {first:.2f} s | {result:.2f} s | {alone:.2f} s | {1000 * (result - alone):.0f} ms |")
-    print(f"queue alone, a call that does nothing: {1000 * empty_call(options.repeats):.0f} ms")
-    sent, alone, files = page_weight(address)
-    print(f"page: {sent:.0f} KB in {files + 1} files as sent, {alone:.0f} KB of it the page itself")
+    queued, direct = empty_calls(3 * options.repeats)
+    print(f"a call that does nothing: {1000 * queued:.0f} ms through the queue, {1000 * direct:.0f} ms past it")
+    sent, files, seconds = page_weight(address)
+    print(f"page: {sent:.0f} KB in {files} files as sent, usable after {seconds:.1f} s")
     versions = ", ".join(f"{each} {version(each)}" for each in ("gradio", "torch", "transformers"))
     print(f"{versions}; {torch.get_num_threads()} thread(s) a model")
     page.close()
 
 
-def empty_call(repeats: int) -> float:
-    """Median seconds of a call through a queue of the same kind to a function that does nothing."""
+def empty_calls(repeats: int) -> tuple[float, float]:
+    """Median seconds of a call to a function that does nothing, through a queue of the same kind and past it."""
     import gradio as gr
 
     with gr.Blocks() as page:
-        gr.on(None, lambda text: text, gr.Textbox(), gr.Textbox(), api_name="echo", concurrency_limit=1)
+        text = gr.Textbox()
+        gr.on(None, lambda text: text, text, text, api_name="queued", concurrency_limit=1)
+        gr.on(None, lambda text: text, text, text, api_name="direct", queue=False)
     _, address, _ = page.queue(max_size=20).launch(quiet=True, ssr_mode=False, prevent_thread_lock=True)
-    client = Client(address, verbose=False)
-    client.predict("", api_name="/echo")
-    taken = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        client.predict("a", api_name="/echo")
-        taken.append(time.perf_counter() - begun)
+    client, taken = Client(address, verbose=False), {"/queued": [], "/direct": []}
+    for _ in range(repeats + 1):
+        for name, seconds in taken.items():
+            begun = time.perf_counter()
+            client.predict("a", api_name=name)
+            seconds.append(time.perf_counter() - begun)
     page.close()
-    return statistics.median(taken)
+    return tuple(statistics.median(seconds[1:]) for seconds in taken.values())
 
 
 if __name__ == "__main__":

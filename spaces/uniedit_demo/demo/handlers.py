@@ -22,6 +22,7 @@ COMPARISONS = ("Base and tuned", "Source and base", "Source and tuned")
 HISTORY = 12  # pictures that a visitor's history holds
 THUMBNAIL = 256  # their longest side, in pixels
 SIDES = ("Base", "Tuned")
+PAUSE = 0.1  # seconds between two changes of the page: each costs the server some 20 ms
 
 
 @dataclass
@@ -37,16 +38,16 @@ class Side:
         """Takes in what came next, and notes what is to be shown anew."""
         if isinstance(event, TextPiece) and event.thought:
             self.thoughts, self.progress = self.thoughts + event.text, "thinking"
-            self.changed = {"thoughts"}
+            self.changed |= {"thoughts"}
         elif isinstance(event, TextPiece):
             self.result, self.progress = (self.result or "") + event.text, "writing"
-            self.changed = {"result"}
+            self.changed |= {"result"}
         elif isinstance(event, Preview):
             self.result, self.progress = event.image, f"step {event.step} of {event.steps}"
-            self.changed = {"result"}
+            self.changed |= {"result"}
         else:
             self.result, self.thoughts, self.progress = event.result, event.thoughts, "finished"
-            self.changed = {"result", "thoughts"}
+            self.changed |= {"result", "thoughts"}
 
     def show(self, name: str) -> Any:
         """The value of `result` or `thoughts` if it changed, else what leaves its place on the page as it is."""
@@ -201,12 +202,18 @@ class Handlers:
         )
 
     def _progress(self, verb: str, settings: dict, sides: tuple[Side, Side]) -> Iterator[tuple[Side, Side, str]]:
-        """Both sides after every event but the last ones, with a line that says how far they are."""
+        """Both sides as they change, but not more often than every `PAUSE` seconds, with a line that says how far they
+        are; the end is the caller's to show."""
+        shown = time.monotonic()
         streams = [getattr(pipe, verb)(**settings) for pipe in (self.pair.base, self.pair.tuned)]
         try:
             for which, event in merged(streams, self.limits.seconds):
+                first = sides[which].result is None
                 sides[which].take(event)
-                if not all(side.progress == "finished" for side in sides):
+                if all(side.progress == "finished" for side in sides):
+                    return
+                if (first and sides[which].result is not None) or time.monotonic() - shown >= PAUSE:
+                    shown = time.monotonic()
                     yield *sides, " · ".join(f"{name}: {side.progress}" for name, side in zip(SIDES, sides))
         except gr.Error:  # ours, which is a ValueError as well
             raise
