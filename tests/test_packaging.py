@@ -66,6 +66,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"uniedit_hf"}
     assert {"uniedit_hf/cli/convert.py", "uniedit_hf/models/bagel/modeling_bagel.py"} <= set(names)
     assert {"uniedit_hf/dataset_builder/uniedit_148k.py", "uniedit_hf/release/templates/card.md.j2"} <= set(names)
+    assert {"uniedit_hf/demo/main.py", "uniedit_hf/demo/examples/examples.json"} <= set(names)
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.11" in metadata
 
 
@@ -81,6 +82,13 @@ def test_every_help(installed, outside):
             assert run(installed / "uniedit", *command.split(), flag, **outside).startswith(
                 f"usage: uniedit {command}"
             )
+
+
+def test_the_demo_without_a_clone(installed, outside):
+    """It says what lacks; its own modules are there."""
+    run(installed / "python", "-c", "from uniedit_hf.demo import main, deploy", **outside)
+    result = subprocess.run([installed / "uniedit", "demo"], capture_output=True, text=True, timeout=100, **outside)
+    assert result.returncode == 1 and "it comes with a clone of the repository" in result.stderr
 
 
 def test_the_data_set_by_its_name(installed, outside, tmp_path):
