@@ -194,11 +194,10 @@ def test_callback_and_pixels(model, processor):
     calls = []
     request = JanusImageSettings(height=16, width=32)
     contexts = processor.guidance_contexts([edit_context()])
-    (pixels,) = model.generate_images(
-        [request], **contexts, callback_on_step_end=lambda step, steps, tokens: calls.append((step, steps, tokens))
-    )
-    assert [call[:2] for call in calls] == [(step, 16) for step in range(1, 17)]
-    whole = model.decode_tokens(calls[-1][2][0][None])[0]
+    (pixels,) = model.generate_images([request], **contexts, callback_on_step_end=calls.append)
+    assert [(call.number, call.total) for call in calls] == [(step, 16) for step in range(1, 17)]
+    assert torch.equal(calls[-1].preview()[0], pixels)
+    whole = model.decode_tokens(calls[-1].latents[0][None])[0]
     assert torch.equal(pixels, whole[:, 8:24]) and pixels.dtype == torch.float32
 
 
@@ -206,11 +205,9 @@ def test_temperature_and_chances(model, processor):
     """Over many seeds the first token is drawn as often as its probability says."""
     contexts = processor.guidance_contexts([Sample([TextSegment("a red circle")])] * 400)
     requests = [JanusImageSettings(32, 32, seed=seed, text_guidance_scale=1.0) for seed in range(400)]
-    first = []
-    model.generate_tokens(
-        requests, **contexts, callback_on_step_end=lambda step, _, tokens: first.append(tokens) if step == 1 else None
-    )
-    counts = torch.bincount(torch.cat(first[0]), minlength=48) / 400
+    steps = []
+    model.generate_tokens(requests, **contexts, callback_on_step_end=steps.append)
+    counts = torch.bincount(torch.cat(steps[0].latents), minlength=48) / 400
     inputs = processor.guidance_contexts([Sample([TextSegment("a red circle")])])
     embeds = model.embed_context(inputs["input_ids"], inputs["token_kinds"])[:1]
     with torch.no_grad():

@@ -7,7 +7,15 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny_models import picture, tiny_bagel, tiny_bagel_config, tiny_bagel_processor, tiny_tokenizer
+from tiny_models import (
+    picture,
+    tiny_bagel,
+    tiny_bagel_config,
+    tiny_bagel_processor,
+    tiny_janus,
+    tiny_janus_processor,
+    tiny_tokenizer,
+)
 from tokenizers import AddedToken
 
 from uniedit_hf.models.bagel.generation_bagel import ImageSettings
@@ -223,3 +231,16 @@ def test_closing_a_stream_stops_the_work(pipe, kind):
 def test_a_mistake_in_a_stream_is_raised_where_it_is_read(pipe):
     with pytest.raises(ValueError, match="The instruction is empty"):
         next(pipe.stream_edit(picture(), "", **FAST))
+
+
+def test_janus_streams_as_well():
+    """Previews of tokens, an answer in pieces, and no thoughts where the family has no way to ask for them."""
+    pipe = UniEditPipeline(tiny_janus(), tiny_janus_processor())
+    *before, last = pipe.stream_edit(picture(), INSTRUCTION, num_previews=4, seed=3)
+    previews = [event for event in before if isinstance(event, Preview)]
+    assert [event.step for event in previews] == [4, 8, 12] and previews[0].steps == 16
+    assert (pixels(last.result) == pixels(pipe.edit(picture(), INSTRUCTION, seed=3))).all()
+    *pieces, last = pipe.stream_answer(picture(), "what is this", max_new_tokens=6)
+    assert "".join(piece.text for piece in pieces) == last.result
+    with pytest.raises(ValueError, match="JanusProcessor has no way to ask for thoughts"):
+        pipe.edit(picture(), INSTRUCTION, thinking_budget=4)

@@ -187,19 +187,17 @@ class Handlers:
     def _draw(self, verb: str, settings: dict) -> Iterator[tuple]:
         begun, seed, sides = time.perf_counter(), settings["seed"], (Side(), Side())
         yield None, None, "", "", seed, "Beginning ..."
+        # a family that draws without steps or renormalisation has no such settings
+        known = self.pair.base.known_settings | {"image", "instruction", "prompt", "seed", "thinking_budget"}
+        settings = {name: value for name, value in settings.items() if name in known}
         for base, tuned, status in self._progress(verb, settings, sides):
             images = base.show("result"), tuned.show("result")
             yield *images, base.show("thoughts"), tuned.show("thoughts"), gr.skip(), status
         base, tuned = sides
-        steps = settings["num_timesteps"] - 1
-        yield (
-            base.result,
-            tuned.result,
-            base.thoughts,
-            tuned.thoughts,
-            seed,
-            _done(begun, f"seed {seed}, {steps} steps"),
-        )
+        facts = [f"seed {seed}"]
+        if "num_timesteps" in settings:
+            facts.append(f"{settings['num_timesteps'] - 1} steps")
+        yield base.result, tuned.result, base.thoughts, tuned.thoughts, seed, _done(begun, ", ".join(facts))
 
     def _progress(self, verb: str, settings: dict, sides: tuple[Side, Side]) -> Iterator[tuple[Side, Side, str]]:
         """Both sides as they change, but not more often than every `PAUSE` seconds, with a line that says how far they

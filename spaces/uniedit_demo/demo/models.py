@@ -59,8 +59,11 @@ class Pair:
 
     @property
     def defaults(self) -> Defaults:
-        """Settings that suit the models."""
-        return SMALL if self.side <= SMALL_WORLD else Defaults()
+        """Settings that suit the models: of small ones those of the small world, of others their family's."""
+        if self.side <= SMALL_WORLD:
+            return SMALL
+        own = self.base.model.image_settings.editing
+        return Defaults(text_guidance=own["text_guidance_scale"], image_guidance=own["image_guidance_scale"])
 
     def what_runs(self) -> list[str]:
         """What is running, in a few words each."""

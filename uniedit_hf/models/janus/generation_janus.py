@@ -5,16 +5,16 @@ Shapes: R requests, P pairs of a request and one of its contexts, T tokens of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from transformers import StaticCache
 
-
-StepCallback = Callable[[int, int, list[torch.Tensor]], None]
+from uniedit_hf.models.drawing import DrawingStep, StepCallback
 
 
 @contextmanager
@@ -91,7 +91,8 @@ class JanusImageGenerationMixin:
         Args:
             settings: One per request.
             branches: (R, 3) the context rows of each request: full, without its texts, without anything.
-            callback_on_step_end: Called with the number of tokens, of all of them, and the tokens so far.
+            callback_on_step_end: Called with a `DrawingStep` after every token; its latents are the tokens so far, and
+                its preview shows what is not drawn yet as the first code. A drawing that it stops ends the same way.
             contexts: What else `JanusProcessor.guidance_contexts` returns.
 
         Returns:
@@ -101,6 +102,9 @@ class JanusImageGenerationMixin:
             ValueError: See `check_image_settings`.
         """
         tokens = self.generate_tokens(settings, branches, callback_on_step_end, **contexts)
+        return self._pixels(tokens, settings)
+
+    def _pixels(self, tokens: torch.Tensor, settings: Sequence[JanusImageSettings]) -> list[torch.Tensor]:
         return [_kept(pixels, each.height, each.width) for pixels, each in zip(self.decode_tokens(tokens), settings)]
 
     @torch.no_grad()
@@ -147,7 +151,12 @@ class JanusImageGenerationMixin:
             logits = mixing @ self.model.generation_head(hidden).float()
             tokens[:, step] = _choose(logits, settings, chances[:, step, None].contiguous())
             if callback_on_step_end is not None:
-                callback_on_step_end(step + 1, steps, list(tokens[:, : step + 1]))
+                so_far = list(tokens[:, : step + 1])
+                made = DrawingStep(step + 1, steps, [], so_far, partial(self._pixels, tokens, settings))
+                callback_on_step_end(made)
+                tokens[:, : step + 1] = torch.stack(made.latents)
+                if made.stop:
+                    break
             embeds = self.prepare_embeddings_for_image_generation(tokens[requests, step, None])
             here = slice(length + step, length + step + 1)
         return tokens
