@@ -1,5 +1,5 @@
-"""From rows of visual questions to verified edits. Every stage is a pure function from a row to a record or to a
-rejection with its reason, and every choice is a function of the seed and the row."""
+"""As many edits of easy-VQA as asked for, in exact shares: the rows are gone through, over and over if need be, until
+each planned edit is found. Writer, editor and verifier are those of `uniedit_hf.synthesis.rules`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.randomness import python_random
 from uniedit_hf.schema import stable_id
+from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.easy_vqa import VqaRow, one_row_per_image
-from uniedit_hf.synthesis.editor import EDITOR, edit
-from uniedit_hf.synthesis.instructions import Instruction, Plan, draw_instruction, draw_plain_edit
-from uniedit_hf.synthesis.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
-from uniedit_hf.synthesis.records import Record, Rejection, variant_text
-from uniedit_hf.synthesis.scene import SIDE
-from uniedit_hf.synthesis.sources import Source, png_bytes, source_of_record, source_of_row
+from uniedit_hf.synthesis.instructions import Plan, draw_plain_edit
+from uniedit_hf.synthesis.pictures import Source, source_of_record, source_of_row
+from uniedit_hf.synthesis.records import Draft, Record, Rejection, finished
+from uniedit_hf.synthesis.rules import draw_exactly, read_back, with_instruction, write_by_rules
+from uniedit_hf.synthesis.sources.easy_vqa import draft_of_row
 from uniedit_hf.synthesis.topics import CATEGORIES, PLAIN_KINDS, Category, PlainKind
-from uniedit_hf.synthesis.verify import JUDGE, verify
 
-
-EDIT_NAMES = {Recolor: "color", Reshape: "shape", Move: "location", Resize: "size", Copies: "count", Keep: "none"}
 
 Result = Record | Rejection
 
@@ -139,16 +136,10 @@ def intelligent_edit(row: VqaRow, draw: int, *, plan: Plan, seed: int) -> Result
         plan: What the instruction should be like.
         seed: Decides every choice, with row and draw.
     """
-    source = source_of_row(row)
-    if isinstance(source, Rejection):
-        return source
-    row_id = stable_id(source.image, row.question, row.answer)
-    rng = python_random(seed, row_id, f"instruction {plan} {draw}")
-    instruction = draw_instruction(source.scene, row, plan, rng)
-    if isinstance(instruction, str):
-        return Rejection(instruction, row_id)
-    choices = {"depth": plan.depth, "condition": plan.holds, "changed": plan.changes}
-    return _edited(source, instruction, plan.category, choices, row_id)
+    draft = draft_of_row(row)
+    if isinstance(draft, Rejection):
+        return draft
+    return _edited(write_by_rules(draft, plan, python_random(seed, draft.id, f"instruction {plan} {draw}")))
 
 
 def plain_edit(source: Source, kind: PlainKind, *, seed: int, draw: int | str) -> Result:
@@ -157,8 +148,19 @@ def plain_edit(source: Source, kind: PlainKind, *, seed: int, draw: int | str) -
     instruction = draw_plain_edit(source.scene, kind, python_random(seed, picture_id, f"plain {kind} {draw}"))
     if isinstance(instruction, str):
         return Rejection(instruction, picture_id)
+    draft = Draft(
+        position=(0, 0),
+        id=picture_id,
+        image=Picture(source.image),
+        question=None,
+        answer=None,
+        source="easy-vqa",
+        license=source.license,
+        split=source.split,
+        scene=source.scene,
+    )
     category = None if kind == "size" else kind  # the data set has no category for size
-    return _edited(source, instruction, category, {"depth": 0, "changed": True}, picture_id)
+    return _edited(with_instruction(draft, instruction, category, {"depth": 0, "changed": True}))
 
 
 def draw_plan(shares: Shares, rng: random.Random) -> Plan:
@@ -187,34 +189,9 @@ def check_weights(option: str, weights: Mapping, names: Collection) -> None:
         )
 
 
-def _edited(source: Source, instruction: Instruction, category: str | None, choices: dict, row_id: str) -> Result:
-    taken = taken_action(instruction.program, source.scene)
-    if isinstance(taken, Keep):
-        target_image = source.image  # the same bytes, which have been read already
-    else:
-        target = edit(source.pixels, source.scene, instruction.program)
-        if reason := verify(target, source.scene, instruction.program):
-            return Rejection(reason, row_id)
-        target_image = png_bytes(target)
-    phrasing = ".".join(map(str, instruction.phrasing))
-    return Record(
-        id=stable_id(source.image, instruction.question or "", instruction.answer or "", instruction.text),
-        source_image=source.image,
-        instruction=instruction.text,
-        target_image=target_image,
-        task_category=category,
-        question=instruction.question,
-        answer=instruction.answer,
-        variant=variant_text(**choices, edit=EDIT_NAMES[type(taken)], phrasing=phrasing),
-        source=instruction.source,
-        editor=EDITOR,
-        judge=JUDGE,
-        scores={"instruction": 1.0},
-        license=source.license,
-        source_size=(SIDE, SIDE),
-        target_size=(SIDE, SIDE),
-        split=source.split,
-    )
+def _edited(draft: Draft | Rejection) -> Result:
+    verified = draft if isinstance(draft, Rejection) else read_back(draw_exactly(draft))
+    return verified if isinstance(verified, Rejection) else finished(verified)
 
 
 def _plain_edit_of_row(row: VqaRow, draw: int, *, kind: PlainKind, seed: int) -> Result:

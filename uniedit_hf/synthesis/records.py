@@ -1,11 +1,14 @@
-"""What the stages of synthesis hand to each other: a record, or a rejection with its reason."""
+"""What the stages of synthesis hand to each other: a draft on its way, a finished record, or a rejection."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from uniedit_hf.schema import SCORES
+from pydantic import BaseModel, ConfigDict
+from pydantic.dataclasses import dataclass
+
+from uniedit_hf.schema import SCORES, stable_id
+from uniedit_hf.synthesis.calls.messages import Picture
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Record:
     variant: str
     source: str
     editor: str
-    judge: str
+    judge: str | None
     scores: dict[str, float]
     license: str | None
     source_size: tuple[int, int]
@@ -56,10 +59,106 @@ class Rejection:
     Args:
         reason: Why, in words that can be counted.
         id: The row's stable id.
+        stage: Where.
+        detail: What was found here.
+        reply: What the model replied, word for word.
+        question: The row's question.
+        position: Where in the source the row stands.
     """
 
     reason: str
     id: str
+    stage: str = ""
+    detail: str = ""
+    reply: str = ""
+    question: str = ""
+    position: tuple[int, int] = (0, 0)
+
+
+class Draft(BaseModel):
+    """A row on its way from a question to an edit; every stage adds what it is there for.
+
+    Args:
+        position: Number of the row in the source and of the turn in it; the order of the result.
+        id: A stable hash of picture, question and answer.
+        image: The picture.
+        question: As the source asks it.
+        answer: As the source answers it.
+        source: The data set of the question.
+        license: The licence of the picture.
+        split: Where the picture may be used.
+        row: The row itself, for the rules of easy-VQA.
+        scene: What they read in the picture.
+        category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
+        short_answer: The bare answer.
+        choices: Every choice that was drawn.
+        instruction: What the model is asked to do.
+        expected: What the right result shows, for editors and judges.
+        text: What is to be read in the result, if anything.
+        canvas: Whether the edit stays in the scene or is drawn anew.
+        unchanged: Whether the right result is the source itself.
+        program: What the instruction means, where it was written by rules.
+        target: The result.
+        editor: The model that drew it.
+        judge: The models that verified it.
+        scores: Any of `uniedit_hf.schema.SCORES`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    position: tuple[int, int]
+    id: str
+    image: Picture
+    question: str | None
+    answer: str | None
+    source: str
+    license: str | None = None
+    split: str = "train"
+    row: Any = None
+    scene: Any = None
+    category: str | None = None
+    short_answer: str | None = None
+    choices: dict[str, str | int | bool] = {}
+    instruction: str | None = None
+    expected: str | None = None
+    text: str | None = None
+    canvas: Literal["scene", "new"] = "scene"
+    unchanged: bool = False
+    program: Any = None
+    target: Picture | None = None
+    editor: str | None = None
+    judge: str | None = None
+    scores: dict[str, float] = {}
+
+    def with_(self, **changes: Any) -> Draft:
+        """The draft with some fields changed."""
+        return self.model_copy(update=changes)
+
+    def rejected(self, stage: str, reason: str, detail: str = "", reply: str = "") -> Rejection:
+        """The draft as a rejection."""
+        return Rejection(reason, self.id, stage, detail, reply, self.question or "", self.position)
+
+
+def finished(draft: Draft) -> Record:
+    """The record of a draft that went through every stage."""
+    return Record(
+        id=stable_id(draft.image.data, draft.question or "", draft.short_answer or "", draft.instruction),
+        source_image=draft.image.data,
+        instruction=draft.instruction,
+        target_image=draft.target.data,
+        task_category=draft.category,
+        question=draft.question,
+        answer=draft.short_answer,
+        variant=variant_text(**draft.choices),
+        source=draft.source,
+        editor=draft.editor,
+        judge=draft.judge,
+        scores=draft.scores,
+        license=draft.license,
+        source_size=draft.image.size,
+        target_size=draft.target.size,
+        split=draft.split,
+    )
 
 
 def variant_text(**choices: object) -> str:

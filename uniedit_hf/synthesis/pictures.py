@@ -31,10 +31,6 @@ class Source:
     split: str
     license: str | None
 
-    @property
-    def pixels(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.image)).convert("RGB")
-
 
 def source_of_row(row: VqaRow) -> Source | Rejection:
     """The picture of a row, or a rejection if the file is broken or shows no single shape.
@@ -51,13 +47,6 @@ def source_of_record(record: Record) -> Source | Rejection:
     if scene is None:
         return Rejection("the source picture shows no single shape", record.id)
     return Source(record.source_image, scene, record.split, record.license)
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """The picture as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @lru_cache(maxsize=8192)  # easy-VQA asks about ten questions about each picture

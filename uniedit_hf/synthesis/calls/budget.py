@@ -1,0 +1,55 @@
+"""What a run may spend. When it is spent no further call is made, and the run stops cleanly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from uniedit_hf.synthesis.calls.cache import Spent
+from uniedit_hf.synthesis.calls.messages import Reply
+from uniedit_hf.synthesis.settings import BudgetSettings, Price
+
+
+MILLION = 1_000_000
+
+
+class BudgetReached(Exception):
+    """The budget allows no further call."""
+
+
+class Budget:
+    """Counts calls, tokens and money, those of earlier runs in the same folder included.
+
+    Calls are counted when they begin, so their limit is exact; tokens and money are known when the reply is there, so
+    what is in flight may go beyond.
+    """
+
+    def __init__(self, limits: BudgetSettings, earlier: Iterable[Spent] = ()):
+        self.limits = limits
+        earlier = list(earlier)
+        self.calls = sum(spent.calls for spent in earlier)
+        self.tokens = sum(spent.tokens for spent in earlier)
+        self.money = sum(spent.money for spent in earlier)
+
+    def begin_call(self) -> None:
+        """Raises `BudgetReached` if there is nothing left."""
+        for name in ("calls", "tokens", "money"):
+            limit, spent = getattr(self.limits, name), getattr(self, name)
+            if limit is not None and spent >= limit:
+                raise BudgetReached(f"the budget of {limit:,} {name} is spent")
+        self.calls += 1
+
+    def fail_call(self) -> None:
+        """A call that gave no reply does not count."""
+        self.calls -= 1
+
+    def end_call(self, reply: Reply, money: float) -> None:
+        self.tokens += reply.tokens_in + reply.tokens_out
+        self.money += money
+
+
+def price_of(reply: Reply, price: Price | None) -> float:
+    """What a reply costs."""
+    if price is None:
+        return 0.0
+    per_token = reply.tokens_in * price.tokens_in + reply.tokens_out * price.tokens_out
+    return per_token / MILLION + (price.picture if reply.picture is not None else 0.0)

@@ -1,0 +1,100 @@
+"""The call cache: every reply is on disk before it is used, so a run that is killed asks nothing twice.
+
+Replies are rows of an SQLite file, pictures are files beside it, named by their content. One process at a time has it
+open; the write-ahead log without shared memory also works on network file systems.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from uniedit_hf.synthesis.calls.messages import Picture, Reply
+
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS reply (
+    key BLOB PRIMARY KEY, backend TEXT, model TEXT, text TEXT, picture TEXT, refusal TEXT,
+    tokens_in INTEGER, tokens_out INTEGER, money REAL
+) WITHOUT ROWID
+"""
+READ = "SELECT model, text, picture, refusal, tokens_in, tokens_out FROM reply WHERE key = ?"
+WRITE = "INSERT OR IGNORE INTO reply VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SPENT = "SELECT COUNT(*), COALESCE(SUM(tokens_in + tokens_out), 0), COALESCE(SUM(money), 0) FROM reply"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What replies have cost: calls, tokens and money."""
+
+    calls: int = 0
+    tokens: int = 0
+    money: float = 0.0
+
+
+class CallCache:
+    """Replies by the hash of what was asked.
+
+    Args:
+        file: The SQLite file; made if it is missing.
+        pictures: The folder of pictures, which several caches may share.
+
+    Raises:
+        ValueError: Another process has the file open, or it is no cache.
+    """
+
+    def __init__(self, file: Path, pictures: Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.pictures = pictures
+        self.connection = sqlite3.connect(file, isolation_level=None, timeout=1)
+        try:
+            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = NORMAL")
+            self.connection.execute(SCHEMA)
+        except sqlite3.OperationalError as error:
+            raise ValueError(
+                f"{file} is in use ({error}): expected to be the only run in this folder; wait for the other one or "
+                "choose another output_dir."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{file} is no call cache ({error}): move it away to start anew.") from error
+
+    def get(self, key: bytes) -> Reply | None:
+        row = self.connection.execute(READ, (key,)).fetchone()
+        if row is None:
+            return None
+        model, text, picture, refusal, tokens_in, tokens_out = row
+        if picture is not None:
+            path = self._path(picture)
+            if not path.is_file():
+                return None  # somebody tidied up: the call is made again
+            picture = Picture(path.read_bytes())
+        return Reply(model, text, picture, refusal, tokens_in, tokens_out)
+
+    def put(self, key: bytes, backend: str, reply: Reply, money: float) -> None:
+        """Keeps a reply; the picture first, so that no row names a file that is not there."""
+        name = None
+        if reply.picture is not None:
+            name = reply.picture.sha256
+            path = self._path(name)
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_name(f".{name}.{os.getpid()}")
+                unfinished.write_bytes(reply.picture.data)
+                unfinished.replace(path)
+        row = (key, backend, reply.model, reply.text, name, reply.refusal, reply.tokens_in, reply.tokens_out, money)
+        self.connection.execute(WRITE, row)
+
+    def spent(self) -> dict[str, Spent]:
+        """What all replies have cost, by backend."""
+        rows = self.connection.execute(SPENT.replace("SELECT", "SELECT backend,") + " GROUP BY backend ORDER BY 1")
+        return {backend: Spent(*rest) for backend, *rest in rows}
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _path(self, name: str) -> Path:
+        return self.pictures / name[:2] / name

@@ -1,0 +1,164 @@
+"""One backend with all that stands around a call: cache, budget, rate, retries and the number in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from uniedit_hf.synthesis.calls.budget import Budget, price_of
+from uniedit_hf.synthesis.calls.cache import CallCache
+from uniedit_hf.synthesis.calls.messages import (
+    Answer,
+    BackendError,
+    ChatRequest,
+    EditRequest,
+    PassingFailure,
+    Reply,
+    RowFailure,
+    request_key,
+)
+from uniedit_hf.synthesis.settings import BackendSettings
+
+
+# So many rows in a row whose every retry failed mean that the server is down, and the run stops.
+FAILURES_IN_A_ROW = 10
+LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """Why a chat model gave no answer that can be used."""
+
+    reason: str
+    detail: str
+    reply: str = ""
+
+
+class Caller:
+    """Asks a backend.
+
+    Args:
+        name: What the settings call it.
+        backend: Has `parameters`, a text that decides replies, and `async reply(request)`.
+        settings: Limits and prices.
+        cache: Where replies are kept.
+        budget: What may be spent.
+    """
+
+    def __init__(self, name: str, backend, settings: BackendSettings, cache: CallCache, budget: Budget):
+        self.name, self.backend, self.settings, self.cache, self.budget = name, backend, settings, cache, budget
+        self.slots = asyncio.Semaphore(settings.concurrency)
+        self.running: dict[bytes, asyncio.Future[Reply]] = {}
+        self.next_start = 0.0
+        self.failures = 0
+        self.made = 0
+        self.cached = 0
+
+    async def reply(self, request: ChatRequest | EditRequest) -> Reply:
+        """The reply, from the cache if the same has been asked before.
+
+        Raises:
+            RowFailure: This request cannot be answered.
+            BudgetReached: No further call is allowed.
+            BackendError: No call can succeed.
+        """
+        key = request_key(self.backend.parameters, request)
+        found = self.cache.get(key)
+        if found is not None:
+            self.cached += 1
+            return found
+        if key in self.running:  # two rows ask the same at the same time: one call
+            return await asyncio.shield(self.running[key])
+        future = self.running[key] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may be waiting
+        try:
+            async with self.slots:
+                reply = await self._paid(request)
+                money = price_of(reply, self.settings.price)
+                self.cache.put(key, self.name, reply, money)
+                self.budget.end_call(reply, money)
+                self.made += 1
+            future.set_result(reply)
+            return reply
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+            raise
+        finally:
+            del self.running[key]
+
+    async def answer(self, request: ChatRequest) -> Answer | NoAnswer:
+        """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
+        detail = text = ""
+        for attempt in range(self.settings.malformed_attempts):
+            asked = ChatRequest(request.system, request.text, request.answer, request.pictures, attempt)
+            try:
+                reply = await self.reply(asked)
+            except RowFailure as failure:
+                return NoAnswer("the call failed", str(failure))
+            if reply.refusal is not None:
+                return NoAnswer("the model refused", reply.refusal)
+            text = reply.text or ""
+            try:
+                return request.answer.model_validate_json(without_fence(text))
+            except ValidationError as error:
+                first = error.errors(include_input=False, include_url=False)[0]
+                detail = f"{'.'.join(map(str, first['loc'])) or 'the reply'}: {first['msg']}"
+        return NoAnswer("the reply has not the form that was asked for", detail, text)
+
+    async def _paid(self, request: ChatRequest | EditRequest) -> Reply:
+        self.budget.begin_call()
+        try:
+            reply = await self._retried(request)
+        except BaseException:
+            self.budget.fail_call()
+            raise
+        self.failures = 0
+        return reply
+
+    async def _retried(self, request: ChatRequest | EditRequest) -> Reply:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.settings.attempts),
+            retry=retry_if_exception_type(PassingFailure),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._paced, request)
+        except PassingFailure as failure:
+            self.failures += 1
+            if self.failures >= FAILURES_IN_A_ROW:
+                raise BackendError(
+                    f"The backend {self.name} failed {self.failures} rows in a row, the last with {failure}; see "
+                    "whether its server is up, then start again: what has been answered is kept."
+                ) from failure
+            raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {failure}") from failure
+
+    async def _paced(self, request: ChatRequest | EditRequest) -> Reply:
+        if self.settings.requests_per_minute is not None:
+            now = time.monotonic()
+            start = max(now, self.next_start)
+            self.next_start = start + 60 / self.settings.requests_per_minute
+            await asyncio.sleep(start - now)
+        return await self.backend.reply(request)
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Seconds before the next attempt: doubling, with chance, and what the server asked for at least."""
+        doubled = self.settings.first_wait * 2 ** (state.attempt_number - 1)
+        asked = state.outcome.exception().wait
+        return min(max(doubled * random.uniform(0.5, 1.0), asked), LONGEST_WAIT)
+
+
+def without_fence(text: str) -> str:
+    """The text without the code fence that some models put around JSON."""
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text.removeprefix("```").removesuffix("```").removeprefix("json").strip()
+    return text

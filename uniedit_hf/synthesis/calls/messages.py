@@ -1,0 +1,156 @@
+"""What is asked of a model, what it replies, and the ways in which a call can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from uniedit_hf.images import image_size, open_image
+
+
+class Picture:
+    """An encoded picture with what is known about it; nothing is computed before it is asked for."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Picture) and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash(self.data)
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(width, height), upright. Raises `ImageError`."""
+        return image_size(self.data)
+
+    def pixels(self) -> Image.Image:
+        """The picture decoded, upright, RGB. Raises `ImageError`."""
+        return open_image(self.data)
+
+    def png(self, longest_side: int | None = None) -> bytes:
+        """The picture as PNG, made smaller if a side is longer than `longest_side` pixels."""
+        if longest_side is None and self.data.startswith(b"\x89PNG"):
+            return self.data
+        image = self.pixels()
+        if longest_side is not None and max(image.size) > longest_side:
+            image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+        return encoded(image)
+
+
+def encoded(image: Image.Image) -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Answer(BaseModel):
+    """Base of what chat models fill in: all fields required and no others, as strict endpoints want it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A question to a chat model.
+
+    Args:
+        system: What is the same for many questions.
+        text: This question.
+        answer: The form of the answer.
+        pictures: What the model sees, in order.
+        attempt: Counts the times the same was asked because the answer had another form.
+    """
+
+    system: str
+    text: str
+    answer: type[Answer]
+    pictures: tuple[Picture, ...] = ()
+    attempt: int = 0
+
+    @property
+    def content(self) -> tuple:
+        """What decides the reply."""
+        return ("chat", self.system, self.text, self.answer.__name__, self.attempt, [p.sha256 for p in self.pictures])
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """A picture to be edited.
+
+    Args:
+        prompt: What to do.
+        picture: What to do it to.
+        size: (width, height) in pixels that the result should have.
+        seed: Decides what the editor draws, where it can be told.
+    """
+
+    prompt: str
+    picture: Picture
+    size: tuple[int, int]
+    seed: int
+
+    @property
+    def content(self) -> tuple:
+        """What decides the reply."""
+        return ("edit", self.prompt, self.size, self.seed, self.picture.sha256)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back: a text, a picture, or a refusal, which is data like any other.
+
+    Args:
+        model: The model that replied, as it names itself.
+        text: The text, of a chat model.
+        picture: The picture, of an editor.
+        refusal: Why there is neither.
+        tokens_in: Tokens that were read.
+        tokens_out: Tokens that were written.
+    """
+
+    model: str
+    text: str | None = None
+    picture: Picture | None = field(default=None, repr=False)
+    refusal: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class PassingFailure(Exception):
+    """A call failed in a way that may pass: busy, slow, cut off.
+
+    Args:
+        message: What was found.
+        wait: Seconds that the server asks to wait.
+    """
+
+    def __init__(self, message: str, wait: float = 0.0):
+        super().__init__(message)
+        self.wait = wait
+
+
+class RowFailure(Exception):
+    """A call failed because of what was asked; another row may well succeed."""
+
+
+class BackendError(ValueError):
+    """No call can succeed: a wrong key, an unknown model, a server that is down. One sentence with the remedy."""
+
+
+def request_key(parameters: str, request: ChatRequest | EditRequest) -> bytes:
+    """32 bytes that depend on model, parameters, prompt and pictures, and on nothing else."""
+    content = json.dumps([parameters, request.content], ensure_ascii=False)
+    return hashlib.sha256(content.encode(errors="surrogatepass")).digest()

@@ -1,0 +1,1 @@
+"""The stages of synthesis: each takes a draft and gives a draft or a rejection."""
