@@ -64,7 +64,7 @@ class Benchmarks:
         if exact:
             return Match(row_id, column, exact, "same pixels")
         hashed = perceptual_hash(picture)
-        if not self.names or not _tells_apart(hashed):
+        if not self.names or not tells_apart(hashed):
             return None
         distances = np.bitwise_count(self.hashes ^ hashed).sum(axis=1)
         nearest = int(distances.argmin())
@@ -94,7 +94,7 @@ def read_benchmarks(folder: Path) -> Benchmarks:
             if path.suffix.lower() in PICTURES:
                 picture = open_image(path, name=name)
                 benchmarks.pixels[pixel_hash(picture)] = name
-                if _tells_apart(perceptual_hash(picture)):
+                if tells_apart(perceptual_hash(picture)):
                     hashes.append(perceptual_hash(picture))
                     benchmarks.names.append(name)
             else:
@@ -126,7 +126,8 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _tells_apart(hashed: np.ndarray) -> bool:
+def tells_apart(hashed: np.ndarray) -> bool:
+    """Whether a perceptual hash says anything: not that of one flat area or one slope."""
     return MIN_BITS <= int(np.bitwise_count(hashed).sum()) <= 256 - MIN_BITS
 
 

@@ -87,6 +87,7 @@ class Draft(BaseModel):
         source: The data set of the question.
         license: The licence of the picture.
         split: Where the picture may be used.
+        hashes: Of the pixels, and the perceptual one where it tells pictures apart.
         row: The row itself, for the rules of easy-VQA.
         scene: What they read in the picture.
         category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
@@ -114,6 +115,7 @@ class Draft(BaseModel):
     source: str
     license: str | None = None
     split: str = "train"
+    hashes: tuple[bytes, bytes | None] | None = None
     row: Any = None
     scene: Any = None
     category: str | None = None

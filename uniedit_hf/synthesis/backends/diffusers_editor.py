@@ -1,0 +1,70 @@
+"""Any diffusers pipeline that takes an image and a prompt, on this machine."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+
+from uniedit_hf.synthesis.backends.batches import Batches
+from uniedit_hf.synthesis.calls.messages import BackendError, EditRequest, Picture, Reply, encoded
+from uniedit_hf.synthesis.settings import DiffusersEditor
+
+
+class DiffusersEditorBackend:
+    """Pipelines differ in what they take: what is asked for is given where a parameter for it exists. Every image
+    has a generator of its own, seeded by the request, so a batch draws what single calls would.
+
+    Raises:
+        BackendError: There is no such pipeline, it takes no image, or it lacks one of `arguments`.
+    """
+
+    def __init__(self, name: str, settings: DiffusersEditor):
+        import torch
+        from diffusers import DiffusionPipeline
+
+        self.settings = settings
+        self.parameters = json.dumps(["diffusers", settings.model, settings.dtype, settings.arguments], sort_keys=True)
+        try:
+            self.pipeline = DiffusionPipeline.from_pretrained(
+                settings.model, torch_dtype=getattr(torch, settings.dtype)
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise BackendError(f"The backend {name} cannot load {settings.model!r} ({first}): check model.") from error
+        self.pipeline.to(settings.device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.takes = set(inspect.signature(self.pipeline.__call__).parameters)
+        missing = [each for each in ("image", "prompt", *settings.arguments) if each not in self.takes]
+        if missing:
+            raise BackendError(
+                f"The backend {name}: {type(self.pipeline).__name__} takes no {missing[0]!r} but "
+                f"{', '.join(sorted(self.takes))}."
+            )
+        self.batches = Batches(
+            self._replies, settings.batch_size, lambda request: (request.size, request.picture.size)
+        )
+
+    async def reply(self, request: EditRequest) -> Reply:
+        return await self.batches.reply(request)
+
+    def _replies(self, requests: Sequence[EditRequest]) -> list[Reply]:
+        import torch
+
+        width, height = requests[0].size
+        pictures = [request.picture.pixels() for request in requests]
+        given = {
+            "prompt": [request.prompt for request in requests],
+            "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
+            "output_type": "pil",
+        }
+        if {"width", "height"} <= self.takes:
+            given |= {"width": width, "height": height, "image": pictures}
+        else:  # the pipeline draws in the size of the image it is given
+            given["image"] = [picture.resize((width, height)) for picture in pictures]
+        given = {name: value for name, value in given.items() if name in self.takes} | self.settings.arguments
+        images = self.pipeline(**given).images
+        return [Reply(self.settings.model, picture=Picture(encoded(image.convert("RGB")))) for image in images]
+
+    async def close(self) -> None:
+        self.batches.close()

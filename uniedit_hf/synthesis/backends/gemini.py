@@ -1,0 +1,111 @@
+"""Google's models through google-genai: chat with structured answers, and pictures."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+from google import genai
+from google.genai import errors, types
+
+from uniedit_hf.synthesis.backends.remote import key_for, sorted_failure
+from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply
+from uniedit_hf.synthesis.geometry import nearest_ratio
+from uniedit_hf.synthesis.settings import GeminiChat, GeminiEditor
+
+
+RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
+
+
+class _Gemini:
+    def __init__(self, name: str, settings: GeminiChat | GeminiEditor):
+        self.name, self.settings = name, settings
+        self.key = key_for(name, settings.api_key_env)
+        options = types.HttpOptions(base_url=settings.base_url, timeout=int(settings.timeout * 1000))
+        self.client = genai.Client(api_key=self.key or "none", http_options=options)
+
+    async def _ask(self, parts: list, config: types.GenerateContentConfig) -> types.GenerateContentResponse:
+        try:
+            return await self.client.aio.models.generate_content(
+                model=self.settings.model, contents=parts, config=config
+            )
+        except errors.APIError as error:
+            message = str(error.message or error.status)
+            raise sorted_failure(self.name, self.settings.model, error.code, message, "", self.key) from None
+        except httpx2.TimeoutException as error:
+            raise PassingFailure("no reply in time") from error
+        except httpx2.HTTPError as error:
+            raise PassingFailure("the connection broke") from error
+        except json.JSONDecodeError as error:
+            raise PassingFailure("the reply is not in the format of the API") from error
+
+    def _reply(self, made: types.GenerateContentResponse, text: str | None, picture: Picture | None) -> Reply:
+        """The reply, or the refusal where there is nothing."""
+        usage, refusal = made.usage_metadata, None
+        if not text and picture is None:
+            blocked = made.prompt_feedback.block_reason if made.prompt_feedback else None
+            finished = made.candidates[0].finish_reason if made.candidates else None
+            refusal = f"no content ({(blocked or finished or 'no reason given')!s})"
+        return Reply(
+            made.model_version or self.settings.model,
+            text=text,
+            picture=picture,
+            refusal=refusal,
+            tokens_in=(usage.prompt_token_count or 0) if usage else 0,
+            tokens_out=(usage.candidates_token_count or 0) if usage else 0,
+        )
+
+    async def close(self) -> None:
+        await self.client.aio.aclose()
+
+
+class GeminiChatBackend(_Gemini):
+    """Answers in the JSON schema of the request."""
+
+    def __init__(self, name: str, settings: GeminiChat):
+        super().__init__(name, settings)
+        self.parameters = json.dumps(
+            ["gemini", settings.model, settings.arguments, settings.image_side], sort_keys=True
+        )
+
+    async def reply(self, request: ChatRequest) -> Reply:
+        parts = [
+            types.Part.from_bytes(data=picture.png(self.settings.image_side), mime_type="image/png")
+            for picture in request.pictures
+        ]
+        config = types.GenerateContentConfig(
+            system_instruction=request.system,
+            response_mime_type="application/json",
+            response_json_schema=request.answer.model_json_schema(),
+            **({"seed": request.attempt} if request.attempt else {}),
+            **self.settings.arguments,
+        )
+        made = await self._ask([*parts, types.Part.from_text(text=request.text)], config)
+        return self._reply(made, "".join(part.text or "" for part in _parts(made)), None)
+
+
+class GeminiEditorBackend(_Gemini):
+    """Draws in the nearest of the proportions that the model knows."""
+
+    def __init__(self, name: str, settings: GeminiEditor):
+        super().__init__(name, settings)
+        self.parameters = json.dumps(["gemini_images", settings.model, settings.image_size])
+
+    async def reply(self, request: EditRequest) -> Reply:
+        ratios = {name: int(name.split(":")[0]) / int(name.split(":")[1]) for name in RATIOS}
+        config = types.GenerateContentConfig(
+            response_modalities=["TEXT", "IMAGE"],
+            image_config=types.ImageConfig(
+                aspect_ratio=nearest_ratio(request.size, ratios), image_size=self.settings.image_size
+            ),
+            seed=request.seed,
+        )
+        source = types.Part.from_bytes(data=request.picture.png(), mime_type="image/png")
+        made = await self._ask([types.Part.from_text(text=request.prompt), source], config)
+        data = next((part.inline_data.data for part in _parts(made) if part.inline_data), None)
+        return self._reply(made, None, Picture(data) if data else None)
+
+
+def _parts(made: types.GenerateContentResponse) -> list[types.Part]:
+    content = made.candidates[0].content if made.candidates else None
+    return (content.parts or []) if content else []

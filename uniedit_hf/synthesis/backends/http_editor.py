@@ -1,0 +1,56 @@
+"""An image editor behind HTTP, for servers of one's own. What is sent and expected, both as JSON:
+
+POST base_url    {"model", "prompt", "image": PNG as base64, "width", "height", "seed"}
+200              {"image": base64 of any picture} or {"refusal": why there is none}; "model" may name who drew it
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import httpx2
+
+from uniedit_hf.synthesis.backends.remote import key_for, sorted_failure
+from uniedit_hf.synthesis.calls.messages import EditRequest, PassingFailure, Picture, Reply
+from uniedit_hf.synthesis.settings import HttpEditor
+
+
+class HttpEditorBackend:
+    def __init__(self, name: str, settings: HttpEditor):
+        self.name, self.settings = name, settings
+        self.parameters = json.dumps(["http_editor", settings.model])
+        self.key = key_for(name, settings.api_key_env)
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        self.client = httpx2.AsyncClient(timeout=settings.timeout, headers=headers)
+
+    async def reply(self, request: EditRequest) -> Reply:
+        width, height = request.size
+        asked = {
+            "model": self.settings.model,
+            "prompt": request.prompt,
+            "image": base64.b64encode(request.picture.png()).decode(),
+            "width": width,
+            "height": height,
+            "seed": request.seed,
+        }
+        try:
+            response = await self.client.post(self.settings.base_url, json=asked)
+        except httpx2.TimeoutException as error:
+            raise PassingFailure("no reply in time") from error
+        except httpx2.HTTPError as error:
+            raise PassingFailure("the connection broke") from error
+        if response.status_code != 200:
+            wait = response.headers.get("retry-after", "")
+            raise sorted_failure(self.name, self.settings.model, response.status_code, response.text, wait, self.key)
+        try:
+            made = response.json()
+            model = str(made.get("model") or self.settings.model)
+            if made.get("refusal"):
+                return Reply(model, refusal=str(made["refusal"]))
+            return Reply(model, picture=Picture(base64.b64decode(made["image"], validate=True)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PassingFailure("the reply is no JSON with an image or a refusal") from error
+
+    async def close(self) -> None:
+        await self.client.aclose()

@@ -1,0 +1,44 @@
+"""From settings to backends; what a backend needs is imported when it is chosen."""
+
+from __future__ import annotations
+
+from uniedit_hf.synthesis.calls.messages import BackendError
+from uniedit_hf.synthesis.settings import (
+    BackendSettings,
+    DiffusersEditor,
+    GeminiChat,
+    GeminiEditor,
+    HttpEditor,
+    OpenAiChat,
+    OpenAiEditor,
+    TransformersChat,
+)
+
+
+def make_backend(name: str, settings: BackendSettings):
+    """The backend of a name in the settings: an object with `parameters`, `async reply(request)` and `async close()`.
+
+    Raises:
+        BackendError: A package is not installed, a key is not set, or there is no such model on this machine.
+    """
+    try:
+        match settings:
+            case OpenAiChat():
+                from uniedit_hf.synthesis.backends.openai import OpenAiChatBackend as Backend
+            case OpenAiEditor():
+                from uniedit_hf.synthesis.backends.openai import OpenAiEditorBackend as Backend
+            case GeminiChat():
+                from uniedit_hf.synthesis.backends.gemini import GeminiChatBackend as Backend
+            case GeminiEditor():
+                from uniedit_hf.synthesis.backends.gemini import GeminiEditorBackend as Backend
+            case HttpEditor():
+                from uniedit_hf.synthesis.backends.http_editor import HttpEditorBackend as Backend
+            case TransformersChat():
+                from uniedit_hf.synthesis.backends.transformers_chat import TransformersChatBackend as Backend
+            case DiffusersEditor():
+                from uniedit_hf.synthesis.backends.diffusers_editor import DiffusersEditorBackend as Backend
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f'The backend {name} needs the package {error.name}: run `pip install "uniedit_hf[synthesis]"`.'
+        ) from error
+    return Backend(name, settings)

@@ -1,0 +1,137 @@
+"""OpenAI-compatible endpoints: chat with structured answers, and `images.edit`."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import openai
+from openai import AsyncOpenAI
+
+from uniedit_hf.synthesis.backends.remote import key_for, sorted_failure
+from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply, RowFailure
+from uniedit_hf.synthesis.settings import OpenAiChat, OpenAiEditor
+
+
+# Codes of answers that refuse what was asked instead of failing.
+REFUSALS = ("moderation_blocked", "content_policy_violation", "content_filter")
+
+
+def _client(name: str, settings: OpenAiChat | OpenAiEditor) -> tuple[AsyncOpenAI, str]:
+    """The client and its key. Retries are ours, so that they are counted; a local server needs no key."""
+    default = None if settings.base_url else "OPENAI_API_KEY"
+    key = key_for(name, settings.api_key_env or default)
+    client = AsyncOpenAI(
+        api_key=key or "none", base_url=settings.base_url, timeout=settings.timeout, max_retries=0, organization=""
+    )
+    return client, key
+
+
+class OpenAiChatBackend:
+    """Chat completions with the answer's JSON schema, as OpenAI, vLLM and SGLang take it."""
+
+    def __init__(self, name: str, settings: OpenAiChat):
+        self.name, self.settings = name, settings
+        self.parameters = json.dumps(
+            ["openai", settings.model, settings.arguments, settings.image_side], sort_keys=True
+        )
+        self.client, self.key = _client(name, settings)
+
+    async def reply(self, request: ChatRequest) -> Reply:
+        schema = {"name": request.answer.__name__, "schema": request.answer.model_json_schema(), "strict": True}
+        try:
+            made = await self.client.chat.completions.create(
+                model=self.settings.model,
+                messages=self._messages(request),
+                response_format={"type": "json_schema", "json_schema": schema},
+                **({"seed": request.attempt} if request.attempt else {}),
+                **self.settings.arguments,
+            )
+        except openai.OpenAIError as error:
+            return _refusal_or_raise(error, self.name, self.settings, self.key)
+        if not made.choices:
+            raise PassingFailure("the reply holds no choice")
+        choice, usage = made.choices[0], made.usage
+        refusal = choice.message.refusal
+        if refusal is None and choice.finish_reason == "content_filter":
+            refusal = "stopped by the content filter"
+        return Reply(
+            made.model or self.settings.model,
+            text=choice.message.content or "",
+            refusal=refusal,
+            tokens_in=usage.prompt_tokens if usage else 0,
+            tokens_out=usage.completion_tokens if usage else 0,
+        )
+
+    def _messages(self, request: ChatRequest) -> list[dict]:
+        content: list[dict] = []
+        for picture in request.pictures:
+            data = base64.b64encode(picture.png(self.settings.image_side)).decode()
+            content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+        content.append({"type": "text", "text": request.text})
+        return [{"role": "system", "content": request.system}, {"role": "user", "content": content}]
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+class OpenAiEditorBackend:
+    """`images.edit`; the size asked for is the nearest of those that the model draws, unless `arguments` name one."""
+
+    SIZES = {"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 1 / 1.5}
+
+    def __init__(self, name: str, settings: OpenAiEditor):
+        self.name, self.settings = name, settings
+        self.parameters = json.dumps(["openai_images", settings.model, settings.arguments], sort_keys=True)
+        self.client, self.key = _client(name, settings)
+
+    async def reply(self, request: EditRequest) -> Reply:
+        from uniedit_hf.synthesis.geometry import nearest_ratio
+
+        arguments = {"size": nearest_ratio(request.size, self.SIZES), **self.settings.arguments}
+        try:
+            made = await self.client.images.edit(
+                model=self.settings.model,
+                image=("source.png", request.picture.png(), "image/png"),
+                prompt=request.prompt,
+                **arguments,
+            )
+        except openai.OpenAIError as error:
+            return _refusal_or_raise(error, self.name, self.settings, self.key)
+        data = made.data[0].b64_json if made.data else None
+        if data is None:
+            return Reply(self.settings.model, refusal="the reply holds no picture")
+        try:
+            picture = Picture(base64.b64decode(data, validate=True))
+        except ValueError as error:
+            raise PassingFailure("the picture in the reply is no base64") from error
+        tokens = made.usage
+        return Reply(
+            self.settings.model,
+            picture=picture,
+            tokens_in=tokens.input_tokens if tokens else 0,
+            tokens_out=tokens.output_tokens if tokens else 0,
+        )
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiChat | OpenAiEditor, key: str) -> Reply:
+    """What an error of the client means."""
+    if isinstance(error, openai.APIStatusError):
+        if error.code in REFUSALS:
+            return Reply(settings.model, refusal=_body_message(error))
+        wait = error.response.headers.get("retry-after", "")
+        raise sorted_failure(name, settings.model, error.status_code, _body_message(error), wait, key) from None
+    if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)):
+        reason = "no reply in time" if isinstance(error, openai.APITimeoutError) else "the connection broke"
+        raise PassingFailure(reason) from error
+    if isinstance(error, openai.APIResponseValidationError):
+        raise PassingFailure("the reply is not in the format of the API") from error
+    raise RowFailure(f"the client failed ({type(error).__name__})") from error
+
+
+def _body_message(error: openai.APIStatusError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or error.response.reason_phrase)

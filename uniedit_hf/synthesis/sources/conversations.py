@@ -1,0 +1,80 @@
+"""JSONL in the style of LLaVA-OneVision, each row one picture and a conversation about it:
+
+{"images": ["a.png"], "messages": [{"content": "<image>how many?"}, {"content": "two"}, ...], "subject": "CLEVR"}
+
+Every question with its answer is a draft of its own. Messages may name their role; otherwise they alternate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from uniedit_hf.synthesis.settings import Conversations
+from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+
+
+# What stands for the picture in a question, with everything before it in the style of `<|img_start|>...<|img_end|>\n`.
+PICTURE_MARK = re.compile(r"^.*img_end\W*\n|<image>\s*|<\|?vision_start\|?>.*?<\|?vision_end\|?>", re.DOTALL)
+ASKS = ("user", "human")
+ANSWERS = ("assistant", "gpt")
+
+
+class ConversationRows:
+    """How a row of the format is understood. Its methods raise `RowFault`."""
+
+    def __init__(self, settings: Conversations):
+        self.settings = settings
+
+    def image(self, row: dict[str, Any]) -> Any:
+        """What the row says its only picture is."""
+        images = row.get("images")
+        if not isinstance(images, list) or len(images) != 1:
+            found = len(images) if isinstance(images, list) else f"{images!r:.40}"
+            raise RowFault("not exactly one picture", f"images holds {found}: expected a list of one.")
+        return images[0]
+
+    def asked(self, row: dict[str, Any]) -> list[tuple[str, str] | RowFault]:
+        """Every turn: question and answer, or what is wrong with it."""
+        return list(turns(row))
+
+    def origin(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a draft that say where it comes from."""
+        return {"source": str(row.get("subject") or self.settings.files[0].stem), "license": self.settings.license}
+
+
+def turns(row: dict[str, Any]) -> Iterator[tuple[str, str] | RowFault]:
+    """Every question of a conversation with its answer, or what is wrong.
+
+    Raises:
+        RowFault: Nothing of the row can be used.
+    """
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RowFault("no conversation", f"messages is {str(messages)[:60]!r}: expected a list of objects.")
+    spoken = [message for message in messages if message.get("role", message.get("from")) != "system"]
+    question = None
+    for index, message in enumerate(spoken):
+        text = _text(message)
+        role = message.get("role", message.get("from", ASKS[0] if index % 2 == 0 else ANSWERS[0]))
+        if role in ASKS:
+            if question is not None:
+                yield RowFault("question without an answer", f"{question[:60]!r} is followed by another question.")
+            question = PICTURE_MARK.sub("", text).strip()
+        elif role in ANSWERS and question is not None:
+            yield (question, text.strip())
+            question = None
+        else:
+            yield RowFault("answer without a question", f"{text[:60]!r} comes from {role!r} and answers nothing.")
+    if question is not None:
+        yield RowFault("question without an answer", f"{question[:60]!r} ends the conversation.")
+    if not spoken:
+        yield RowFault("no conversation", "messages is empty: expected a question and an answer.")
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content", message.get("value"))
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""

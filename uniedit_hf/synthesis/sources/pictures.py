@@ -1,0 +1,65 @@
+"""Pictures as rows name them: by path, as bytes, or as members of archives. Nothing is fetched from a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uniedit_hf.images import URL
+from uniedit_hf.randomness import derive_seed
+from uniedit_hf.release.faults import RowFault as StoreFault
+from uniedit_hf.release.image_store import ImageStore
+from uniedit_hf.schema import stable_id
+from uniedit_hf.synthesis.calls.messages import Picture
+from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+
+
+class Pictures:
+    """Reads pictures.
+
+    Args:
+        root: The folder that paths are relative to.
+        archives: Tar and zip files.
+        local_paths: Whether absolute paths are allowed, of a data set that put them on this machine itself.
+    """
+
+    def __init__(self, root: Path, archives: Sequence[Path] = (), *, local_paths: bool = False):
+        for archive in archives:
+            if not archive.is_file():
+                raise ValueError(f"There is no archive {archive}: check source.archives.")
+        self.store = ImageStore(root, archives, base=root)
+        self.local_paths = local_paths
+
+    def read(self, image: Any) -> Picture:
+        """The picture behind a value of a row. Raises `RowFault`."""
+        if isinstance(image, dict) and image.get("bytes") is not None:
+            image = image["bytes"]
+        if isinstance(image, bytes):
+            return Picture(image)
+        path = image.get("path") if isinstance(image, dict) else image
+        if not isinstance(path, str) or not path:
+            raise RowFault("no picture", f"the picture is {str(path)[:40]!r}: expected a path or encoded bytes.")
+        if URL.match(path):
+            raise RowFault(
+                "picture is an address",
+                f"{path[:80]!r}: nothing is fetched here; download the picture and give its path.",
+            )
+        try:
+            if self.local_paths and Path(path).is_absolute():
+                return Picture(Path(path).read_bytes())
+            return Picture(self.store.read(path))
+        except StoreFault as fault:
+            raise RowFault(fault.reason, fault.detail) from fault
+        except OSError as error:
+            raise RowFault("image not found", f"{path!r} cannot be read: {error.strerror}.") from error
+
+
+def shard_of(image: Any, shards: int) -> int:
+    """The shard of a row: all rows about one picture have the same."""
+    if shards == 1:
+        return 0
+    if isinstance(image, dict):
+        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+    name = stable_id(image) if isinstance(image, (bytes, str)) else repr(image)
+    return derive_seed("shard", name) % shards

@@ -1,0 +1,79 @@
+"""Rows with a column each for picture, question and answer: of JSONL, of Parquet, or of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from uniedit_hf.schema import TASK_CATEGORIES
+from uniedit_hf.synthesis.settings import Rows
+from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+
+
+REQUIRED = ("image", "question", "answer")
+OPTIONAL = ("category", "source", "license")
+
+
+class QuestionRows:
+    """How a row is understood. Its methods raise `RowFault`."""
+
+    def __init__(self, settings: Rows):
+        self.settings = settings
+        self.columns = {name: settings.columns.get(name, name) for name in (*REQUIRED, *OPTIONAL)}
+        self.named = [self.columns[name] for name in (*REQUIRED, *OPTIONAL) if name in {*REQUIRED, *settings.columns}]
+
+    def image(self, row: dict[str, Any]) -> Any:
+        """What the row says its picture is."""
+        image = row.get(self.columns["image"])
+        if image is None:
+            raise RowFault("no picture", f"{self.columns['image']} is empty: expected a path or encoded bytes.")
+        return image
+
+    def asked(self, row: dict[str, Any]) -> list[tuple[str, str]]:
+        """Question and answer."""
+        return [(self._text(row, "question"), self._text(row, "answer"))]
+
+    def origin(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a draft that say where it comes from and, where a column says it, its category."""
+        category = row.get(self.columns["category"])
+        if category is not None and category not in TASK_CATEGORIES:
+            raise RowFault("unknown category", f"{category!r:.40}: expected one of {', '.join(TASK_CATEGORIES)}.")
+        name = self.settings.dataset or self.settings.files[0].stem
+        return {
+            "source": str(row.get(self.columns["source"]) or name),
+            "license": row.get(self.columns["license"]) or self.settings.license,
+            "category": category,
+        }
+
+    def rows_of_dataset(self) -> Iterator[dict[str, Any]]:
+        """The rows of `settings.dataset`, streamed, with pictures as they are stored.
+
+        Raises:
+            ValueError: It has no such column.
+        """
+        from datasets import ClassLabel, Image, load_dataset
+
+        settings = self.settings
+        rows = load_dataset(settings.dataset, settings.config, split=settings.split, streaming=True)
+        features = rows.features or {}
+        for name in self.named:
+            if features and name not in features:
+                raise ValueError(
+                    f"{settings.dataset} has no column {name!r} but {', '.join(features)}: name the right ones under "
+                    "source.columns."
+                )
+        if isinstance(features.get(self.columns["image"]), Image):
+            rows = rows.cast_column(self.columns["image"], Image(decode=False))
+        labels, category = features.get(self.columns["category"]), self.columns["category"]
+        for row in rows:
+            if isinstance(labels, ClassLabel) and row[category] is not None:
+                row[category] = labels.int2str(row[category])
+            yield row
+
+    def _text(self, row: dict[str, Any], name: str) -> str:
+        value = row.get(self.columns[name])
+        if isinstance(value, list) and value:
+            value = value[0]  # several people's answers: the first
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise RowFault(f"no {name}", f"{self.columns[name]} is {value!r:.40}: expected text.")
+        return "" if value is None else str(value).strip()

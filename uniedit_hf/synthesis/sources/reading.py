@@ -1,0 +1,119 @@
+"""From the rows of any source to drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from uniedit_hf.schema import stable_id
+from uniedit_hf.synthesis.calls.messages import Picture
+from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
+from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
+from uniedit_hf.synthesis.sources.conversations import ConversationRows
+from uniedit_hf.synthesis.sources.easy_vqa import draft_of_row
+from uniedit_hf.synthesis.sources.pictures import Pictures, shard_of
+from uniedit_hf.synthesis.sources.question_rows import QuestionRows
+from uniedit_hf.synthesis.sources.rows_of_files import RowFault, count_rows, rows_of_files
+
+
+STAGE = "source"
+
+
+def read_source(
+    settings: Conversations | Rows | EasyVqa, shard: int = 0, shards: int = 1
+) -> Iterator[tuple[int, Draft | Rejection]]:
+    """The drafts of a shard, each with how many rows had been read when it came. All rows about one picture are of one
+    shard.
+
+    Raises:
+        ValueError: The source as a whole cannot be read.
+        OSError: A file cannot be opened.
+    """
+    if isinstance(settings, EasyVqa):
+        for number, row in enumerate(load_easy_vqa("train")[: settings.limit]):
+            if shard_of(row.image_path.name, shards) == shard:
+                yield number + 1, draft_of_row(row, number)
+        return
+    understood = ConversationRows(settings) if isinstance(settings, Conversations) else QuestionRows(settings)
+    pictures = Pictures(_root(settings), settings.archives, local_paths=bool(getattr(settings, "dataset", None)))
+    for number, row in enumerate(_rows(settings, understood)):
+        if number == settings.limit:
+            return
+        image = _image(understood, row)
+        home = number % shards if isinstance(image, RowFault) else shard_of(image, shards)
+        if home == shard:
+            for turn, each in enumerate(_questions(understood, row, image, pictures)):
+                yield number + 1, _draft(each, (number, turn))
+
+
+def count_source(settings: Conversations | Rows | EasyVqa) -> int | None:
+    """How many rows there are to read, or None where only reading them all would tell."""
+    if isinstance(settings, EasyVqa):
+        count = len(load_easy_vqa("train"))
+    elif settings.files:
+        _root(settings)
+        count = count_rows(settings.files)
+    else:
+        return settings.limit
+    return min(count, settings.limit or count)
+
+
+def _rows(settings: Conversations | Rows, understood: ConversationRows | QuestionRows):
+    if not settings.files:
+        return understood.rows_of_dataset()
+    return rows_of_files(settings.files, getattr(understood, "named", None))
+
+
+def _root(settings: Conversations | Rows) -> Path:
+    if settings.image_root is not None and not settings.image_root.is_dir():
+        raise ValueError(f"There is no folder {settings.image_root}: check source.image_root.")
+    for file in settings.files:
+        if not file.is_file():
+            raise ValueError(f"There is no file {file}: check source.files.")
+    return settings.image_root or (settings.files[0].parent if settings.files else Path())
+
+
+def _image(understood: ConversationRows | QuestionRows, row: dict[str, Any] | RowFault) -> Any:
+    """What a row says its picture is, or why it cannot be used."""
+    if isinstance(row, RowFault):
+        return row
+    try:
+        return understood.image(row)
+    except RowFault as fault:
+        return fault
+
+
+def _questions(
+    understood: ConversationRows | QuestionRows, row: dict[str, Any], image: Any, pictures: Pictures
+) -> Iterator[tuple[Picture, str, str, dict[str, Any]] | RowFault]:
+    """Picture, question, answer and origin of everything that a row asks."""
+    try:
+        if isinstance(image, RowFault):
+            raise image
+        asked, picture, origin = understood.asked(row), pictures.read(image), understood.origin(row)
+    except RowFault as fault:
+        yield fault
+        return
+    for each in asked:
+        yield each if isinstance(each, RowFault) else (picture, *each, origin)
+
+
+def _draft(asked: tuple | RowFault, position: tuple[int, int]) -> Draft | Rejection:
+    if not isinstance(asked, RowFault):
+        picture, question, answer, origin = asked
+        if question and answer and not _half_characters(question + answer):
+            draft_id = stable_id(picture.data, question, answer)
+            return Draft(position=position, id=draft_id, image=picture, question=question, answer=answer, **origin)
+        if question and answer:
+            asked = RowFault("not UTF-8", "half of a surrogate pair: expected whole characters.")
+        else:
+            lacking = "answer" if question else "question"
+            asked = RowFault(f"no {lacking}", f"the {lacking} is empty: expected text.")
+    row_id = "row " + ".".join(map(str, position))
+    return Rejection(asked.reason, row_id, STAGE, asked.detail, position=position)
+
+
+def _half_characters(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

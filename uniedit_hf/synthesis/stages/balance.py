@@ -1,0 +1,70 @@
+"""How many records of each category: places are given to drafts in order, and those of rejected drafts again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Mapping
+
+from uniedit_hf.synthesis.records import Draft, Rejection
+
+
+STAGE = "balance"
+
+
+def quotas(size: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """`size` shared out by weights, rounded so that the parts add up to it."""
+    total = sum(weights.values())
+    exact = {name: size * weight / total for name, weight in weights.items()}
+    parts = {name: int(share) for name, share in exact.items()}
+    largest_first = sorted(exact, key=lambda name: parts[name] - exact[name])
+    for name in largest_first[: size - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+class Balance:
+    """Lets drafts pass while there are places in their category.
+
+    A rejected draft gives its place back. When it does must not depend on which calls happen to be faster, so each
+    decision counts exactly the outcomes of the drafts that passed at least `lag` places earlier, and waits for them.
+
+    Args:
+        places: Records wanted of each category; None lets everything pass.
+        lag: More than can be under way behind this stage at a time.
+    """
+
+    def __init__(self, places: Mapping[str, int] | None, lag: int):
+        self.places = None if places is None else Counter(places)
+        self.wanted = None if places is None else sum(places.values())
+        self.lag = lag
+        self.under_way: deque[tuple[str, asyncio.Future[bool]]] = deque()
+        self.futures: dict[tuple[int, int], asyncio.Future[bool]] = {}
+        self.kept = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every place is taken by a record that is finished."""
+        return self.wanted is not None and self.kept >= self.wanted
+
+    async def __call__(self, draft: Draft) -> Draft | Rejection:
+        if self.places is None:
+            return draft
+        if len(self.under_way) >= self.lag:
+            category, outcome = self.under_way.popleft()
+            if await outcome:
+                self.kept += 1
+            else:
+                self.places[category] += 1
+        if self.places[draft.category] < 1:
+            return draft.rejected(STAGE, "category is full", f"there are enough of {draft.category}.")
+        self.places[draft.category] -= 1
+        outcome = self.futures[draft.position] = asyncio.get_running_loop().create_future()
+        self.under_way.append((draft.category, outcome))
+        return draft
+
+    def finish(self, result: Draft | Rejection) -> None:
+        """Tells what became of a draft."""
+        outcome = self.futures.pop(result.position, None)
+        if outcome is not None and not outcome.done():
+            outcome.set_result(isinstance(result, Draft))

@@ -1,0 +1,101 @@
+"""What has been there before in the same set: questions about pictures, and instructions for them. The indices are on
+disk, so memory does not grow with the set."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+
+from uniedit_hf.release.decontamination import MAX_DISTANCE, normalised
+from uniedit_hf.schema import stable_id
+from uniedit_hf.synthesis.records import Draft, Rejection
+
+
+STAGE = "duplicates"
+# Two hashes of 256 bits that differ in at most 12 agree in at least one of 13 pieces.
+PIECES = MAX_DISTANCE + 1
+PIECE_OF_BIT = np.arange(256) * PIECES // 256
+
+TABLES = """
+CREATE TABLE question (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE look (number INTEGER PRIMARY KEY, hash BLOB, id TEXT);
+CREATE TABLE piece (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
+CREATE TABLE instruction (picture BLOB, text TEXT);
+CREATE INDEX instruction_of_picture ON instruction (picture);
+"""
+
+
+class SeenBefore:
+    """Keeps what came and drops what comes again. It begins empty: a run that goes on fills it anew in the same order.
+
+    Args:
+        file: Where the index goes; replaced if it is there.
+        similarity: From this share of common words on, two instructions for one picture are near duplicates.
+    """
+
+    def __init__(self, file: Path, similarity: float):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        self.file, self.similarity = file, similarity
+        self.connection = sqlite3.connect(file, isolation_level=None)
+        self.connection.execute("PRAGMA journal_mode = OFF")
+        self.connection.execute("PRAGMA synchronous = OFF")
+        self.connection.executescript(TABLES)
+        self.connection.execute("BEGIN")  # never committed: it is of no use to another run
+
+    def question(self, draft: Draft) -> Draft | Rejection:
+        """The draft, unless the same question was asked about the same picture or one that looks like it."""
+        key = stable_id(draft.hashes[0], normalised(draft.question))
+        if self._run("SELECT 1 FROM question WHERE id = ?", key):
+            return draft.rejected(STAGE, "duplicate question", "the same was asked about the same picture before.")
+        if draft.hashes[1] is not None and (like := self._looks_like(draft)):
+            return draft.rejected(STAGE, "near-duplicate picture", f"the same was asked about the picture of {like}.")
+        self._run("INSERT INTO question VALUES (?)", key)
+        return draft
+
+    def instruction(self, draft: Draft) -> Draft | Rejection:
+        """The draft, unless an instruction of nearly the same words was written for its picture."""
+        words = set(re.findall(r"\w+", draft.instruction.lower()))
+        picture = draft.hashes[0]
+        for (text,) in self._run("SELECT text FROM instruction WHERE picture = ?", picture):
+            others = set(text.split())
+            common = len(words & others)
+            if common >= self.similarity * (len(words) + len(others) - common):
+                return draft.rejected("screen", "near-duplicate instruction", f"it is like {text[:200]!r}.")
+        self._run("INSERT INTO instruction VALUES (?, ?)", picture, " ".join(sorted(words)))
+        return draft
+
+    def close(self) -> None:
+        self.connection.close()
+        self.file.unlink(missing_ok=True)
+
+    def _looks_like(self, draft: Draft) -> str | None:
+        """The id of an earlier draft with the same question, whose picture looks the same; the draft is kept if there
+        is none."""
+        hashed = np.frombuffer(draft.hashes[1], np.uint64)
+        keys = _pieces(draft.hashes[1], normalised(draft.question))
+        marks = ",".join("?" * len(keys))
+        query = f"SELECT hash, id FROM look WHERE number IN (SELECT number FROM piece WHERE key IN ({marks}))"
+        for other, draft_id in self._run(query, *keys):
+            if int(np.bitwise_count(hashed ^ np.frombuffer(other, np.uint64)).sum()) <= MAX_DISTANCE:
+                return draft_id
+        number = self.connection.execute(
+            "INSERT INTO look (hash, id) VALUES (?, ?)", (draft.hashes[1], draft.id)
+        ).lastrowid
+        self.connection.executemany("INSERT OR IGNORE INTO piece VALUES (?, ?)", [(key, number) for key in keys])
+        return None
+
+    def _run(self, query: str, *values) -> list[tuple]:
+        return self.connection.execute(query, values).fetchall()
+
+
+def _pieces(hashed: bytes, question: str) -> list[bytes]:
+    """A key for every piece of a hash, of the same question."""
+    bits = np.unpackbits(np.frombuffer(hashed, np.uint8))
+    return [
+        bytes.fromhex(stable_id(question, str(piece), np.packbits(bits[PIECE_OF_BIT == piece]).tobytes()))
+        for piece in range(PIECES)
+    ]

@@ -1,0 +1,64 @@
+"""Draws the target. Where the right result is the source itself it is taken as it is, and nothing is asked or paid."""
+
+from __future__ import annotations
+
+import asyncio
+from string import Template
+
+from uniedit_hf.images import ImageError
+from uniedit_hf.randomness import derive_seed
+from uniedit_hf.synthesis.calls.caller import Caller
+from uniedit_hf.synthesis.calls.messages import EditRequest, Picture, RowFailure, encoded
+from uniedit_hf.synthesis.geometry import fitted, size_to_ask
+from uniedit_hf.synthesis.prompt_texts import prompt
+from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.settings import Edit
+
+
+STAGE = "edit"
+COPY = "copy"  # the editor of targets that are the source
+
+
+async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft | Rejection:
+    """The draft with its target, in the proportions of the source unless it is a new picture; asked and drawn size and
+    what was done to fit them are recorded."""
+    if draft.unchanged:
+        return draft.with_(target=draft.image, editor=COPY)
+    size = size_to_ask(draft.image.size, settings)
+    request = EditRequest(prompt_for(draft), draft.image, size, derive_seed(seed, draft.id, "edit") % 2**31)
+    try:
+        reply = await caller.reply(request)
+    except RowFailure as failure:
+        return draft.rejected(STAGE, "the call failed", str(failure))
+    if reply.refusal is not None:
+        return draft.rejected(STAGE, "the editor refused", reply.refusal)
+    try:
+        result = await asyncio.to_thread(reply.picture.pixels)
+    except ImageError as error:
+        return draft.rejected(STAGE, "the editor gave no picture", str(error))
+    drawn, target, resized = result.size, reply.picture, "none"
+    if draft.canvas == "scene":
+        fit = fitted(result, draft.image.size, settings)
+        if fit is None:
+            detail = f"the source is {draft.image.size}, the result {drawn}."
+            return draft.rejected(STAGE, "other proportions", detail)
+        result, resized = fit
+        target = target if resized == "none" else Picture(await asyncio.to_thread(encoded, result))
+    choices = {**draft.choices, "asked": _text(size), "drawn": _text(drawn), "resize": resized}
+    return draft.with_(target=target, editor=reply.model, choices=choices)
+
+
+def prompt_for(draft: Draft) -> str:
+    """What the editor is told; unlike the model that learns from the result, it is told the answer."""
+    canvas = prompt("edit_scene" if draft.canvas == "scene" else "edit_new").text
+    return Template(prompt("edit").text).substitute(
+        question=draft.question,
+        answer=draft.short_answer,
+        expected=draft.expected,
+        instruction=draft.instruction,
+        canvas=canvas,
+    )
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,85 @@
+"""Opens the picture of a draft: whether it can be used, what it looks like, and whether a benchmark has it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+
+import numpy as np
+
+from uniedit_hf.images import ImageError
+from uniedit_hf.release.decontamination import (
+    Benchmarks,
+    Match,
+    perceptual_hash,
+    pixel_hash,
+    read_benchmarks,
+    tells_apart,
+)
+from uniedit_hf.synthesis.calls.messages import Picture
+from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.settings import BenchmarkDataset, Decontaminate
+
+
+STAGE = "look"
+# Decoding a small picture takes less time than handing it to another thread.
+SMALL = 32 * 1024
+
+
+class Look:
+    """Pictures are decoded once, however many questions are asked about them in a row."""
+
+    def __init__(self, settings: Decontaminate):
+        self.benchmarks = [read_benchmarks(folder) for folder in settings.benchmarks]
+        self.benchmarks += [images_of_dataset(dataset) for dataset in settings.benchmark_datasets]
+        self.near = settings.near_duplicates
+        self.seen = lru_cache(maxsize=256)(self._seen)
+
+    async def __call__(self, draft: Draft) -> Draft | Rejection:
+        picture = draft.image
+        try:
+            hashes, match = (
+                self.seen(picture) if len(picture.data) <= SMALL else await asyncio.to_thread(self.seen, picture)
+            )
+        except ImageError as error:
+            return draft.rejected(STAGE, "unusable image", str(error))
+        if match is not None:
+            return draft.rejected(STAGE, "in a benchmark", f"the picture is like {match.benchmark}: {match.kind}.")
+        return draft.with_(hashes=hashes)
+
+    def _seen(self, picture: Picture) -> tuple[tuple[bytes, bytes | None], Match | None]:
+        pixels = picture.pixels()
+        perceptual = None
+        if self.near:
+            hashed = perceptual_hash(pixels)
+            perceptual = hashed.tobytes() if tells_apart(hashed) else None
+        matches = (benchmark.image_match("", "source_image", pixels) for benchmark in self.benchmarks)
+        return (pixel_hash(pixels), perceptual), next(filter(None, matches), None)
+
+
+def images_of_dataset(settings: BenchmarkDataset) -> Benchmarks:
+    """The hashes of a data set's images.
+
+    Raises:
+        ValueError: It has no such column of images.
+    """
+    from datasets import Image, load_dataset
+
+    rows = load_dataset(settings.dataset, settings.config, split=settings.split, streaming=True)
+    if not isinstance((rows.features or {}).get(settings.image), Image):
+        raise ValueError(
+            f"The benchmark {settings.dataset} has no column {settings.image!r} of images but "
+            f"{', '.join(rows.features or {})}: name it under decontaminate.benchmark_datasets."
+        )
+    benchmarks, hashes = Benchmarks(), []
+    for number, row in enumerate(rows.select_columns([settings.image])):
+        pixels = row[settings.image].convert("RGB")
+        name = f"row {number} of {settings.dataset}"
+        benchmarks.pixels[pixel_hash(pixels)] = name
+        hashed = perceptual_hash(pixels)
+        if tells_apart(hashed):
+            hashes.append(hashed)
+            benchmarks.names.append(name)
+    if hashes:
+        benchmarks.hashes = np.stack(hashes)
+    return benchmarks

@@ -1,0 +1,53 @@
+"""Whether an instruction can be used: long enough, whole, and without the answer in it."""
+
+from __future__ import annotations
+
+import re
+
+from uniedit_hf.synthesis.plans import NUMBERS
+from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.settings import Screen
+
+
+STAGE = "screen"
+# What stands in texts that were not finished, or that speak of the task instead of the picture.
+UNFINISHED = re.compile(r"```|<answer>|\[answer\]|\{\w+\}|process_answer|reference answer|no_instr", re.IGNORECASE)
+# An answer of more words than this is copied if this share of its runs of four words is found.
+LONG_ANSWER, COPIED, RUN = 6, 0.3, 4
+
+
+def screen(draft: Draft, settings: Screen) -> Draft | Rejection:
+    """The draft, if its instruction can be used."""
+    number = len(words_of(draft.instruction))
+    if not settings.min_words <= number <= settings.max_words:
+        detail = f"{number} words where {settings.min_words} to {settings.max_words} are allowed."
+        return draft.rejected(STAGE, "length of the instruction", detail, draft.instruction)
+    unfinished = UNFINISHED.search(draft.instruction)
+    if unfinished:
+        return draft.rejected(STAGE, "unfinished instruction", f"holds {unfinished[0]!r}.", draft.instruction)
+    if leaks(draft.instruction, draft.question, draft.short_answer):
+        return draft.rejected(STAGE, "answer in the instruction", f"{draft.short_answer[:80]!r}.", draft.instruction)
+    return draft
+
+
+def leaks(instruction: str, question: str, answer: str) -> bool:
+    """Whether the instruction says the answer more often than the question itself does ("left or right?")."""
+    said, asked, sought = words_of(instruction), words_of(question), words_of(answer)
+    if not sought:
+        return answer.strip() != "" and instruction.count(answer) > question.count(answer)
+    if len(sought) <= LONG_ANSWER:
+        return _occurrences(sought, said) > _occurrences(sought, asked)
+    runs = {tuple(sought[i : i + RUN]) for i in range(len(sought) - RUN + 1)}
+    runs -= {tuple(asked[i : i + RUN]) for i in range(len(asked) - RUN + 1)}
+    copied = runs & {tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)}
+    return len(copied) > COPIED * len(runs) if runs else False
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words; numbers up to twelve as digits, so that "Two" and "2" are the same."""
+    found = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+", text.lower())
+    return [str(NUMBERS.index(word)) if word in NUMBERS else word for word in found]
+
+
+def _occurrences(part: list[str], whole: list[str]) -> int:
+    return sum(whole[start : start + len(part)] == part for start in range(len(whole) - len(part) + 1))

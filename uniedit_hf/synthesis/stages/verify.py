@@ -1,0 +1,105 @@
+"""Whether the target is right: two judges, the pixels, and the text that is to be read in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from uniedit_hf.synthesis.calls.caller import Caller, NoAnswer
+from uniedit_hf.synthesis.calls.messages import Answer, ChatRequest, Picture
+from uniedit_hf.synthesis.ocr import TextReader, text_match
+from uniedit_hf.synthesis.prompt_texts import prompt
+from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.settings import Verify
+from uniedit_hf.synthesis.stages.edit import COPY
+
+
+STAGE = "verify"
+CELLS = 32  # pictures are compared in a grid of so many cells a side
+SAME = 12.0  # grey levels, on average over a cell and three channels
+CHANGED_AT_ALL = 0.998  # share of equal cells from which on an edit did nothing
+
+
+class Judgement(Answer):
+    reason: str
+    premise: bool
+    change: bool
+    rest: bool
+
+
+class Grade(Answer):
+    reason: str
+    quality: Literal[1, 2, 3, 4, 5]
+
+
+async def verify(
+    draft: Draft, judge: Caller | None, quality: Caller | None, reader: TextReader | None, settings: Verify
+) -> Draft | Rejection:
+    """The draft with its scores: the cheap looks first, then the judges, so that little is paid for what is wrong."""
+    if draft.editor == COPY:
+        return draft.with_(judge=COPY, scores={"preservation": 1.0})
+    scores: dict[str, float] = {}
+    if draft.canvas == "scene":
+        same = await asyncio.to_thread(unchanged_share, draft.image, draft.target)
+        if same >= CHANGED_AT_ALL:
+            return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the picture is as it was.")
+        if same < settings.min_unchanged:
+            return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the picture is as it was.")
+        scores["preservation"] = round(same, 4)
+    if reader is not None and draft.text is not None:
+        found = await reader.read(draft.target)
+        match = text_match(draft.text, found)
+        if match < settings.min_text_match:
+            detail = f"{match:.0%} of {draft.text[:80]!r} was found."
+            return draft.rejected(STAGE, "the text is not as asked", detail, found)
+        scores["instruction"] = round(match, 4)
+    judges = []
+    if judge is not None:
+        verdict = await judge.answer(_judge_request(draft))
+        if isinstance(verdict, NoAnswer):
+            return draft.rejected(STAGE, verdict.reason, verdict.detail, verdict.reply)
+        wrong = [name for name in ("premise", "change", "rest") if not getattr(verdict, name)]
+        if wrong:
+            reason = f"the judge found the {wrong[0]} wrong"
+            return draft.rejected(STAGE, reason, verdict.reason, verdict.model_dump_json())
+        scores["instruction"] = min(scores.get("instruction", 1.0), 1.0)
+        judges.append(judge.settings.model)
+    if quality is not None:
+        grade = await quality.answer(
+            ChatRequest(prompt("quality").text, "Grade this picture.", Grade, (draft.target,))
+        )
+        if isinstance(grade, NoAnswer):
+            return draft.rejected(STAGE, grade.reason, grade.detail, grade.reply)
+        if grade.quality < settings.min_quality:
+            return draft.rejected(
+                STAGE, "low quality", f"grade {grade.quality}: {grade.reason}", grade.model_dump_json()
+            )
+        scores["quality"] = float(grade.quality)
+        judges.append(quality.settings.model)
+    return draft.with_(judge=" ".join(dict.fromkeys(judges)) or None, scores=scores)
+
+
+def unchanged_share(source: Picture, target: Picture) -> float:
+    """The share of the picture, in cells of a grid, that is the same in both, whatever their sizes."""
+    first, second = (np.asarray(_small(picture), np.float32) for picture in (source, target))
+    apart = np.abs(first - second).reshape(CELLS, 4, CELLS, 4, 3).mean(axis=(1, 3, 4))
+    return float((apart <= SAME).mean())
+
+
+def _small(picture: Picture) -> Image.Image:
+    return picture.pixels().resize((CELLS * 4, CELLS * 4), Image.Resampling.BOX)
+
+
+def _judge_request(draft: Draft) -> ChatRequest:
+    asked = {
+        "instruction": draft.instruction,
+        "question": draft.question,
+        "answer": draft.short_answer,
+        "expected": draft.expected,
+    }
+    text = json.dumps(asked, ensure_ascii=False)
+    return ChatRequest(prompt("judge").text, text, Judgement, (draft.image, draft.target))
