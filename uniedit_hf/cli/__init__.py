@@ -19,6 +19,7 @@ from uniedit_hf import __version__
 # The words after `uniedit` -> what the command does. `dataset build` lives in dataset_build.py.
 COMMANDS = {
     "quickstart": "Go the whole way once on a laptop: make data, tune a small model, look at its edits.",
+    "synthesize": "Turn questions about pictures into verified intelligent edits.",
     "dataset build": "Turn a raw release into Parquet that load_dataset reads.",
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",
     "dataset publish": "Put a built data set on the Hub: card, resumable upload, tag.",

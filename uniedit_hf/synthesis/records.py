@@ -11,6 +11,9 @@ from uniedit_hf.schema import SCORES, stable_id
 from uniedit_hf.synthesis.calls.messages import Picture
 
 
+STAGES = ("source", "look", "duplicates", "classify", "balance", "instruct", "screen", "edit", "verify")
+
+
 @dataclass(frozen=True)
 class Record:
     """One edit, as the data set stores it. What is not known is None.

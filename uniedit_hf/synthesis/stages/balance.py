@@ -27,7 +27,8 @@ class Balance:
     """Lets drafts pass while there are places in their category.
 
     A rejected draft gives its place back. When it does must not depend on which calls happen to be faster, so each
-    decision counts exactly the outcomes of the drafts that passed at least `lag` places earlier, and waits for them.
+    decision counts exactly the outcomes of the drafts that came at least `lag` before, and waits for them. So the end,
+    when every place is taken by a finished record, is always at the same draft as well.
 
     Args:
         places: Records wanted of each category; None lets everything pass.
@@ -36,27 +37,21 @@ class Balance:
 
     def __init__(self, places: Mapping[str, int] | None, lag: int):
         self.places = None if places is None else Counter(places)
-        self.wanted = None if places is None else sum(places.values())
+        self.missing = 1 if places is None else sum(places.values())
         self.lag = lag
-        self.under_way: deque[tuple[str, asyncio.Future[bool]]] = deque()
+        self.under_way: deque[tuple[str, asyncio.Future[bool]] | None] = deque()
         self.futures: dict[tuple[int, int], asyncio.Future[bool]] = {}
-        self.kept = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether every place is taken by a record that is finished."""
-        return self.wanted is not None and self.kept >= self.wanted
+        self.end: tuple[int, int] | None = None
 
     async def __call__(self, draft: Draft) -> Draft | Rejection:
         if self.places is None:
             return draft
         if len(self.under_way) >= self.lag:
-            category, outcome = self.under_way.popleft()
-            if await outcome:
-                self.kept += 1
-            else:
-                self.places[category] += 1
+            await self._count(self.under_way.popleft())
+        if not self.missing and self.end is None:
+            self.end = draft.position
         if self.places[draft.category] < 1:
+            self.under_way.append(None)
             return draft.rejected(STAGE, "category is full", f"there are enough of {draft.category}.")
         self.places[draft.category] -= 1
         outcome = self.futures[draft.position] = asyncio.get_running_loop().create_future()
@@ -68,3 +63,12 @@ class Balance:
         outcome = self.futures.pop(result.position, None)
         if outcome is not None and not outcome.done():
             outcome.set_result(isinstance(result, Draft))
+
+    async def _count(self, entry: tuple[str, asyncio.Future[bool]] | None) -> None:
+        if entry is None:
+            return
+        category, outcome = entry
+        if await outcome:
+            self.missing -= 1
+        else:
+            self.places[category] += 1

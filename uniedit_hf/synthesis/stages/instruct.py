@@ -1,4 +1,4 @@
-"""Writes the instruction: a chat model sees the picture and is asked with the texts of the category and a drawn plan."""
+"""Writes the instruction: a chat model sees the picture and gets the texts of the category and a drawn plan."""
 
 from __future__ import annotations
 

@@ -1,0 +1,90 @@
+"""Shards as tasks of datatrove, on this machine, on Slurm or on Ray. datatrove hands out ranks; the stages, the cache
+and the files are those of the local engine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from datatrove.data import DocumentsPipeline
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from loguru import logger
+
+from uniedit_hf.synthesis.settings import BudgetSettings, Settings
+from uniedit_hf.synthesis.shard import make_shard
+
+
+class MakeShard(PipelineStep):
+    """Makes the shard of a rank; its place and counts are in its files, so nothing is handed on."""
+
+    name = "uniedit: make a shard"
+
+    def __init__(self, settings: str):
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        settings = Settings.model_validate_json(self.settings)
+        summary = make_shard(settings, rank, budget_of_shard(settings))
+        for name in ("records", "rejects"):
+            self.stat_update(name, value=summary[name])
+        yield from data or ()
+
+
+class Finish(PipelineStep):
+    """Merges the shards and writes the report."""
+
+    name = "uniedit: merge the shards"
+
+    def __init__(self, settings: str):
+        super().__init__()
+        self.settings = settings
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        from uniedit_hf.synthesis.run import finish
+
+        finish(Settings.model_validate_json(self.settings))
+        yield from data or ()
+
+
+def budget_of_shard(settings: Settings) -> BudgetSettings:
+    """An equal part of the budget: workers on several machines do not know what the others spend."""
+    budget, shards = settings.budget, settings.shards
+    return BudgetSettings(
+        calls=None if budget.calls is None else max(1, budget.calls // shards),
+        tokens=None if budget.tokens is None else max(1, budget.tokens // shards),
+        money=None if budget.money is None else budget.money / shards,
+    )
+
+
+def run_on_datatrove(settings: Settings) -> bool:
+    """Makes every shard.
+
+    Returns:
+        Whether the shards are there; Slurm makes them later and merges them itself.
+    """
+    engine, text = settings.engine, settings.model_dump_json()
+    logs = settings.output_dir.absolute() / "work" / "datatrove"
+    # Finished shards are known by our own files, so a rank whose files are gone is made again.
+    options: dict[str, Any] = {
+        "tasks": settings.shards,
+        "workers": engine.workers,
+        "logging_dir": str(logs),
+        "skip_completed": False,
+        **engine.arguments,
+    }
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING")
+    if engine.executor == "local":
+        LocalPipelineExecutor([MakeShard(text)], start_method="spawn", **options).run()
+        return True
+    if engine.executor == "ray":
+        from datatrove.executor import RayPipelineExecutor
+
+        RayPipelineExecutor([MakeShard(text)], **options).run()
+        return True
+    shards = SlurmPipelineExecutor([MakeShard(text)], **options)
+    last = options | {"tasks": 1, "workers": 1, "logging_dir": str(logs / "finish")}
+    SlurmPipelineExecutor([Finish(text)], depends=shards, **last).run()
+    return False

@@ -1,0 +1,110 @@
+"""What a run may cost, from the number of rows: an upper bound, as if no row were rejected before its last call."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from itertools import islice
+
+from uniedit_hf.synthesis.calls.budget import MILLION
+from uniedit_hf.synthesis.prompt_texts import prompt
+from uniedit_hf.synthesis.records import Draft
+from uniedit_hf.synthesis.settings import Settings
+from uniedit_hf.synthesis.sources.reading import count_source, read_source
+
+
+SAMPLE = 200  # rows that are really read, to see how many questions a row asks and how long they are
+LETTERS_PER_TOKEN = 4
+TOKENS_PER_PICTURE = 1000
+TOKENS_WRITTEN = {"classify": 40, "instruct": 250, "edit": 0, "judge": 90, "quality": 60}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Calls of one stage and what they may cost."""
+
+    stage: str
+    backend: str
+    model: str
+    calls: int
+    tokens: int
+    money: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run may cost.
+
+    Args:
+        rows: Of the source; None if it does not say.
+        questions: That they ask.
+        unusable: Share of the rows looked at that cannot be used.
+        lines: By stage.
+        kept: Replies that are in the folder already and cost nothing again.
+    """
+
+    rows: int | None
+    questions: int
+    unusable: float
+    lines: list[Line]
+    kept: int
+
+    def __str__(self) -> str:
+        rows = "an unknown number of" if self.rows is None else f"{self.rows:,}"
+        head = f"{rows} rows with about {self.questions:,} questions; {self.unusable:.0%} of the first are unusable."
+        table = [f"{'stage':10}{'backend':14}{'model':28}{'calls':>12}{'tokens':>16}{'cost':>12}"]
+        table += [
+            f"{x.stage:10}{x.backend:14}{x.model[:27]:28}{x.calls:12,}{x.tokens:16,}{x.money:12,.2f}"
+            for x in self.lines
+        ]
+        calls, tokens = (sum(getattr(x, name) for x in self.lines) for name in ("calls", "tokens"))
+        table.append(f"{'at most':52}{calls:12,}{tokens:16,}{sum(x.money for x in self.lines):12,.2f}")
+        notes = (
+            f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_PICTURE:,} tokens a picture, no rejections, no "
+            f"retries. {self.kept:,} replies are kept from before and are not paid again."
+        )
+        return "\n".join([head, *table, notes])
+
+
+def estimate(settings: Settings) -> Estimate:
+    """Reads a few rows, and counts the others.
+
+    Raises:
+        ValueError: The source cannot be read.
+    """
+    sample = list(islice(read_source(settings.source), SAMPLE))
+    drafts = [row for _, row in sample if isinstance(row, Draft)]
+    rows = count_source(settings.source)
+    read = sample[-1][0] if sample else 0
+    questions = round(len(sample) * (rows if rows is not None else read) / read) if read else 0
+    letters = sum(len(d.question) + len(d.answer) for d in drafts) / len(drafts) if drafts else 0
+    edits = min(questions, settings.balance.size or questions)
+    named = sum(draft.category is not None for draft in drafts) / len(drafts) if drafts else 0
+    stages = (
+        ("classify", settings.classify and settings.classify.backend, round(questions * (1 - named)), 0, "classify"),
+        ("instruct", settings.instruct.backend, edits, 1, "instruct"),
+        ("edit", settings.edit.backend, edits, 1, "edit"),
+        ("judge", settings.verify.judge, edits, 2, "judge"),
+        ("quality", settings.verify.quality, edits, 1, "quality"),
+    )
+    lines = []
+    for stage, backend, calls, pictures, text in stages:
+        if backend in settings.backends:
+            read_tokens = (len(prompt(text).text) + letters) / LETTERS_PER_TOKEN + pictures * TOKENS_PER_PICTURE
+            price, written = settings.backends[backend].price, TOKENS_WRITTEN[stage]
+            money = 0.0
+            if price is not None:
+                money = (read_tokens * price.tokens_in + written * price.tokens_out) / MILLION
+                money += price.picture if stage == "edit" else 0.0
+            tokens = round(calls * (read_tokens + written))
+            lines.append(Line(stage, backend, settings.backends[backend].model, calls, tokens, calls * money))
+    return Estimate(rows, questions, 1 - len(drafts) / len(sample) if sample else 0.0, lines, _kept(settings))
+
+
+def _kept(settings: Settings) -> int:
+    count = 0
+    for file in (settings.output_dir / "work" / "calls").glob("*.sqlite"):
+        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+        count += connection.execute("SELECT COUNT(*) FROM reply WHERE backend <> 'ocr'").fetchone()[0]
+        connection.close()
+    return count

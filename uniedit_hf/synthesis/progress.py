@@ -1,0 +1,62 @@
+"""What a run shows while it goes: rows with the time that is left, each stage, and each backend with its cost."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+
+from tqdm.auto import tqdm
+
+from uniedit_hf.synthesis.calls.budget import Budget
+from uniedit_hf.synthesis.calls.caller import Caller
+from uniedit_hf.synthesis.flow import Passed
+
+
+SECONDS = 0.5
+SECONDS_IN_A_LOG = 30.0
+
+
+class Progress:
+    """Bars on a terminal; elsewhere a line now and then.
+
+    Args:
+        title: What is being made.
+        total: Rows of the source, if known.
+    """
+
+    def __init__(self, title: str, total: int | None):
+        self.read = 0
+        self.live = sys.stderr.isatty()
+        every = SECONDS if self.live else SECONDS_IN_A_LOG
+        self.bar = tqdm(total=total, desc=title, unit=" rows", mininterval=every, maxinterval=every, leave=True)
+        self.lines: dict[str, tqdm] = {}
+
+    async def watch(self, stages: Mapping[str, Passed], callers: Mapping[str, Caller], budget: Budget) -> None:
+        """Shows the counts until it is cancelled."""
+        while True:
+            self.show(stages, callers, budget)
+            await asyncio.sleep(SECONDS)
+
+    def show(self, stages: Mapping[str, Passed], callers: Mapping[str, Caller], budget: Budget) -> None:
+        self.bar.update(self.read - self.bar.n)
+        calls = sum(caller.made for caller in callers.values())
+        self.bar.set_postfix_str(f"{calls:,} calls, {budget.tokens:,} tokens, {budget.money:.2f} spent", refresh=False)
+        if not self.live:
+            return
+        for name, passed in stages.items():
+            self._line(name, f"  {name:12} {passed.given:>9,} rows {sum(passed.rejected.values()):>9,} rejected")
+        for name, caller in callers.items():
+            busy = caller.settings.concurrency - caller.slots._value
+            self._line(
+                f"backend {name}", f"  {name:12} {caller.made:>9,} calls {caller.cached:>9,} kept {busy:>4} in flight"
+            )
+
+    def close(self) -> None:
+        for bar in (*self.lines.values(), self.bar):
+            bar.close()
+
+    def _line(self, name: str, text: str) -> None:
+        if name not in self.lines:
+            self.lines[name] = tqdm(bar_format="{desc}", position=len(self.lines) + 1, leave=False)
+        self.lines[name].set_description_str(text)

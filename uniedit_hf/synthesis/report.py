@@ -1,0 +1,97 @@
+"""The page that shows a run, and the same as JSON. The page is one file: pictures are inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from uniedit_hf.schema import TASK_CATEGORIES
+from uniedit_hf.synthesis.calls.messages import Picture
+from uniedit_hf.synthesis.merging import Merged
+from uniedit_hf.synthesis.records import variant_choices
+from uniedit_hf.synthesis.settings import Settings
+
+
+THUMBNAIL = 256
+MOST_REJECTED_EXAMPLES = 30
+SPENT = ("calls", "tokens", "money", "made", "kept")
+
+
+def write_report(merged: Merged, settings: Settings) -> Path:
+    """Writes `report.json` and `report.html` and returns the path of the page."""
+    counts = merged.counts
+    facts = {
+        "records": counts.records,
+        "rejects": counts.rejects,
+        "not_reached": sum(summary["not_reached"] for summary in merged.summaries),
+        "rows_read": max((summary["read"] for summary in merged.summaries), default=0),
+        "stopped": merged.stopped,
+        "stages": counts.stages(),
+        "counts": {name: dict(counter.most_common()) for name, counter in counts.by_column.items()},
+        "rejections": [
+            {"stage": stage, "reason": reason, "rows": number}
+            for (stage, reason), number in counts.by_reason.most_common()
+        ],
+        "backends": _backends(merged, settings),
+        "settings": json.loads(settings.model_dump_json()),
+    }
+    output_dir = settings.output_dir
+    (output_dir / "report.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("uniedit_hf.synthesis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        **facts,
+        examples=[_example(row) for row in _spread(counts.examples, settings.export.examples)],
+        rejected=list(counts.rejected_examples.values())[:MOST_REJECTED_EXAMPLES],
+    )
+    path = output_dir / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _backends(merged: Merged, settings: Settings) -> list[dict[str, Any]]:
+    """Calls, tokens and money of each backend over all shards and all runs; what this run made and had kept."""
+    names = list(dict.fromkeys(name for summary in merged.summaries for name in summary["backends"]))
+    table = []
+    for name in names:
+        parts = [summary["backends"][name] for summary in merged.summaries if name in summary["backends"]]
+        sums = {column: sum(part[column] for part in parts) for column in SPENT}
+        table.append({"name": name, "model": settings.backends[name].model, **sums})
+    return table
+
+
+def _spread(rows: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """So many of the rows, one category in turn with another."""
+    by_category: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_category.setdefault(row["task_category"], []).append(row)
+    turns = [each for _, each in sorted(by_category.items())]
+    deep = max(map(len, turns), default=0)
+    return [each[depth] for depth in range(deep) for each in turns if depth < len(each)][:number]
+
+
+def _example(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "category": TASK_CATEGORIES[row["task_category"]],
+        "choices": variant_choices(row["variant"] or ""),
+        "scores": {name: score for name, score in row["scores"].items() if score is not None},
+        **{name: row[name] for name in ("instruction", "question", "answer", "source_size", "target_size")},
+        "source": _thumbnail(row["source_image"]["bytes"]),
+        "target": _thumbnail(row["target_image"]["bytes"]),
+    }
+
+
+def _thumbnail(data: bytes) -> str:
+    """A small picture as text that a page can hold."""
+    image = Picture(data).pixels()
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

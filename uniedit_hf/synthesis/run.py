@@ -1,0 +1,83 @@
+"""A whole run: every shard, one set of them, and the report."""
+
+from __future__ import annotations
+
+import json
+
+from uniedit_hf.synthesis.calls.cache import Spent
+from uniedit_hf.synthesis.merging import Merged, merge
+from uniedit_hf.synthesis.report import write_report
+from uniedit_hf.synthesis.settings import Settings
+from uniedit_hf.synthesis.shard import make_shard
+from uniedit_hf.synthesis.shard_files import ShardFiles, fingerprint
+
+
+def run(settings: Settings) -> Merged | None:
+    """Makes the set of edits that the settings describe, or goes on with it.
+
+    Returns:
+        What came of it; None if Slurm makes it later.
+
+    Raises:
+        ValueError: The source cannot be read, a backend cannot answer, or the folder holds another run.
+    """
+    _check_folder(settings)
+    if settings.engine.kind == "datatrove":
+        try:
+            from uniedit_hf.synthesis.datatrove_engine import run_on_datatrove
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f'The engine datatrove needs the package {error.name}: run `pip install "uniedit_hf[datatrove]"`.'
+            ) from error
+        if not run_on_datatrove(settings):
+            return None
+        _check_shards(settings)
+    else:
+        for number in range(settings.shards):
+            make_shard(settings, number, earlier=_spent_by_others(settings, number))
+    return finish(settings)
+
+
+def finish(settings: Settings) -> Merged:
+    """Merges the shards and writes the report beside the set."""
+    merged = merge(settings)
+    write_report(merged, settings)
+    return merged
+
+
+def _check_folder(settings: Settings) -> None:
+    """Keeps the number of shards in the folder, or compares it with the one that is there."""
+    plan = settings.output_dir / "work" / "plan.json"
+    if not plan.exists():
+        if settings.output_dir.exists() and any(settings.output_dir.iterdir()):
+            raise ValueError(f"{settings.output_dir} holds files of another origin: choose an empty output_dir.")
+        plan.parent.mkdir(parents=True)
+        plan.write_text(json.dumps({"shards": settings.shards}), encoding="utf-8")
+        return
+    shards = json.loads(plan.read_text(encoding="utf-8"))["shards"]
+    if shards != settings.shards:
+        raise ValueError(
+            f"{settings.output_dir} holds a run with {shards} shards, the settings say {settings.shards}: choose "
+            f"another output_dir, or set shards: {shards}."
+        )
+
+
+def _spent_by_others(settings: Settings, number: int) -> list[Spent]:
+    """What the calls of all other shards have cost."""
+    spent = []
+    for other in range(settings.shards):
+        summary = ShardFiles(settings.output_dir, other).read_summary() if other != number else None
+        for each in (summary or {"backends": {}})["backends"].values():
+            spent.append(Spent(each["calls"], each["tokens"], each["money"]))
+    return spent
+
+
+def _check_shards(settings: Settings) -> None:
+    """Raises RuntimeError for a shard that an engine says it made and did not: the engine's word is not enough."""
+    for number in range(settings.shards):
+        summary = ShardFiles(settings.output_dir, number).read_summary()
+        if summary is None or summary["fingerprint"] != fingerprint(settings):
+            raise RuntimeError(
+                f"Shard {number} was not made; see the logs in {settings.output_dir / 'work' / 'datatrove'} and start "
+                "again: what has been answered is kept."
+            )

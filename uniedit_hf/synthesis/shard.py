@@ -1,0 +1,209 @@
+"""Makes one shard: its rows flow from the source through every stage into files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Any
+
+from uniedit_hf.randomness import python_random
+from uniedit_hf.synthesis.backends.making import make_backend
+from uniedit_hf.synthesis.calls.budget import Budget, BudgetReached
+from uniedit_hf.synthesis.calls.cache import CallCache, Spent
+from uniedit_hf.synthesis.calls.caller import Caller
+from uniedit_hf.synthesis.flow import Passed, Result, at_once, in_turn
+from uniedit_hf.synthesis.ocr import TextReader
+from uniedit_hf.synthesis.progress import Progress
+from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.rules import classify_by_rules, draw_exactly, read_back
+from uniedit_hf.synthesis.settings import BudgetSettings, Settings
+from uniedit_hf.synthesis.shard_files import ShardFiles, ShardWriter, fingerprint
+from uniedit_hf.synthesis.sources.reading import count_source, read_source
+from uniedit_hf.synthesis.stages.balance import Balance, quotas
+from uniedit_hf.synthesis.stages.classify import classify
+from uniedit_hf.synthesis.stages.duplicates import SeenBefore
+from uniedit_hf.synthesis.stages.edit import edit
+from uniedit_hf.synthesis.stages.instruct import instruct, instruct_by_rules
+from uniedit_hf.synthesis.stages.look import Look
+from uniedit_hf.synthesis.stages.screen import screen
+from uniedit_hf.synthesis.stages.verify import verify
+
+
+NOT_REACHED = "not reached"
+
+
+def make_shard(
+    settings: Settings, number: int, budget: BudgetSettings | None = None, earlier: Sequence[Spent] = ()
+) -> dict[str, Any]:
+    """Makes a shard, or goes on with it; a finished one is left as it is.
+
+    Args:
+        settings: Of the run.
+        number: Of the shard.
+        budget: What may be spent; the run's by default.
+        earlier: What has been spent of it by other shards.
+
+    Returns:
+        The summary of the shard.
+
+    Raises:
+        ValueError: The source cannot be read, a backend cannot answer, or another run uses the folder.
+    """
+    files = ShardFiles(settings.output_dir, number)
+    summary = files.read_summary()
+    if summary is not None and summary["complete"] and summary["fingerprint"] == fingerprint(settings):
+        return summary
+    return asyncio.run(Shard(settings, number, budget or settings.budget, earlier).make(files))
+
+
+class Shard:
+    """The stages of one shard and what they share."""
+
+    def __init__(self, settings: Settings, number: int, budget: BudgetSettings, earlier: Sequence[Spent]):
+        self.settings, self.number = settings, number
+        self.limits, self.earlier = budget, earlier
+        self.stopped: str | None = None
+        self.passed: dict[str, Passed] = {}
+        places = None
+        if settings.balance.size is not None:
+            of_shard = quotas(settings.balance.size, dict.fromkeys(range(settings.shards), 1.0))[number]
+            places = quotas(of_shard, settings.balance.weights)
+        self.balance = Balance(places, lag=2 * settings.window + 8)
+
+    async def make(self, files: ShardFiles) -> dict[str, Any]:
+        settings, work = self.settings, self.settings.output_dir / "work"
+        async with AsyncExitStack() as closing:
+            cache = CallCache(work / "calls" / f"{self.number:05d}.sqlite", work / "pictures")
+            closing.callback(cache.close)
+            spent = cache.spent()
+            of_backends = [spent[name] for name in spent if name in settings.backends]  # reading text costs nothing
+            self.budget = Budget(self.limits, [*of_backends, *self.earlier])
+            self.callers = {}
+            for name in self._used():
+                backend = make_backend(name, settings.backends[name])
+                closing.push_async_callback(backend.close)
+                self.callers[name] = Caller(name, backend, settings.backends[name], cache, self.budget)
+            self.reader = TextReader(cache) if settings.verify.ocr else None
+            seen = SeenBefore(work / "seen" / f"{self.number:05d}.sqlite", settings.screen.similarity)
+            closing.callback(seen.close)
+            title = f"Shard {self.number + 1} of {settings.shards}" if settings.shards > 1 else "Synthesis"
+            self.progress = Progress(title, count_source(settings.source))
+            closing.callback(self.progress.close)
+            watching = asyncio.create_task(self.progress.watch(self.passed, self.callers, self.budget))
+            closing.push_async_callback(_cancel, watching)
+            return await self._write(self._flow(seen), files, cache)
+
+    def _flow(self, seen: SeenBefore) -> AsyncGenerator[Result]:
+        """Every stage behind the one before it: those that look back take one row at a time, the others many."""
+        settings, window = self.settings, self.settings.window
+        rows = self._source()
+        rows = at_once(rows, Look(settings.decontaminate), window, self._counted("look"))
+        rows = in_turn(rows, seen.question, self._counted("duplicates"))
+        rows = at_once(rows, self._until_spent(self._classify), window, self._counted("classify"))
+        rows = in_turn(rows, self.balance, self._counted("balance"))
+        rows = at_once(rows, self._until_spent(self._instruct), window, self._counted("instruct"))
+        rows = in_turn(rows, seen.instruction, self._counted("screen"))
+        return at_once(rows, self._until_spent(self._draw), window, self._counted("edit, verify"))
+
+    async def _source(self) -> AsyncGenerator[Result]:
+        for read, row in read_source(self.settings.source, self.number, self.settings.shards):
+            if self.balance.end is not None or self.stopped is not None:
+                return
+            yield row
+            self.progress.read = read
+
+    async def _classify(self, draft: Draft) -> Result:
+        section, seed = self.settings.classify, self.settings.seed
+        if section is not None and section.backend == "rules":
+            weights = self.settings.balance.weights
+            return classify_by_rules(draft, weights, python_random(seed, draft.id, "category"))
+        return await classify(draft, None if section is None else self.callers[section.backend])
+
+    async def _instruct(self, draft: Draft) -> Result:
+        settings = self.settings
+        if settings.instruct.backend == "rules":
+            return instruct_by_rules(draft, settings.instruct, settings.seed)
+        caller = self.callers[settings.instruct.backend]
+        written = await instruct(draft, caller, settings.instruct, settings.seed)
+        return screen(written, settings.screen) if isinstance(written, Draft) else written
+
+    async def _draw(self, draft: Draft) -> Result:
+        section, settings = self.settings.verify, self.settings
+        if settings.edit.backend == "exact":
+            drawn = draw_exactly(draft)
+        else:
+            drawn = await edit(draft, self.callers[settings.edit.backend], settings.edit, settings.seed)
+        if isinstance(drawn, Rejection):
+            return drawn
+        if section.judge == "rules":
+            return read_back(drawn)
+        judge, quality = (self.callers.get(name) for name in (section.judge, section.quality))
+        return await verify(drawn, judge, quality, self.reader, section)
+
+    async def _write(self, rows: AsyncGenerator[Result], files: ShardFiles, cache: CallCache) -> dict[str, Any]:
+        writer, not_reached, count = ShardWriter(files), 0, 0
+        async for result in rows:
+            count += 1
+            self.balance.finish(result)
+            if self.balance.end is not None and result.position >= self.balance.end:
+                continue  # read ahead of what turned out to be the end
+            if isinstance(result, Rejection) and result.stage == NOT_REACHED:
+                not_reached += 1
+            else:
+                writer.write(result)
+        _check_counts(self.passed, count)
+        self.progress.show(self.passed, self.callers, self.budget)
+        spent = cache.spent()
+        summary = {
+            "complete": self.stopped is None,
+            "fingerprint": fingerprint(self.settings),
+            "stopped": self.stopped,
+            "read": self.progress.read,
+            "records": writer.num_records,
+            "rejects": writer.num_rejects,
+            "not_reached": not_reached,
+            "backends": {
+                name: {"made": caller.made, "kept": caller.cached, **vars(spent.get(name, Spent()))}
+                for name, caller in self.callers.items()
+            },
+        }
+        writer.close(summary)
+        return summary
+
+    def _used(self) -> list[str]:
+        settings = self.settings
+        sections = (settings.classify, settings.instruct, settings.edit)
+        names = [*(section.backend for section in sections if section), settings.verify.judge, settings.verify.quality]
+        return [name for name in dict.fromkeys(names) if name in settings.backends]
+
+    def _counted(self, name: str) -> Passed:
+        return self.passed.setdefault(name, Passed())
+
+    def _until_spent(self, work: Callable[[Draft], Awaitable[Result]]) -> Callable[[Draft], Awaitable[Result]]:
+        return partial(self._run_until_spent, work)
+
+    async def _run_until_spent(self, work: Callable[[Draft], Awaitable[Result]], draft: Draft) -> Result:
+        try:
+            return await work(draft)
+        except BudgetReached as reached:
+            self.stopped = str(reached)
+            return draft.rejected(NOT_REACHED, "the budget is spent")
+
+
+def _check_counts(passed: dict[str, Passed], written: int) -> None:
+    """Raises RuntimeError if a stage gave fewer or more rows than it or the stage before it took."""
+    before = None
+    for name, counts in passed.items():
+        if counts.taken != counts.given or before not in (None, counts.taken):
+            raise RuntimeError(f"The stage {name} took {counts.taken} rows of {before} and gave {counts.given}.")
+        before = counts.given
+    if before != written:
+        raise RuntimeError(f"{before} rows came out of the last stage, and {written} were written.")
+
+
+async def _cancel(task: asyncio.Task) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
