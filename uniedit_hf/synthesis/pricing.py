@@ -60,7 +60,7 @@ class Estimate:
         calls, tokens = (sum(getattr(x, name) for x in self.lines) for name in ("calls", "tokens"))
         table.append(f"{'at most':52}{calls:12,}{tokens:16,}{sum(x.money for x in self.lines):12,.2f}")
         notes = (
-            f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_PICTURE:,} tokens a picture, no rejections, no "
+            f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_PICTURE:,} tokens a picture, no rejections or "
             f"retries. {self.kept:,} replies are kept from before and are not paid again."
         )
         return "\n".join([head, *table, notes])

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from uniedit_hf.images import image_size, open_image
+
+
+# Bytes below which working on a picture takes less time than handing it to another thread.
+SMALL = 32 * 1024
+Value = TypeVar("Value")
 
 
 class Picture:
@@ -47,6 +55,13 @@ class Picture:
         if longest_side is not None and max(image.size) > longest_side:
             image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
         return encoded(image)
+
+
+async def off_loop(work: Callable[..., Value], *pictures: Picture) -> Value:
+    """`work(*pictures)`, in a thread if the pictures are large, so that calls in flight do not wait for it."""
+    if sum(len(picture.data) for picture in pictures) <= SMALL:
+        return work(*pictures)
+    return await asyncio.to_thread(work, *pictures)
 
 
 def encoded(image: Image.Image) -> bytes:

@@ -27,6 +27,9 @@ CREATE TABLE instruction (picture BLOB, text TEXT);
 CREATE INDEX instruction_of_picture ON instruction (picture);
 """
 
+# A picture that thousands of rows ask about must not make every one of them slow.
+LATEST = "SELECT text FROM instruction WHERE picture = ? ORDER BY rowid DESC LIMIT 200"
+
 
 class SeenBefore:
     """Keeps what came and drops what comes again. It begins empty: a run that goes on fills it anew in the same order.
@@ -57,10 +60,10 @@ class SeenBefore:
         return draft
 
     def instruction(self, draft: Draft) -> Draft | Rejection:
-        """The draft, unless an instruction of nearly the same words was written for its picture."""
+        """The draft, unless one of the latest instructions for its picture has nearly the same words."""
         words = set(re.findall(r"\w+", draft.instruction.lower()))
         picture = draft.hashes[0]
-        for (text,) in self._run("SELECT text FROM instruction WHERE picture = ?", picture):
+        for (text,) in self._run(LATEST, picture):
             others = set(text.split())
             common = len(words & others)
             if common >= self.similarity * (len(words) + len(others) - common):

@@ -8,7 +8,7 @@ from string import Template
 from uniedit_hf.images import ImageError
 from uniedit_hf.randomness import derive_seed
 from uniedit_hf.synthesis.calls.caller import Caller
-from uniedit_hf.synthesis.calls.messages import EditRequest, Picture, RowFailure, encoded
+from uniedit_hf.synthesis.calls.messages import EditRequest, Picture, RowFailure, encoded, off_loop
 from uniedit_hf.synthesis.geometry import fitted, size_to_ask
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
@@ -33,7 +33,7 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
     if reply.refusal is not None:
         return draft.rejected(STAGE, "the editor refused", reply.refusal)
     try:
-        result = await asyncio.to_thread(reply.picture.pixels)
+        result = await off_loop(Picture.pixels, reply.picture)
     except ImageError as error:
         return draft.rejected(STAGE, "the editor gave no picture", str(error))
     drawn, target, resized = result.size, reply.picture, "none"

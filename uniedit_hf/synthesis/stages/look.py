@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import lru_cache
 
 import numpy as np
@@ -16,14 +15,12 @@ from uniedit_hf.release.decontamination import (
     read_benchmarks,
     tells_apart,
 )
-from uniedit_hf.synthesis.calls.messages import Picture
+from uniedit_hf.synthesis.calls.messages import Picture, off_loop
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import BenchmarkDataset, Decontaminate
 
 
 STAGE = "look"
-# Decoding a small picture takes less time than handing it to another thread.
-SMALL = 32 * 1024
 
 
 class Look:
@@ -38,9 +35,7 @@ class Look:
     async def __call__(self, draft: Draft) -> Draft | Rejection:
         picture = draft.image
         try:
-            hashes, match = (
-                self.seen(picture) if len(picture.data) <= SMALL else await asyncio.to_thread(self.seen, picture)
-            )
+            hashes, match = await off_loop(self.seen, picture)
         except ImageError as error:
             return draft.rejected(STAGE, "unusable image", str(error))
         if match is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Literal
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from uniedit_hf.synthesis.calls.caller import Caller, NoAnswer
-from uniedit_hf.synthesis.calls.messages import Answer, ChatRequest, Picture
+from uniedit_hf.synthesis.calls.messages import Answer, ChatRequest, Picture, off_loop
 from uniedit_hf.synthesis.ocr import TextReader, text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
@@ -44,7 +43,7 @@ async def verify(
         return draft.with_(judge=COPY, scores={"preservation": 1.0})
     scores: dict[str, float] = {}
     if draft.canvas == "scene":
-        same = await asyncio.to_thread(unchanged_share, draft.image, draft.target)
+        same = await off_loop(unchanged_share, draft.image, draft.target)
         if same >= CHANGED_AT_ALL:
             return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the picture is as it was.")
         if same < settings.min_unchanged:
