@@ -1,5 +1,6 @@
 """A small server for tests that answers for chat models, editors and judges over real HTTP, and fails in every way
-that servers fail. It speaks OpenAI's chat completions and `images.edit`, Gemini's `generateContent`, and our `http_editor`.
+that servers fail. It speaks OpenAI's chat completions and `images.edit`, Gemini's `generateContent`, and our own
+`http_editor`.
 
 What it answers, and whether the first attempt at it fails, depends on the request alone, so two runs get the same.
 """

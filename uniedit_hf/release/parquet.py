@@ -39,7 +39,12 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
         How many rows there were.
     """
     features = row_features()
-    schema = arrow_schema(features)
+    return write_encoded_rows((features.encode_example(row) for row in rows), path)
+
+
+def write_encoded_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
+    """`write_rows` for rows as they stand in Parquet: categories as numbers, pictures as bytes and path."""
+    schema = arrow_schema(row_features())
     small = [field.name for field in schema if field.name not in IMAGES]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
@@ -52,8 +57,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
         use_content_defined_chunking=CONTENT_DEFINED_CHUNKS,
     ) as writer:
         for group in _groups(rows):
-            encoded = [features.encode_example(row) for row in group]
-            writer.write_table(pa.Table.from_pylist(encoded, schema), row_group_size=ROWS_PER_GROUP)
+            writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=ROWS_PER_GROUP)
             count += len(group)
     unfinished.replace(path)
     return count

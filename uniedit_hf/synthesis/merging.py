@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uniedit_hf.release.parquet import write_rows
+from uniedit_hf.release.parquet import write_encoded_rows
 from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.official import OfficialWriter
 from uniedit_hf.synthesis.records import Draft, Rejection
@@ -136,7 +136,7 @@ def _write_dataset(rows: Iterator[dict[str, Any]], folder: Path, rows_per_file: 
     written = []
     for first in rows:
         written.append(folder / f"{len(written)}.parquet")
-        write_rows(chain([first], islice(rows, rows_per_file - 1)), written[-1])
+        write_encoded_rows(chain([first], islice(rows, rows_per_file - 1)), written[-1])
     for number, path in enumerate(written):
         path.rename(folder / f"train-{number:05d}-of-{len(written):05d}.parquet")
 

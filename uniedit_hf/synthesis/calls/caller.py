@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from uniedit_hf.synthesis.calls.budget import Budget, price_of
 from uniedit_hf.synthesis.calls.cache import CallCache
@@ -124,22 +123,20 @@ class Caller:
         return reply
 
     async def _retried(self, request: ChatRequest | EditRequest) -> Reply:
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.settings.attempts),
-            retry=retry_if_exception_type(PassingFailure),
-            wait=self._wait,
-            reraise=True,
-        )
-        try:
-            return await retrying(self._paced, request)
-        except PassingFailure as failure:
-            self.failures += 1
-            if self.failures >= FAILURES_IN_A_ROW:
-                raise BackendError(
-                    f"The backend {self.name} failed {self.failures} rows in a row, the last with {failure}; see "
-                    "whether its server is up, then start again: what has been answered is kept."
-                ) from failure
-            raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {failure}") from failure
+        for attempt in range(self.settings.attempts):
+            try:
+                return await self._paced(request)
+            except PassingFailure as failure:
+                last = failure
+            if attempt + 1 < self.settings.attempts:
+                await asyncio.sleep(self._wait(attempt, last))
+        self.failures += 1
+        if self.failures >= FAILURES_IN_A_ROW:
+            raise BackendError(
+                f"The backend {self.name} failed {self.failures} rows in a row, the last with {last}; see whether its "
+                "server is up, then start again: what has been answered is kept."
+            ) from last
+        raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {last}") from last
 
     async def _paced(self, request: ChatRequest | EditRequest) -> Reply:
         if self.settings.requests_per_minute is not None:
@@ -149,11 +146,10 @@ class Caller:
             await asyncio.sleep(start - now)
         return await self.backend.reply(request)
 
-    def _wait(self, state: RetryCallState) -> float:
+    def _wait(self, attempt: int, failure: PassingFailure) -> float:
         """Seconds before the next attempt: doubling, with chance, and what the server asked for at least."""
-        doubled = self.settings.first_wait * 2 ** (state.attempt_number - 1)
-        asked = state.outcome.exception().wait
-        return min(max(doubled * random.uniform(0.5, 1.0), asked), LONGEST_WAIT)
+        doubled = self.settings.first_wait * 2**attempt * random.uniform(0.5, 1.0)
+        return min(max(doubled, failure.wait), LONGEST_WAIT)
 
 
 def without_fence(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,7 +44,9 @@ class Picture:
 
     def pixels(self) -> Image.Image:
         """The picture decoded, upright, RGB. Raises `ImageError`."""
-        return open_image(self.data)
+        image = open_image(self.data)
+        self.__dict__.setdefault("size", image.size)  # or the header would be read once more
+        return image
 
     def png(self, longest_side: int | None = None) -> bytes:
         """The picture as PNG, made smaller if a side is longer than `longest_side` pixels."""
@@ -96,9 +97,10 @@ class ChatRequest:
     attempt: int = 0
 
     @property
-    def content(self) -> tuple:
+    def content(self) -> tuple[str, ...]:
         """What decides the reply."""
-        return ("chat", self.system, self.text, self.answer.__name__, self.attempt, [p.sha256 for p in self.pictures])
+        form = self.answer.__name__
+        return ("chat", self.system, self.text, form, str(self.attempt), *(each.sha256 for each in self.pictures))
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ class EditRequest:
     seed: int
 
     @property
-    def content(self) -> tuple:
+    def content(self) -> tuple[str, ...]:
         """What decides the reply."""
-        return ("edit", self.prompt, self.size, self.seed, self.picture.sha256)
+        return ("edit", self.prompt, str(self.size), str(self.seed), self.picture.sha256)
 
 
 @dataclass(frozen=True)
@@ -167,5 +169,8 @@ class BackendError(ValueError):
 
 def request_key(parameters: str, request: ChatRequest | EditRequest) -> bytes:
     """32 bytes that depend on model, parameters, prompt and pictures, and on nothing else."""
-    content = json.dumps([parameters, request.content], ensure_ascii=False)
-    return hashlib.sha256(content.encode(errors="surrogatepass")).digest()
+    digest = hashlib.sha256()
+    for part in (parameters, *request.content):
+        encoded_part = part.encode(errors="surrogatepass")
+        digest.update(len(encoded_part).to_bytes(8, "big") + encoded_part)
+    return digest.digest()
