@@ -1,0 +1,222 @@
+"""Whole runs over real HTTP: nothing is lost, nothing is paid twice, and being killed changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+
+import pytest
+from datasets import load_dataset
+from model_server import Behaviour, ModelServer
+from synthesis_runs import CHAT, EDITOR, finish, kill_when_answered, result_of, settings_for, start, write_settings
+
+from uniedit_hf.dataset_builder.uniedit_148k import UniEdit148k
+from uniedit_hf.release.build import build
+from uniedit_hf.schema import row_features
+from uniedit_hf.synthesis.run import run
+from uniedit_hf.synthesis.settings import settings_from
+
+
+ROWS = 120
+KEY = "sk-test-0123456789abcdef"
+FAILING = Behaviour(faults=0.08, others=0.04, slow=0.02)
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def key():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_MODEL_KEY", KEY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(key):
+    with ModelServer(FAILING) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """A run that nothing interrupts, and what the server saw of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    merged = run(settings_from(with_key(settings_for(server, folder / "out", ROWS, export={"official": True})), "it"))
+    return folder / "out", merged, server.calls, server.repeated
+
+
+def with_key(settings: dict) -> dict:
+    for backend in settings["backends"].values():
+        backend["api_key_env"] = "TEST_MODEL_KEY"
+    return settings
+
+
+def test_every_row_is_exported_or_rejected_with_a_reason(whole, server):
+    output_dir, merged, _, _ = whole
+    rows, rejects = result_of(output_dir)
+    assert len(rows) == merged.counts.records > ROWS / 4
+    assert len(rows) + len(rejects) == ROWS
+    assert all(reject["reason"] and reject["stage"] for reject in rejects)
+    places = [reject["row"] for reject in rejects]
+    assert places == sorted(places) and len(set(places)) == len(places)
+    assert len({row[0] for row in rows}) == len(rows)
+    assert {fault for fault in server.struck if server.struck[fault]} >= {"busy", "broken", "cut", "malformed"}
+
+
+def test_calls_in_flight_are_bounded(whole, server):
+    assert 2 < server.most_in_flight <= CHAT + EDITOR
+
+
+def test_no_call_is_made_twice(whole):
+    _, _, calls, repeated = whole
+    assert repeated == 0 and calls > ROWS
+
+
+def test_the_set_loads(whole, tmp_path):
+    output_dir, merged, _, _ = whole
+    data = load_dataset(str(output_dir / "dataset"), split="train", cache_dir=str(tmp_path))
+    assert data.features == row_features() and len(data) == merged.counts.records
+    for row in data:
+        assert row["source_image"].size == tuple(row["source_size"])
+        assert row["target_image"].size == tuple(row["target_size"])
+        assert row["variant"].count("=") > 3 and "depth=" in row["variant"]
+
+
+def test_the_official_export_is_read_back_to_the_same_rows(whole, tmp_path):
+    output_dir, merged, _, _ = whole
+    report = build(output_dir / "official", tmp_path / "built")
+    assert report.faults == [] and report.rows == {"148k/train": merged.counts.records}
+    ours = load_dataset(str(output_dir / "dataset"), split="train", cache_dir=str(tmp_path / "a")).with_format("arrow")
+    theirs = load_dataset(str(tmp_path / "built"), "148k", split="train", cache_dir=str(tmp_path / "b"))
+    columns = ("instruction", "task_category", "question", "answer", "source", "source_size", "target_size")
+    ours, theirs = ours[:], theirs.with_format("arrow")[:]
+    for name in columns:
+        assert ours[name].to_pylist() == theirs[name].to_pylist(), name
+    for name in ("source_image", "target_image"):
+        assert [x["bytes"] for x in ours[name].to_pylist()] == [x["bytes"] for x in theirs[name].to_pylist()]
+    assert [x["quality"] for x in ours["scores"].to_pylist()] == [x["quality"] for x in theirs["scores"].to_pylist()]
+    builder = UniEdit148k(data_dir=str(output_dir / "official"), cache_dir=str(tmp_path / "c"))
+    assert builder.release.unplaced == []
+
+
+def test_the_report_accounts_for_every_row(whole):
+    output_dir, merged, calls, _ = whole
+    report = json.loads((output_dir / "report.json").read_text())
+    assert report["stages"][0]["taken"] == ROWS and report["stages"][-1]["given"] == report["records"]
+    assert sum(stage["rejected"] for stage in report["stages"]) == report["rejects"]
+    assert sum(each["rows"] for each in report["rejections"]) == report["rejects"]
+    assert sum(report["counts"]["category"].values()) == sum(report["counts"]["depth"].values()) == report["records"]
+    assert sum(each["calls"] for each in report["backends"]) == calls
+    page = (output_dir / "report.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2 * min(24, report["records"])
+    assert 'src="http' not in page and "<script" not in page
+
+
+def test_a_finished_run_asks_nothing_again(whole, server):
+    output_dir, _, _, _ = whole
+    before, rows = server.calls, result_of(output_dir)
+    for kept in ("summary", "cache"):
+        if kept == "cache":  # even if all but the call cache is lost
+            for file in (output_dir / "work" / "shards").iterdir():
+                file.unlink()
+        run(settings_from(with_key(settings_for(server, output_dir, ROWS, export={"official": True})), "it"))
+        assert server.calls == before and result_of(output_dir) == rows
+
+
+def test_the_key_is_nowhere(whole):
+    output_dir, _, _, _ = whole
+    files = [path for path in output_dir.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".sqlite" for path in files)
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+
+
+def killed_run(server, folder, rows: int, kills: int, total: int, **sections) -> tuple[int, list[int]]:
+    """Kills a run at random numbers of calls and finishes it. How often it was killed, and repeated calls per kill."""
+    config = write_settings(with_key(settings_for(server, folder / "out", rows, **sections)), folder / "run.yaml")
+    moments = sorted(random.Random(1).sample(range(1, max(kills + 1, total - CHAT)), kills))
+    struck, repeated, base = 0, [], server.calls
+    for moment in moments:
+        before = server.repeated
+        if kill_when_answered(start(config), server, base + moment + sum(repeated)):
+            struck += 1
+        time.sleep(0.3)  # what was in flight is answered into the void
+        repeated.append(server.repeated - before)
+    before = server.repeated
+    finish(start(config))
+    repeated.append(server.repeated - before)
+    return struck, repeated
+
+
+@pytest.mark.parametrize(
+    ("rows", "kills"), [(40, 2), pytest.param(2000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+)
+def test_being_killed_changes_nothing(tmp_path, rows, kills):
+    with ModelServer(FAILING) as server:
+        merged = run(settings_from(with_key(settings_for(server, tmp_path / "whole", rows)), "it"))
+        total, in_flight = server.calls, server.most_in_flight
+        assert merged.counts.records + merged.counts.rejects == rows
+        assert in_flight <= CHAT + EDITOR and server.repeated == 0
+    with ModelServer(FAILING) as server:
+        struck, repeated = killed_run(server, tmp_path / "killed", rows, kills, total)
+        print(f"{rows} rows, {total} calls, {merged.counts.records} records; killed {struck} times, ", end="")  # noqa: T201
+        print(f"calls repeated after each: {repeated}, in flight at most {server.most_in_flight}")  # noqa: T201
+    assert struck >= kills - 1
+    assert all(number <= CHAT + EDITOR for number in repeated)
+    assert result_of(tmp_path / "killed" / "out") == result_of(tmp_path / "whole")
+
+
+def test_two_runs_in_one_folder_are_refused(server, tmp_path):
+    config = write_settings(with_key(settings_for(server, tmp_path / "out", 400)), tmp_path / "run.yaml")
+    first = start(config)
+    try:
+        while not list((tmp_path / "out").glob("work/calls/*.sqlite")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = start(config)
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 1 and "in use" in errors.splitlines()[-1], errors
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+@pytest.mark.parametrize("limit", [{"calls": 60}, {"tokens": 4000}, {"money": 0.05}])
+def test_the_budget_stops_cleanly_and_a_larger_one_goes_on(server, tmp_path, limit):
+    settings = with_key(settings_for(server, tmp_path / "out", 60))
+    settings["backends"]["chat"]["price"] = {"tokens_in": 10.0, "tokens_out": 10.0}
+    merged = run(settings_from(settings | {"budget": limit}, "it"))
+    name, most = next(iter(limit.items()))
+    spent = sum(each[name] for each in merged.summaries[0]["backends"].values())
+    per_call = {"calls": 0, "tokens": 120, "money": 0.0012}[name]
+    assert name in merged.stopped and spent <= most + per_call * (CHAT + EDITOR)
+    assert merged.counts.records + merged.counts.rejects < 60
+    assert "Not whole" in (tmp_path / "out" / "report.html").read_text()
+    again = run(settings_from(settings, "it"))
+    assert again.stopped is None and again.counts.records + again.counts.rejects == 60
+
+
+def test_balance_is_exact_and_stops_reading(server, tmp_path):
+    shares = {"shape": 2, "color": 2, "knowledge": 1}
+    settings = settings_for(server, tmp_path / "out", 2000, balance={"size": 30, "shares": shares}, window=16)
+    merged = run(settings_from(with_key(settings), "it"))
+    assert merged.counts.by_column["category"] == Counter({"shape": 12, "color": 12, "knowledge": 6})
+    assert merged.summaries[0]["read"] < 1000
+    again = run(settings_from(with_key(settings | {"output_dir": str(tmp_path / "again")}), "it"))
+    assert result_of(tmp_path / "again") == result_of(tmp_path / "out") and again.counts.records == 30
+
+
+def test_requests_are_spread_over_the_minute(server, tmp_path):
+    settings = with_key(settings_for(server, tmp_path / "out", 6))
+    settings["backends"]["chat"]["requests_per_minute"] = 600.0  # ten a second
+    before, start_time = server.calls, time.monotonic()
+    run(settings_from(settings, "it"))
+    calls = server.calls - before
+    cache = sqlite3.connect(tmp_path / "out" / "work" / "calls" / "00000.sqlite")
+    chats = cache.execute("SELECT COUNT(*) FROM reply WHERE backend = 'chat'").fetchone()[0]
+    assert calls >= chats >= 6 and time.monotonic() - start_time >= (chats - 1) / 10
