@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import select
 import threading
 import time
 from collections import Counter
@@ -139,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(500, {"error": {"message": "internal error"}})
             return
         if fault == "silent":
-            time.sleep(behaviour.silence)
+            select.select([self.connection], [], [], behaviour.silence)  # until the client gives up
             self.close_connection = True
             return
         content = answer(self.path, self.headers.get("Content-Type", ""), body, draw, other)

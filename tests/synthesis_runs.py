@@ -20,7 +20,7 @@ CHAT, EDITOR = 8, 4  # calls in flight
 
 def settings_for(server: ModelServer, output_dir: Path, rows: int, **sections) -> dict:
     """A run over easy-VQA's questions in which every model is the server."""
-    common = {"attempts": 4, "first_wait": 0.02, "timeout": 2.0, "base_url": f"{server.address}/v1"}
+    common = {"attempts": 4, "first_wait": 0.02, "timeout": 4.0, "base_url": f"{server.address}/v1"}
     return {
         "output_dir": str(output_dir),
         "source": {"kind": "easy_vqa", "limit": rows},

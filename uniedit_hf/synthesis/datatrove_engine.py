@@ -18,7 +18,7 @@ from uniedit_hf.synthesis.shard import make_shard
 class MakeShard(PipelineStep):
     """Makes the shard of a rank; its place and counts are in its files, so nothing is handed on."""
 
-    name = "uniedit: make a shard"
+    type, name = "uniedit", "make a shard"
 
     def __init__(self, settings: str):
         super().__init__()
@@ -35,7 +35,7 @@ class MakeShard(PipelineStep):
 class Finish(PipelineStep):
     """Merges the shards and writes the report."""
 
-    name = "uniedit: merge the shards"
+    type, name = "uniedit", "merge the shards"
 
     def __init__(self, settings: str):
         super().__init__()

@@ -311,7 +311,7 @@ class Instruct(Section):
     """
 
     backend: str
-    depths: dict[Literal[0, 1, 2, 3], Weight] = {1: 0.5, 2: 0.3, 3: 0.2}
+    depths: dict[Annotated[int, Field(ge=0, le=3)], Weight] = {1: 0.5, 2: 0.3, 3: 0.2}
     false_conditions: Share = 0.5
     unchanged: Share = 0.2
 

@@ -26,9 +26,7 @@ class DiffusersEditorBackend:
         self.settings = settings
         self.parameters = json.dumps(["diffusers", settings.model, settings.dtype, settings.arguments], sort_keys=True)
         try:
-            self.pipeline = DiffusionPipeline.from_pretrained(
-                settings.model, torch_dtype=getattr(torch, settings.dtype)
-            )
+            self.pipeline = DiffusionPipeline.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
         except (OSError, ValueError, AttributeError) as error:
             first = str(error).strip().splitlines()[0]
             raise BackendError(f"The backend {name} cannot load {settings.model!r} ({first}): check model.") from error

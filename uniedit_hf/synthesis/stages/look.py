@@ -35,21 +35,22 @@ class Look:
     async def __call__(self, draft: Draft) -> Draft | Rejection:
         picture = draft.image
         try:
-            hashes, match = await off_loop(self.seen, picture)
+            image, hashes, match = await off_loop(self.seen, picture)
         except ImageError as error:
             return draft.rejected(STAGE, "unusable image", str(error))
         if match is not None:
             return draft.rejected(STAGE, "in a benchmark", f"the picture is like {match.benchmark}: {match.kind}.")
-        return draft.with_(hashes=hashes)
+        return draft.with_(image=image, hashes=hashes)
 
-    def _seen(self, picture: Picture) -> tuple[tuple[bytes, bytes | None], Match | None]:
+    def _seen(self, picture: Picture) -> tuple[Picture, tuple[bytes, bytes | None], Match | None]:
+        """The picture, so that rows about it share what is known of it, its hashes, and where a benchmark has it."""
         pixels = picture.pixels()
         perceptual = None
         if self.near:
             hashed = perceptual_hash(pixels)
             perceptual = hashed.tobytes() if tells_apart(hashed) else None
         matches = (benchmark.image_match("", "source_image", pixels) for benchmark in self.benchmarks)
-        return (pixel_hash(pixels), perceptual), next(filter(None, matches), None)
+        return picture, (pixel_hash(pixels), perceptual), next(filter(None, matches), None)
 
 
 def images_of_dataset(settings: BenchmarkDataset) -> Benchmarks:
