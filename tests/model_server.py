@@ -280,7 +280,7 @@ def generated(asked: dict, draw: Draw, other: str | None) -> dict:
         made = {"text": text[:5] if other == "malformed" else text}
     else:
         source = next(part["inlineData"]["data"] for part in parts if "inlineData" in part)
-        data = edited(base64.b64decode(source), draw)
+        data = edited(base64.urlsafe_b64decode(source), draw)
         made = {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(data).decode()}}
     return {
         "candidates": [{"content": {"role": "model", "parts": [made]}, "finishReason": "STOP"}],

@@ -23,7 +23,7 @@ from uniedit_hf.synthesis.stages.duplicates import SeenBefore
 from uniedit_hf.synthesis.summary import Counts
 
 
-REJECTS_PER_GROUP = 1024
+REJECTS_PER_GROUP = 4096
 
 
 @dataclass

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uniedit_hf.release.parquet import BYTES_PER_GROUP, ROWS_PER_GROUP
 from uniedit_hf.schema import TASK_CATEGORIES, row_features
 from uniedit_hf.synthesis.prompt_texts import FOLDER
 from uniedit_hf.synthesis.records import Draft, Rejection, finished, record_to_row
@@ -36,7 +35,10 @@ BESIDE = pa.schema(
     [("position", pa.list_(pa.int64(), 2)), ("asked", pa.string()), ("pixels", pa.binary()), ("look", pa.binary())]
 )
 BESIDE_NAMES = tuple(BESIDE.names)
-REJECTS_PER_GROUP = 1024
+# The writer keeps a description of every group in memory until the end, so groups must not be small.
+ROWS_PER_GROUP = 1024
+BYTES_PER_GROUP = 64 * 2**20
+REJECTS_PER_GROUP = 4096
 # What may change between two runs without making a finished shard outdated.
 NOT_OF_A_SHARD = {"output_dir", "engine", "budget", "export"}
 
@@ -63,8 +65,8 @@ class ShardWriter:
         files.summary.unlink(missing_ok=True)
         files.records.parent.mkdir(parents=True, exist_ok=True)
         self.schema = pa.schema([*row_features().arrow_schema, *BESIDE])
-        self.records = pq.ParquetWriter(files.records, self.schema)
-        self.rejects = pq.ParquetWriter(files.rejects, REJECTS)
+        self.records = pq.ParquetWriter(files.records, self.schema, write_statistics=False)
+        self.rejects = pq.ParquetWriter(files.rejects, REJECTS, write_statistics=False)
         self.record_rows: list[dict[str, Any]] = []
         self.reject_rows: list[dict[str, Any]] = []
         self.bytes = self.num_records = self.num_rejects = 0
