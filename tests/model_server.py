@@ -13,6 +13,7 @@ import io
 import json
 import re
 import select
+import sys
 import threading
 import time
 from collections import Counter
@@ -69,8 +70,7 @@ class ModelServer:
         self.keep_requests = False
 
     def __enter__(self) -> ModelServer:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.server.owner = self
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -93,6 +93,14 @@ class ModelServer:
         return sum(number - 1 for number in self.answered.values())
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # of clients that were killed
+            super().handle_error(request, client_address)
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -101,7 +109,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         owner: ModelServer = self.server.owner
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:
+            self.close_connection = True  # the client was killed while it asked
+            return
         boundary = boundary_of(self.headers.get("Content-Type", ""))
         if boundary:  # drawn by the client for every request
             body = body.replace(boundary.encode(), b"boundary")
@@ -150,8 +162,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, content, cut=True)
             return
         self.send(200, content)
-        if other == "malformed" and "choices" not in content:
-            return  # a picture that cannot be opened is no answer, and asked for again
         with owner.lock:
             owner.answered[key] += 1
 

@@ -179,7 +179,7 @@ def test_a_server_that_is_down_stops_the_run(tmp_path):
     async def ask(caller):
         return [await caller.answer(each) for each in asks]
 
-    with pytest.raises(BackendError, match=f"failed {FAILURES_IN_A_ROW} rows in a row.*start again"):
+    with pytest.raises(BackendError, match=f"not reached by {FAILURES_IN_A_ROW} rows in a row.*start again"):
         call(settings, tmp_path, ask)
 
 

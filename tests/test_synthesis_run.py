@@ -171,6 +171,17 @@ def test_being_killed_changes_nothing(tmp_path, rows, kills):
     assert result_of(tmp_path / "killed" / "out") == result_of(tmp_path / "whole")
 
 
+def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
+    with ModelServer(Behaviour(always="broken")) as broken:
+        settings = with_key(settings_for(broken, tmp_path / "out", 8))
+        merged = run(settings_from(settings, "it"))
+        assert merged.failed == merged.counts.rejects == 8
+        assert set(merged.counts.by_reason) == {("classify", "the call failed")}
+        broken.behaviour = Behaviour()
+        merged = run(settings_from(settings, "it"))
+    assert merged.failed == 0 and ("classify", "the call failed") not in merged.counts.by_reason
+
+
 def test_two_runs_in_one_folder_are_refused(server, tmp_path):
     config = write_settings(with_key(settings_for(server, tmp_path / "out", 400)), tmp_path / "run.yaml")
     first = start(config)
@@ -186,29 +197,29 @@ def test_two_runs_in_one_folder_are_refused(server, tmp_path):
         first.communicate()
 
 
-@pytest.mark.parametrize("limit", [{"calls": 60}, {"tokens": 4000}, {"money": 0.05}])
+@pytest.mark.parametrize("limit", [{"calls": 40}, {"tokens": 3000}, {"money": 0.03}])
 def test_the_budget_stops_cleanly_and_a_larger_one_goes_on(server, tmp_path, limit):
-    settings = with_key(settings_for(server, tmp_path / "out", 60))
+    settings = with_key(settings_for(server, tmp_path / "out", 30))
     settings["backends"]["chat"]["price"] = {"tokens_in": 10.0, "tokens_out": 10.0}
     merged = run(settings_from(settings | {"budget": limit}, "it"))
     name, most = next(iter(limit.items()))
     spent = sum(each[name] for each in merged.summaries[0]["backends"].values())
     per_call = {"calls": 0, "tokens": 120, "money": 0.0012}[name]
     assert name in merged.stopped and spent <= most + per_call * (CHAT + EDITOR)
-    assert merged.counts.records + merged.counts.rejects < 60
+    assert merged.counts.records + merged.counts.rejects < 30
     assert "Not whole" in (tmp_path / "out" / "report.html").read_text()
     again = run(settings_from(settings, "it"))
-    assert again.stopped is None and again.counts.records + again.counts.rejects == 60
+    assert again.stopped is None and again.counts.records + again.counts.rejects == 30
 
 
 def test_balance_is_exact_and_stops_reading(server, tmp_path):
     shares = {"shape": 2, "color": 2, "knowledge": 1}
-    settings = settings_for(server, tmp_path / "out", 2000, balance={"size": 30, "shares": shares}, window=16)
+    settings = settings_for(server, tmp_path / "out", 2000, balance={"size": 15, "shares": shares}, window=8)
     merged = run(settings_from(with_key(settings), "it"))
-    assert merged.counts.by_column["category"] == Counter({"shape": 12, "color": 12, "knowledge": 6})
+    assert merged.counts.by_column["category"] == Counter({"shape": 6, "color": 6, "knowledge": 3})
     assert merged.summaries[0]["read"] < 1000
     again = run(settings_from(with_key(settings | {"output_dir": str(tmp_path / "again")}), "it"))
-    assert result_of(tmp_path / "again") == result_of(tmp_path / "out") and again.counts.records == 30
+    assert result_of(tmp_path / "again") == result_of(tmp_path / "out") and again.counts.records == 15
 
 
 def test_requests_are_spread_over_the_minute(server, tmp_path):

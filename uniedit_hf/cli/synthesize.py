@@ -48,4 +48,6 @@ def run(options: SynthesizeOptions) -> None:
     print(f"{counts.records:,} edits in {merged.dataset}, {counts.rejects:,} rows rejected.")
     if merged.stopped:
         print(f"Not whole: {merged.stopped}. Start again with a larger one to go on.")
+    if merged.failed:
+        print(f"{merged.failed:,} rows failed at calls that may succeed another time: start again to try them.")
     print(f"Finished: open {os.path.join(options.output_dir, 'report.html')}")

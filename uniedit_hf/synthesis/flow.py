@@ -76,20 +76,28 @@ async def _feed(rows, work, waiting: asyncio.Queue, passed: Passed) -> None:
     try:
         async for row in rows:
             passed.taken += 1
-            await waiting.put((row, asyncio.create_task(work(row)) if isinstance(row, Draft) else None))
+            task = asyncio.create_task(work(row)) if isinstance(row, Draft) else None
+            try:
+                await waiting.put((row, task))
+            except asyncio.CancelledError:
+                await _cancelled([task] if task else [])
+                raise
         await waiting.put(None)
     except Exception as error:  # it is raised where the rows are taken, behind those that came before it
         await waiting.put(error)
 
 
 async def _stop(feeding: asyncio.Task, current: asyncio.Task | None, waiting: asyncio.Queue) -> None:
-    feeding.cancel()
-    await asyncio.gather(feeding, return_exceptions=True)
+    await _cancelled([feeding])
     tasks = [] if current is None else [current]
     while not waiting.empty():
         match waiting.get_nowait():
             case (_, asyncio.Task() as task):
                 tasks.append(task)
+    await _cancelled(tasks)
+
+
+async def _cancelled(tasks: list[asyncio.Task]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

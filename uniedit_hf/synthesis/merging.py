@@ -45,6 +45,11 @@ class Merged:
         """Why the set is not whole, if it is not."""
         return next(filter(None, (summary["stopped"] for summary in self.summaries)), None)
 
+    @property
+    def failed(self) -> int:
+        """Rows that were rejected because no attempt at a call succeeded; the next run tries them again."""
+        return sum(summary["failed"] for summary in self.summaries)
+
 
 def merge(settings: Settings) -> Merged:
     """Writes `dataset/`, `rejects.parquet` and, if asked for, `official/`, and puts them where the last ones were.

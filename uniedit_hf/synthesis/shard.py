@@ -155,9 +155,11 @@ class Shard:
                 writer.write(result)
         _check_counts(self.passed, count)
         self.progress.show(self.passed, self.callers, self.budget)
-        spent = cache.spent()
+        spent, failed = cache.spent(), sum(caller.failed for caller in self.callers.values())
         summary = {
-            "complete": self.stopped is None,
+            # What failed may succeed another time, so the next run looks at this shard again.
+            "complete": self.stopped is None and not failed,
+            "failed": failed,
             "fingerprint": fingerprint(self.settings),
             "stopped": self.stopped,
             "read": self.progress.read,

@@ -33,9 +33,9 @@ class _Gemini:
             message = str(error.message or error.status)
             raise sorted_failure(self.name, self.settings.model, error.code, message, "", self.key) from None
         except httpx2.TimeoutException as error:
-            raise PassingFailure("no reply in time") from error
+            raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:
-            raise PassingFailure("the connection broke") from error
+            raise PassingFailure("the connection broke", reached=False) from error
         except json.JSONDecodeError as error:
             raise PassingFailure("the reply is not in the format of the API") from error
 

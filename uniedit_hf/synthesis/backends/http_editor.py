@@ -37,9 +37,9 @@ class HttpEditorBackend:
         try:
             response = await self.client.post(self.settings.base_url, json=asked)
         except httpx2.TimeoutException as error:
-            raise PassingFailure("no reply in time") from error
+            raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:
-            raise PassingFailure("the connection broke") from error
+            raise PassingFailure("the connection broke", reached=False) from error
         if response.status_code != 200:
             wait = response.headers.get("retry-after", "")
             raise sorted_failure(self.name, self.settings.model, response.status_code, response.text, wait, self.key)

@@ -98,17 +98,16 @@ class OpenAiEditorBackend:
             )
         except openai.OpenAIError as error:
             return _refusal_or_raise(error, self.name, self.settings, self.key)
-        data = made.data[0].b64_json if made.data else None
-        if data is None:
-            return Reply(self.settings.model, refusal="the reply holds no picture")
+        data, tokens = made.data[0].b64_json if made.data else None, made.usage
+        picture, refusal = None, None if data else "the reply holds no picture"
         try:
-            picture = Picture(base64.b64decode(data, validate=True))
-        except ValueError as error:
-            raise PassingFailure("the picture in the reply is no base64") from error
-        tokens = made.usage
+            picture = Picture(base64.b64decode(data, validate=True)) if data else None
+        except ValueError:
+            refusal = "the picture in the reply is no base64"  # it has been paid for, so it is kept like any other
         return Reply(
             self.settings.model,
             picture=picture,
+            refusal=refusal,
             tokens_in=tokens.input_tokens if tokens else 0,
             tokens_out=tokens.output_tokens if tokens else 0,
         )
@@ -126,7 +125,7 @@ def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiChat
         raise sorted_failure(name, settings.model, error.status_code, _body_message(error), wait, key) from None
     if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)):
         reason = "no reply in time" if isinstance(error, openai.APITimeoutError) else "the connection broke"
-        raise PassingFailure(reason) from error
+        raise PassingFailure(reason, reached=False) from error
     if isinstance(error, openai.APIResponseValidationError):
         raise PassingFailure("the reply is not in the format of the API") from error
     raise RowFailure(f"the client failed ({type(error).__name__})") from error

@@ -24,8 +24,8 @@ from uniedit_hf.synthesis.calls.messages import (
 from uniedit_hf.synthesis.settings import BackendSettings
 
 
-# So many rows in a row whose every retry failed mean that the server is down, and the run stops.
-FAILURES_IN_A_ROW = 10
+# So many rows in a row whose last attempt reached no server mean that it is down, and the run stops.
+FAILURES_IN_A_ROW = 20
 LONGEST_WAIT = 60.0
 
 
@@ -55,8 +55,7 @@ class Caller:
         self.running: dict[bytes, asyncio.Future[Reply]] = {}
         self.next_start = 0.0
         self.failures = 0
-        self.made = 0
-        self.cached = 0
+        self.made = self.cached = self.failed = 0
 
     async def reply(self, request: ChatRequest | EditRequest) -> Reply:
         """The reply, from the cache if the same has been asked before.
@@ -130,11 +129,12 @@ class Caller:
                 last = failure
             if attempt + 1 < self.settings.attempts:
                 await asyncio.sleep(self._wait(attempt, last))
-        self.failures += 1
+        self.failed += 1
+        self.failures = 0 if last.reached else self.failures + 1
         if self.failures >= FAILURES_IN_A_ROW:
             raise BackendError(
-                f"The backend {self.name} failed {self.failures} rows in a row, the last with {last}; see whether its "
-                "server is up, then start again: what has been answered is kept."
+                f"The backend {self.name} was not reached by {self.failures} rows in a row, the last with {last}; see "
+                "whether its server is up, then start again: what has been answered is kept."
             ) from last
         raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {last}") from last
 

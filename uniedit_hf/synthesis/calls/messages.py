@@ -152,11 +152,12 @@ class PassingFailure(Exception):
     Args:
         message: What was found.
         wait: Seconds that the server asks to wait.
+        reached: Whether the server replied at all.
     """
 
-    def __init__(self, message: str, wait: float = 0.0):
+    def __init__(self, message: str, wait: float = 0.0, reached: bool = True):
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.reached = wait, reached
 
 
 class RowFailure(Exception):
