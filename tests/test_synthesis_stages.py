@@ -375,7 +375,7 @@ def test_judges_decide(verdict, grade, reason):
         ("Open at 9", "0pen at 9", 0.8, 0.99),
         ("Open at 9", "closed for good", 0, 0.6),
         ("twelve", "the total is 12.", 1, 1),
-        ("a long text about a dog that runs over the grass", "a long text about a dog that runs ouer the gras", 0.9, 1),
+        ("a long text about a dog that runs over the grass", "a long text about a dog that runs ouer the gra", 0.9, 1),
         ("a long text about a dog that runs over the grass", "something else entirely, for a change", 0, 0.4),
         ("x", "", 0, 0),
     ],
