@@ -31,6 +31,7 @@ from uniedit_hf.synthesis.settings import settings_from
 
 
 ROWS_PER_PICTURE = 10
+ROWS_PER_GROUP = 10_000
 CATEGORIES = ("caption", "ocr", "math")
 
 
@@ -73,16 +74,17 @@ def write_source(folder: Path, rows: int) -> Path:
     """Rows with their pictures."""
     schema = pa.schema([("image", pa.binary()), ("question", pa.string()), ("answer", pa.string())])
     with pq.ParquetWriter(folder / "rows.parquet", schema) as file:
-        for first in range(0, rows, ROWS_PER_PICTURE):
-            number = first // ROWS_PER_PICTURE
-            color = (number & 255, number >> 8 & 255, number >> 16)
-            picture = encoded(Image.new("RGB", (8, 8), color))
-            asked = range(first, min(first + ROWS_PER_PICTURE, rows))
-            rows_of_picture = [
-                {"image": picture, "question": f"What stands on sign {each}", "answer": "A word."} for each in asked
-            ]
-            file.write_table(pa.Table.from_pylist(rows_of_picture, schema))
+        for first in range(0, rows, ROWS_PER_GROUP):
+            group = [_row(number) for number in range(first, min(first + ROWS_PER_GROUP, rows))]
+            file.write_table(pa.Table.from_pylist(group, schema))
     return folder / "rows.parquet"
+
+
+def _row(number: int) -> dict[str, object]:
+    picture = number // ROWS_PER_PICTURE
+    color = (picture & 255, picture >> 8 & 255, picture >> 16)
+    image = encoded(Image.new("RGB", (8, 8), color))
+    return {"image": image, "question": f"What stands on sign {number}", "answer": "A word."}
 
 
 def measure(rows: int, folder: Path) -> None:
