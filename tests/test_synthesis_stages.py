@@ -434,6 +434,8 @@ def test_examples_are_parsed(path):
         ({"verify": {"judge": "rules"}, "instruct": {"backend": "c"}, "backends": {"c": {"kind": "openai",
           "model": "m", "api_key": "sk-oops"}}}, "backends.c.openai.api_key: there is no such setting"),
         ({"backends": {"c": {"kind": "openai", "model": "m", "base_url": "http://me:sk-oops@host/v1"}}}, "no key"),
+        ({"instruct": {"backend": "rules", "depths": {0: 1}}}, "instruct.depths: 'rules' always writes a condition"),
+        ({"engine": {"kind": "datatrove", "executor": "slurm"}}, "engine: slurm needs partition and time"),
         ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands pictures of the source easy_vqa"),
         ({"edit": {"backend": "c"}, "backends": {"c": {"kind": "openai", "model": "m"}}}, "not an image editor"),
     ],

@@ -406,6 +406,13 @@ class Engine(Section):
     workers: PositiveInt = 2
     arguments: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _slurm_knows_where(self):
+        lacking = [name for name in ("partition", "time") if name not in self.arguments]
+        if self.kind == "datatrove" and self.executor == "slurm" and lacking:
+            raise ValueError(f"slurm needs {' and '.join(lacking)} under arguments")
+        return self
+
 
 class Export(Section):
     """What is written beside Parquet.
@@ -470,6 +477,8 @@ class Settings(Section):
             if not isinstance(self.backends[name], kind):
                 wanted = "a chat model" if kind is Chat else "an image editor"
                 raise ValueError(f"{role}: the backend {name!r} is of kind {self.backends[name].kind!r}, not {wanted}")
+        if self.instruct.backend == "rules" and not any(w for depth, w in self.instruct.depths.items() if depth):
+            raise ValueError("instruct.depths: 'rules' always writes a condition; give a depth above 0 a weight")
         if self.edit.backend == "exact" and self.instruct.backend != "rules":
             raise ValueError("edit: 'exact' draws what the writer 'rules' means; use both or neither")
         if self.verify.judge == "rules" and self.instruct.backend != "rules":

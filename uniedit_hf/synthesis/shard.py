@@ -143,7 +143,7 @@ class Shard:
         return await verify(drawn, judge, quality, self.reader, section)
 
     async def _write(self, rows: AsyncGenerator[Result], files: ShardFiles, cache: CallCache) -> dict[str, Any]:
-        writer, not_reached, count = ShardWriter(files), 0, 0
+        writer, not_reached, count, read = ShardWriter(files), 0, 0, 0
         async for result in rows:
             count += 1
             self.balance.finish(result)
@@ -153,6 +153,7 @@ class Shard:
                 not_reached += 1
             else:
                 writer.write(result)
+                read = result.position[0] + 1
         _check_counts(self.passed, count)
         self.progress.show(self.passed, self.callers, self.budget)
         spent, failed = cache.spent(), sum(caller.failed for caller in self.callers.values())
@@ -162,7 +163,7 @@ class Shard:
             "failed": failed,
             "fingerprint": fingerprint(self.settings),
             "stopped": self.stopped,
-            "read": self.progress.read,
+            "read": read,
             "records": writer.num_records,
             "rejects": writer.num_rejects,
             "not_reached": not_reached,
