@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uniedit_hf.evaluation.intervals import mean_interval, paired_difference
+from uniedit_hf.evaluation.intervals import mean_interval, paired_difference, sign_test
 
 
 def test_the_interval_holds_a_known_difference():
@@ -32,3 +32,33 @@ def test_the_mean_lies_in_its_interval():
 def test_runs_of_other_items_are_refused(ours, theirs):
     with pytest.raises(ValueError, match="same items"):
         paired_difference(ours, theirs)
+
+
+@pytest.mark.slow
+def test_the_interval_covers_in_a_thousand_draws():
+    rng = np.random.default_rng(1)
+    held = 0
+    for draw in range(1000):
+        base = rng.random(200) < 0.5
+        tuned = np.where(rng.random(200) < 0.3, rng.random(200) < 0.8, base)  # as above: 0.09 apart
+        _, low, high = paired_difference(tuned.astype(float), base.astype(float), seed=draw)
+        held += low <= 0.09 <= high
+    assert 0.93 <= held / 1000 <= 0.97
+
+
+@pytest.mark.parametrize(
+    "better, worse, same, expected",
+    [(0, 0, 5, 1.0), (1, 0, 0, 1.0), (5, 0, 3, 0.0625), (8, 2, 0, 0.109375), (5, 5, 1, 1.0), (0, 10, 0, 2 / 1024)],
+)
+def test_the_sign_test_is_exact(better, worse, same, expected):
+    ours, theirs = [1] * better + [0] * worse + [1] * same, [0] * better + [1] * worse + [1] * same
+    assert sign_test(ours, theirs) == pytest.approx(expected)
+
+
+def test_the_sign_test_of_thousands_of_items_is_a_number():
+    assert 0 < sign_test([1] * 2100 + [0] * 1900, [0] * 2100 + [1] * 1900) < 0.01
+
+
+def test_a_test_of_other_items_is_refused():
+    with pytest.raises(ValueError, match="same items"):
+        sign_test([1], [1, 0])

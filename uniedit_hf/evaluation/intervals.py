@@ -1,8 +1,10 @@
-"""Intervals for means and for paired differences, by bootstrap over items."""
+"""Intervals for means and for paired differences, by bootstrap over items, and an exact paired test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 
@@ -43,3 +45,22 @@ def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     means = values[picks].mean(axis=1)
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
+
+
+def sign_test(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The exact two-sided probability of a split this uneven if neither run were better; McNemar's test on 0 and 1.
+
+    Items on which both runs score the same say nothing and are left out; without any other the result is 1.
+
+    Raises:
+        ValueError: The runs have different numbers of items.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"A paired test needs the same items in both runs, but they have {len(ours)} and {len(theirs)}."
+        )
+    better = sum(our > their for our, their in zip(ours, theirs))
+    worse = sum(our < their for our, their in zip(ours, theirs))
+    number = better + worse
+    tail = sum(comb(number, count) for count in range(min(better, worse) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**number)))

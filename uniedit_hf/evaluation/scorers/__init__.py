@@ -1,0 +1,2 @@
+"""Scorers, one file a benchmark: pure functions from replies of a judge, or from detections, to scores and
+summaries."""
