@@ -24,6 +24,7 @@ COMMANDS = {
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",
     "dataset publish": "Put a built data set on the Hub: card, resumable upload, tag.",
     "train": "Tune a model on intelligent edits, or on a mix of data sets.",
+    "evaluate": "Compare a tuned model with its base on a benchmark, with intervals.",
     "demo": "Show a base and a tuned model side by side on a local page, or as a Space.",
     "convert": "Rewrite a BAGEL checkpoint in the official layout or in that of transformers.",
 }

@@ -67,7 +67,7 @@ def summary(
             continue
         sc, pq = row["sc"], row["pq"]
         if sc is None or pq is None:
-            if compat is None:
+            if compat != "lmms-eval":
                 continue
             sc = pq = 0.0
         groups[row["group"]].append((sc, pq, overall(sc, pq)))

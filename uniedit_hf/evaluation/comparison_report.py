@@ -1,0 +1,114 @@
+"""A comparison as Markdown, JSON and one HTML file with the worst and the best examples side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from uniedit_hf.evaluation.comparison import extremes
+from uniedit_hf.evaluation.items import Item
+from uniedit_hf.evaluation.running import picture_path
+from uniedit_hf.images import open_image
+
+
+SIDE = 256
+BEGIN, END = "<!-- uniedit evaluate: begin -->", "<!-- uniedit evaluate: end -->"
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ccc;text-align:left}
+figure{display:inline-block;margin:.3rem}img{max-width:256px;display:block}"""
+
+
+def markdown(result: dict) -> str:
+    """A table of the suite's numbers, and what the comparison says in a sentence."""
+    runs = result["runs"]
+    lines = [f"| {result['suite']} | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
+    names = {name: None for run in runs.values() for name in run["summary"]}
+    for name in sorted(names, key=lambda each: each != result["headline"]):
+        lines.append(f"| {name} | " + " | ".join(_number(run["summary"].get(name)) for run in runs.values()) + " |")
+    lines += ["", *(f"{name}: {_statuses(run['statuses'])}." for name, run in runs.items())]
+    if paired := result.get("paired"):
+        lines += ["", _sentence(paired)]
+    return "\n".join([*lines, "", _provenance(result)]) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _statuses(statuses: dict) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(statuses.items()))
+
+
+def _sentence(paired: dict) -> str:
+    if not paired["items"]:
+        return "No item has a value in both runs."
+    low, high = paired["interval"]
+    return (
+        f"Over {paired['items']} items the mean difference of items is {paired['difference']:+.3f} (95 % interval "
+        f"{low:+.3f} to {high:+.3f}, paired bootstrap); {paired['better']} are better, {paired['worse']} worse (exact "
+        f"sign test: p = {paired['sign_test']:.3g})."
+    )
+
+
+def _provenance(result: dict) -> str:
+    judge = result.get("judge")
+    seen = f"judged by {judge['model']}" if judge else f"detected by {result.get('detector')}"
+    return f"{result['items']} items, seeds {result['seeds']}, preset {result['preset']}, {seen}."
+
+
+def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Path]) -> None:
+    """Writes `result.md`, `result.json` and `result.html` into the folder."""
+    (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    (folder / "result.md").write_text(markdown(result), encoding="utf-8")
+    (folder / "result.html").write_text(html(result, items, runs), encoding="utf-8")
+
+
+def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
+    """One page without outside parts; pictures are loaded one item at a time."""
+    text = markdown(result).splitlines()
+    table = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in text if line.startswith("| ")]
+    rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in table]
+    words = [f"<p>{escape(line)}</p>" for line in text if line and not line.startswith("|")]
+    parts = [f"<h1>{escape(result['suite'])}</h1><table>{''.join(rows)}</table>", *words]
+    by_name = {item.name: item for item in items}
+    for title, names in zip(("Worst", "Best"), extremes(result)):
+        parts.append(f"<h2>{title}</h2>" if names else "")
+        parts += [
+            _example(by_name[name], result["paired"]["by_item"][name], result["seeds"][0], runs) for name in names
+        ]
+    head = f'<meta charset="utf-8"><title>{escape(result["suite"])}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Path]) -> str:
+    figures = [_figure(source(), "source") for source in item.sources[:1]]
+    for (name, folder), value in zip(runs.items(), values):
+        figures.append(_figure(open_image(picture_path(folder, item, seed)), f"{name}: {value:.3f}"))
+    return f"<section><p>{escape(item.prompt)}</p>{''.join(figures)}</section>"
+
+
+def _figure(image: Image.Image, caption: str) -> str:
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    text = escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def write_into_card(result: dict, card: Path) -> None:
+    """Puts the table into a model card, in place of the one of the same suite from before."""
+    begin, end = BEGIN.replace("begin", f"{result['suite']} begin"), END.replace("end", f"{result['suite']} end")
+    section = f"{begin}\n\n### Evaluation: {result['suite']}\n\n{markdown(result)}\n{end}"
+    text = card.read_text(encoding="utf-8")
+    if begin in text and end in text:
+        text = text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
+    else:
+        text = f"{text.rstrip()}\n\n{section}\n"
+    card.write_text(text, encoding="utf-8")

@@ -1,0 +1,42 @@
+"""An append-only file of JSON lines, each under a key: what was paid for is never asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+
+class Journal:
+    """Entries by key; the latest of a key holds. A line that a killed process left half written is cut off.
+
+    Raises:
+        ValueError: A line before the last is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.entries, self._lock = path, {}, threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes() if path.exists() else b""
+        complete = whole[: whole.rfind(b"\n") + 1]
+        for number, line in enumerate(complete.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                self.entries[entry["key"]] = entry
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"Line {number} of {path} is damaged: remove that line to go on.") from error
+        self._file = open(path, "ab")
+        if len(complete) < len(whole):
+            os.truncate(path, len(complete))
+
+    def append(self, entry: dict) -> None:
+        """Writes an entry, which must have a `key`, before it returns. Any thread may call."""
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            self.entries[entry["key"]] = entry
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,174 @@
+"""One model through one suite: pictures are drawn, then judged; what is there already is kept.
+
+A run is a folder: `settings.json`, `images/ITEM/SEED.png`, `replies.jsonl` or `detections.jsonl`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from tqdm.auto import tqdm
+
+from uniedit_hf.evaluation.items import Item, Outcome
+from uniedit_hf.evaluation.journal import Journal
+from uniedit_hf.evaluation.judge import Judge, Question, entry_key
+from uniedit_hf.images import open_image
+
+
+OWN = ("model",)  # what two runs that are compared may differ in
+
+
+def settings_of(suite: str, items: Sequence[Item], model: str, seeds: Sequence[int], drawing: dict) -> dict:
+    """What decides a run's pictures, as `settings.json` stores it."""
+    asked = json.dumps([[item.name, item.prompt, item.row] for item in items], sort_keys=True, default=str)
+    return {
+        "suite": suite, "model": model, "seeds": list(seeds), "drawing": json.loads(json.dumps(drawing)),
+        "items": len(items), "prompts": hashlib.sha256(asked.encode()).hexdigest()[:16],
+    }  # fmt: skip
+
+
+def differing(one: dict, other: dict, ignored: Sequence[str] = ()) -> str:
+    """In words, the first setting in which two runs differ, or ""."""
+    for name in sorted({*one, *other} - {*ignored}):
+        if one.get(name) != other.get(name):
+            return f"{name} is {one.get(name)!r} in one and {other.get(name)!r} in the other"
+    return ""
+
+
+def open_run(folder: Path, settings: dict) -> None:
+    """Begins a run, or checks that the folder holds the same one.
+
+    Raises:
+        ValueError: The folder holds a run with other settings.
+    """
+    file = folder / "settings.json"
+    if file.exists():
+        if difference := differing(json.loads(file.read_text(encoding="utf-8")), settings):
+            raise ValueError(f"{folder} holds a run with other settings ({difference}): choose another output_dir.")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(file, json.dumps(settings, indent=2).encode())
+
+
+def picture_path(folder: Path, item: Item, seed: int) -> Path:
+    return folder / "images" / item.name.replace("/", "_") / f"{seed}.png"
+
+
+def draw(
+    pipeline, items: Sequence[Item], seeds: Sequence[int], folder: Path, drawing: dict, rank: int = 0, ranks: int = 1
+) -> int:
+    """Draws what is missing, a batch of the pipeline at a time, and returns how many that were.
+
+    Args:
+        rank: Which of `ranks` processes this is; each draws its share.
+    """
+    pending = [(item, seed) for item in items for seed in seeds if not picture_path(folder, item, seed).exists()]
+    pending = pending[rank::ranks]
+    starts = range(0, len(pending), pipeline.batch_size)
+    for start in tqdm(starts, desc="drawing", disable=rank > 0):
+        batch = pending[start : start + pipeline.batch_size]
+        prompts, drawn_seeds = [item.prompt for item, _ in batch], [seed for _, seed in batch]
+        if batch[0][0].sources:
+            sources = [item.sources[0]() for item, _ in batch]
+            images = pipeline.edit(sources, prompts, seed=drawn_seeds, **drawing)
+        else:
+            images = pipeline.generate(prompts, seed=drawn_seeds, **drawing)
+        for (item, seed), image in zip(batch, images):
+            path = picture_path(folder, item, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}.part")
+            image.save(unfinished, "PNG")
+            os.replace(unfinished, path)
+    return len(pending)
+
+
+def check_pictures(items: Sequence[Item], seeds: Sequence[int], folder: Path) -> None:
+    """Raises: ValueError: Pictures are missing."""
+    paths = [picture_path(folder, item, seed) for item in items for seed in seeds]
+    if missing := [path for path in paths if not path.exists()]:
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} pictures are missing, {missing[0]} first: run the same command again to "
+            "draw them."
+        )
+
+
+def judge(
+    suite: ModuleType, judge: Judge, items: Sequence[Item], seeds: Sequence[int], folder: Path,
+    texts: dict[str, str], compat: str | None = None,
+) -> dict[tuple[str, int], Outcome]:  # fmt: skip
+    """Asks the judge what it has not been asked, and returns the outcome of every picture by item and seed.
+
+    Raises:
+        ValueError: Pictures are missing, or no call to the judge can succeed.
+    """
+    check_pictures(items, seeds, folder)
+    journal = Journal(folder / "replies.jsonl")
+
+    def asked(item: Item, seed: int) -> list[Question]:
+        return suite.questions(item, partial(open_image, picture_path(folder, item, seed)), texts, compat)
+
+    questions = ((f"{item.name}/{seed}", each) for item in items for seed in seeds for each in asked(item, seed))
+    total = sum(len(asked(item, seed)) for item in items for seed in seeds)
+    try:
+        judge.ask_all(questions, total, journal)
+    finally:
+        journal.close()
+    outcomes = {}
+    for item in items:
+        for seed in seeds:
+            names = [question.name for question in asked(item, seed)]
+            entries = {name: journal.entries[entry_key(f"{item.name}/{seed}", name)] for name in names}
+            outcomes[item.name, seed] = outcome(suite, item, entries, compat)
+    return outcomes
+
+
+def outcome(suite: ModuleType, item: Item, entries: dict[str, dict], compat: str | None = None) -> Outcome:
+    """From the journal's entries of one picture to its outcome."""
+    for name, entry in entries.items():
+        if entry["status"] != "ok":
+            return Outcome(entry["status"], reason=f"{name}: {entry['reason']}")
+    return suite.score(item, {name: entry["reply"] for name, entry in entries.items()}, compat)
+
+
+def detect(
+    suite: ModuleType, detector: Callable, colors: Callable, items: Sequence[Item], seeds: Sequence[int], folder: Path
+) -> dict[tuple[str, int], Outcome]:
+    """GenEval: looks at every picture that was not looked at, one at a time.
+
+    Raises:
+        ValueError: Pictures are missing.
+    """
+    from uniedit_hf.evaluation.scorers import geneval
+
+    check_pictures(items, seeds, folder)
+    journal = Journal(folder / "detections.jsonl")
+    for item in tqdm(items, desc="detecting"):
+        for seed in seeds:
+            key = f"{item.name}/{seed}"
+            if key in journal.entries:
+                continue
+            image = open_image(picture_path(folder, item, seed))
+            found = {name: geneval.kept(each, item.row["tag"]) for name, each in detector(image).items()}
+            right, wrong = geneval.evaluate(found, item.row, partial(colors, image))
+            boxes = {
+                name: [[*each.box, round(each.score, 4)] for each in kept] for name, kept in found.items() if kept
+            }
+            journal.append({"key": key, "found": "right" if right else "; ".join(wrong), "objects": boxes})
+    journal.close()
+    return {
+        (item.name, seed): suite.score(item, {"detector": journal.entries[f"{item.name}/{seed}"]["found"]})
+        for item in items
+        for seed in seeds
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)

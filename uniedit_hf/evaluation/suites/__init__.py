@@ -1,0 +1,20 @@
+"""Suites, one file a benchmark: how its prompts are read, what its judge is asked, and what the replies mean.
+
+Each module has `EDITS` (whether pictures are edited or drawn), `HEADLINE` (the number that stands first),
+`COMPATS` (which official scripts it can score as), `SETTINGS` (how pictures are drawn, by preset),
+`read(prompts, images)`, `score(item, replies, compat)`, `summary(rows, compat)` and, but for GenEval,
+`questions(item, picture, texts, compat)`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+SUITES = ("geneval", "wise", "imgedit", "gedit", "rise", "kris")
+
+
+def suite(name: str) -> ModuleType:
+    """The suite of that name."""
+    return import_module(f"uniedit_hf.evaluation.suites.{name}")

@@ -1,0 +1,63 @@
+"""RISE: edits that need reasoning, marked by up to three calls."""
+
+from __future__ import annotations
+
+from uniedit_hf.evaluation.items import Item, Outcome, picture as later, read_rows
+from uniedit_hf.evaluation.judge import Question
+from uniedit_hf.evaluation.judge_prompts import RISE, fill
+from uniedit_hf.evaluation.scorers import rise
+
+
+EDITS = True
+HEADLINE = "overall accuracy"
+COMPATS = ("uniedit", "upstream")
+# The releases also let the model think in words before it edits, which this project's pipeline does not.
+_COMMON = {"text_guidance_scale": 4.0, "image_guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
+_COMMON |= {"guidance_renorm": "text_channel", "timestep_shift": 3.0, "num_timesteps": 50}
+SETTINGS = {"bagel": _COMMON, "uniedit": _COMMON}
+
+
+def read(prompts: str, images: str | None = None) -> list[Item]:
+    """The rows of a `datav2_total_w_subtask.json`, whose pictures lie below `images`.
+
+    Raises:
+        ValueError: The file is another one, or a picture is missing.
+    """
+    items = []
+    for number, row in enumerate(read_rows(prompts, ("index", "category", "instruction", "image"), "RISE"), 1):
+        if row["category"] not in rise.CATEGORIES:
+            raise ValueError(f"Row {number} of {prompts} has the category {row['category']!r}, which RISE lacks.")
+        second = rise.second_picture(row)
+        extras = {"second": later(images, second)} if second else {}
+        items.append(Item(str(row["index"]), row["instruction"], row, [later(images, row["image"])], extras))
+    return items
+
+
+def questions(item: Item, picture, texts: dict[str, str], compat: str | None = None) -> list[Question]:
+    row = item.row
+    reference = row.get("reference") or row.get("reference_txt") or "see the reference picture"
+    values = {"instruction": item.prompt, "reference": reference}
+    extras = list(item.extras.values())
+    if row["category"] == "logical_reasoning":
+        text = fill(texts.get("logical", RISE["logical"]), values)
+        return [Question("logical", text, [*item.sources, *extras, picture])]
+    shown = {"consistency": [*item.sources, picture], "reasoning": [*extras, picture], "plausibility": [picture]}
+    if row.get("consistency_free"):
+        del shown["consistency"]
+    return [Question(name, fill(texts.get(name, RISE[name]), values), each) for name, each in shown.items()]
+
+
+def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
+    logical = item.row["category"] == "logical_reasoning"
+    marks: dict[str, float] = {}
+    for name, reply in replies.items():
+        found = rise.parse(reply, logical, 2 if logical else 1)
+        if found.problem:
+            return Outcome(found.status, reason=f"{name}: {found.problem}")
+        marks |= dict(zip(("consistency", "reasoning"), found.marks.values())) if logical else {name: found.marks["1"]}
+    parts = rise.dimensions(item.row, marks)
+    return Outcome("ok", 100.0 * rise.complete(item.row, parts, compat), parts)
+
+
+def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
+    return rise.summary(((item.row, outcome.parts) for item, outcome in rows if outcome.status == "ok"), compat)

@@ -1,0 +1,48 @@
+"""WISE: drawings that need knowledge, marked by a judge."""
+
+from __future__ import annotations
+
+from uniedit_hf.evaluation.items import Item, Outcome, read_rows
+from uniedit_hf.evaluation.judge import Question
+from uniedit_hf.evaluation.judge_prompts import WISE, fill
+from uniedit_hf.evaluation.scorers import wise
+
+
+EDITS = False
+HEADLINE = "overall_mean"
+COMPATS = ("uniedit",)
+# The releases also let the model think in words before it draws, which this project's pipeline does not.
+_COMMON = {"guidance_interval": (0.4, 1.0), "num_timesteps": 50, "guidance_renorm": "global"}
+SETTINGS = {
+    "bagel": _COMMON | {"text_guidance_scale": 4.0, "timestep_shift": 3.0},
+    "uniedit": _COMMON | {"text_guidance_scale": 8.0, "timestep_shift": 4.0},
+}
+
+
+def read(prompts: str, images: str | None = None) -> list[Item]:
+    """The rows of a `final_data.json`.
+
+    Raises:
+        ValueError: The file is another one.
+    """
+    rows = read_rows(prompts, ("Prompt", "Explanation", "Subcategory", "prompt_id"), "WISE")
+    for row in rows:
+        wise.category(row)
+    return [Item(f"{int(row['prompt_id']):04d}", row["Prompt"], row) for row in rows]
+
+
+def questions(item: Item, picture, texts: dict[str, str], compat: str | None = None) -> list[Question]:
+    values = {"prompt": item.prompt, "explanation": item.row["Explanation"]}
+    return [Question("wise", fill(texts.get("wise", WISE), values), [picture])]
+
+
+def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
+    found = wise.parse(replies["wise"], compat=compat is not None)
+    if found.problem:
+        return Outcome(found.status, reason=found.problem)
+    return Outcome("ok", wise.wiscore(found.marks), found.marks)
+
+
+def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
+    marks = [(wise.category(item.row), outcome.parts) for item, outcome in rows if outcome.status == "ok"]
+    return wise.summary(marks, compat=compat is not None)
