@@ -1,0 +1,388 @@
+"""`uniedit evaluate` from prompts to tables: small models that draw, a judge behind real HTTP, a detector."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+
+from tests.judge_server import JudgeServer
+from tests.tiny_models import picture, tiny_bagel, tiny_bagel_processor, tiny_tokenizer
+from uniedit_hf import cli
+from uniedit_hf.evaluation import running
+from uniedit_hf.evaluation.detector import instances
+from uniedit_hf.evaluation.journal import Journal
+from uniedit_hf.evaluation.suites import SUITES, suite as suite_of
+
+
+GENEVAL = Path(__file__).parent / "fixtures" / "geneval" / "metadata.jsonl"
+FAST = json.dumps({"num_timesteps": 3, "size": [32, 32]})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A "tuned" and a "base" model of other weights, and GenEval's detector with its names."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("tuned", "base")):
+        tiny_bagel(seed).save_pretrained(folder / name)
+        tiny_bagel_processor().save_pretrained(folder / name)
+    (folder / "tuned" / "README.md").write_text("# Tuned\n")
+    save_detector(folder / "detector")
+    save_clip(folder / "clip")
+    names = ["bench", "clock", "fire hydrant", "dog", "teddy bear"]
+    (folder / "names.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
+def save_detector(folder: Path) -> None:
+    torch.manual_seed(0)
+    backbone = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=6, num_labels=5,
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor().save_pretrained(folder)
+
+
+def save_clip(folder: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = tiny_tokenizer()
+    text = small | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 1}
+    vision = small | {"image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    """Prompt files in the format of each benchmark with rows of our own, and their pictures."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for name in ("a.png", "b.png", "color_change/1.png", "biology/2.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        picture(40, 32, seed=len(name)).save(folder / name)
+    files = {
+        "wise": [
+            {"Prompt": f"paint the {word} square", "Explanation": word, "Subcategory": "Festival", "prompt_id": n}
+            for n, word in ((1, "red"), (401, "blue"), (705, "green"), (999, "bigger"))
+        ],
+        "imgedit": {
+            key: {"id": f"{key}.png", "prompt": "make it red", "edit_type": kind}
+            for key, kind in (("a", "add"), ("b", "style"))
+        },
+        "rise": [
+            {"index": "t_1", "category": "temporal_reasoning", "instruction": "make it bigger", "image": "a.png",
+             "reference": "it is bigger", "consistency_free": True, "subtask": "growth"},
+            {"index": "c_1", "category": "causal_reasoning", "instruction": "paint it", "image": "b.png",
+             "reference_img": "a.png"},
+            {"index": "l_1", "category": "logical_reasoning", "instruction": "is this two", "image": "a.png",
+             "reference_txt": "two"},
+        ],
+        "kris": [
+            {"id": "1", "type": "color_change", "ori_img": "1.png", "ins_en": "paint it red", "explain_en": "red"},
+            {"id": "2", "type": "biology", "ori_img": "2.png", "ins_en": "make it green", "explain_en": "green"},
+            {"id": "3", "type": "multi-element_composition", "ori_img": ["1.png", "2.png"], "ins_en": "x"},
+        ],
+    }  # fmt: skip
+    for name, rows in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    (folder / "geneval.json").write_text(json.dumps([json.loads(row) for row in GENEVAL.read_text().splitlines()]))
+    rows = [
+        {"key": key, "task_type": kind, "instruction": "make it blue", "instruction_language": "en",
+         "input_image_raw": {"bytes": (folder / f"{key}.png").read_bytes(), "path": None}, "Intersection_exist": True}
+        for key, kind in (("a", "color_alter"), ("b", "style_change"))
+    ]  # fmt: skip
+    (folder / "gedit").mkdir()
+    Dataset.from_list(rows).to_parquet(folder / "gedit" / "train.parquet")
+    return folder
+
+
+def evaluate(
+    name: str, models: Path, benchmarks: Path, output: Path, server: JudgeServer | None = None, *flags
+) -> int:
+    prompts = benchmarks / ("gedit" if name == "gedit" else f"{name}.json")
+    command = ["evaluate", "--suite", name, "--prompts", prompts, "--images", benchmarks, "--model", models / "tuned",
+               "--baseline", models / "base", "--drawing", FAST, "--output_dir", output]  # fmt: skip
+    if server:
+        command += ["--judge_model", "judge", "--judge_base_url", server.address, "--judge_api_key_env", "none"]
+    if name == "geneval":
+        command += [
+            "--detector",
+            models / "detector",
+            "--clip",
+            models / "clip",
+            "--class_names",
+            models / "names.txt",
+        ]
+    return cli.main([str(word) for word in [*command, *flags]])
+
+
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "geneval"])
+def test_a_judged_suite_runs_whole_and_again_without_a_call(name, models, benchmarks, tmp_path):
+    with JudgeServer() as server:
+        assert evaluate(name, models, benchmarks, tmp_path, server) == 0
+        calls = server.answered.total()
+        first = (tmp_path / "result.json").read_bytes()
+        assert evaluate(name, models, benchmarks, tmp_path, server) == 0
+    assert calls == server.answered.total() > 0 and (tmp_path / "result.json").read_bytes() == first
+    result = json.loads(first)
+    assert result["runs"]["tuned"]["statuses"] == {"ok": result["items"]}
+    assert result["paired"]["items"] == result["items"] >= 2 and result["judge"]["model"] == "judge"
+    assert result["runs"]["baseline"]["summary"][result["headline"]] is not None
+    replies = [json.loads(line) for line in (tmp_path / "tuned" / "replies.jsonl").read_text().splitlines()]
+    assert {reply["model"] for reply in replies} == {"judge-dated"}
+    assert all(reply["reply"] and reply["prompt"] and reply["settings"]["temperature"] == 0 for reply in replies)
+    page = (tmp_path / "result.html").read_text()
+    assert page.count("<img") == sum(
+        (1 + len(suite_of(name).read(str(prompts_of(benchmarks, name)), str(benchmarks))[0].sources[:1]) + 1)
+        for ours, theirs in result["paired"]["by_item"].values()
+        if ours != theirs
+    )
+    card = (models / "tuned" / "README.md").read_text()
+    assert card.startswith("# Tuned") and card.count(f"### Evaluation: {name}") == 1
+
+
+def prompts_of(benchmarks: Path, name: str) -> Path:
+    return benchmarks / ("gedit" if name == "gedit" else f"{name}.json")
+
+
+def test_geneval_runs_whole(models, benchmarks, tmp_path, capsys):
+    assert evaluate("geneval", models, benchmarks, tmp_path, None, "--seeds", "0", "1") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["runs"]["tuned"]["summary"]) == {
+        "single_object", "two_object", "counting", "colors", "position", "color_attr", "overall", "images", "prompts",
+    }  # fmt: skip
+    assert result["items"] == 12
+    assert len(list((tmp_path / "tuned" / "images").glob("*/*.png"))) == 24
+    assert "| overall |" in capsys.readouterr().out
+
+
+# ---- a judge that fails
+
+
+@pytest.mark.parametrize(
+    "fault, status",
+    [("garbled", "parse_error"), ("refused", "refused"), ("500", "no_reply"), ("bad_json", "no_reply"),
+     ("cut", "no_reply"), ("silent", "no_reply")],
+)  # fmt: skip
+def test_what_befalls_a_call_is_a_status(fault, status, drawn):
+    with JudgeServer(fault) as server:
+        outcomes = judge(drawn, server, timeout=0.3)
+    assert {outcome.status for outcome in outcomes.values()} == {status}
+    assert all(outcome.value is None and outcome.reason for outcome in outcomes.values())
+
+
+@pytest.mark.parametrize("fault", ["500", "bad_json", "cut", "late"])
+def test_what_passes_is_tried_again(fault, drawn):
+    with JudgeServer(fault, first_only=True) as server:
+        outcomes = judge(drawn, server, timeout=5 if fault == "late" else 0.5)
+    assert {outcome.status for outcome in outcomes.values()} == {"ok"}
+
+
+def test_only_what_failed_is_asked_again(drawn):
+    with JudgeServer("500", share=0.5) as server:
+        judge(drawn, server)
+        done = server.answered.total()
+        server.fault = ""
+        outcomes = judge(drawn, server)
+    assert 0 < done < 8 and set(server.answered.values()) == {1} and server.answered.total() == 8
+    assert {outcome.status for outcome in outcomes.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("fault, said", [("401", "refuses the key"), ("html", "answers with HTML")])
+def test_what_befalls_every_call_is_one_sentence(fault, said, models, benchmarks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    with JudgeServer(fault) as server:
+        flags = ("--judge_api_key_env", "JUDGE_KEY", "--limit", "1")
+        assert evaluate("wise", models, benchmarks, tmp_path, server, *flags) == 1
+        assert server.keys == {"Bearer sk-secret"}
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error and "sk-secret" not in error
+    assert not any("sk-secret" in file.read_text() for file in tmp_path.glob("*/*.json*"))
+
+
+@pytest.fixture
+def drawn(benchmarks, tmp_path):
+    """A run of WISE with two seeds whose pictures are there."""
+    items, folder = suite_of("wise").read(str(benchmarks / "wise.json")), tmp_path / "run"
+    for index, item in enumerate(items):
+        for seed in (0, 1):
+            path = running.picture_path(folder, item, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(32, 32, seed=10 * index + seed).save(path)
+    return items, folder
+
+
+def judge(drawn, server, **options):
+    from uniedit_hf.evaluation.judge import Judge, JudgeSettings
+
+    items, folder = drawn
+    settings = JudgeSettings("judge", server.address, None, attempts=2, workers=2, **options)
+    return running.judge(suite_of("wise"), Judge(settings), items, (0, 1), folder, {})
+
+
+def test_a_killed_run_repeats_no_finished_call(drawn, benchmarks, tmp_path):
+    items, folder = drawn
+    program = (
+        "import sys; from pathlib import Path; from uniedit_hf.evaluation import running; "
+        "from uniedit_hf.evaluation.judge import Judge, JudgeSettings; "
+        "from uniedit_hf.evaluation.suites import suite; "
+        "wise = suite('wise'); settings = JudgeSettings('judge', sys.argv[1], None, attempts=2, workers=2); "
+        "running.judge(wise, Judge(settings), wise.read(sys.argv[2]), (0, 1), Path(sys.argv[3]), {})"
+    )
+    with JudgeServer(seconds=0.3) as server:
+        words = [sys.executable, "-c", program, server.address, str(benchmarks / "wise.json"), str(folder)]
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        replies, deadline = folder / "replies.jsonl", time.monotonic() + 60
+        while not (replies.exists() and replies.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with open(replies, "ab") as file:
+            file.write(b'{"key": "half a li')  # as a line that was being written
+        finished = replies.read_bytes().count(b"\n")
+        before = server.answered.copy()
+        server.seconds = 0.0
+        outcomes = judge(drawn, server)
+    assert 3 <= finished < 8
+    assert server.answered.total() - before.total() == 8 - finished
+    assert sum(server.answered.values()) - len(server.answered) <= 2  # those in flight when it was killed
+    with JudgeServer() as other:
+        fresh = tmp_path / "fresh"
+        (folder / "images").rename(fresh.with_name("images"))
+        fresh.mkdir()
+        fresh.with_name("images").rename(fresh / "images")
+        assert judge((items, fresh), other) == outcomes
+
+
+# ---- runs
+
+
+def test_drawing_goes_on_and_holds_one_batch(tmp_path, benchmarks):
+    class Counting:  # stands for any pipeline; how many pictures are asked for at once is what is looked at
+        batch_size, asked = 2, []
+
+        def edit(self, images, prompts, seed, **settings):
+            self.asked.append(len(images))
+            if len(self.asked) == 2:
+                raise KeyboardInterrupt
+            return [picture(32, 32, each) for each in seed]
+
+    items = suite_of("kris").read(str(benchmarks / "kris.json"), str(benchmarks))
+    pipeline = Counting()
+    with pytest.raises(KeyboardInterrupt):
+        running.draw(pipeline, items, (0, 1, 2), tmp_path, {})
+    assert running.draw(pipeline, items, (0, 1, 2), tmp_path, {}) == 4
+    assert running.draw(pipeline, items, (0, 1, 2), tmp_path, {}) == 0
+    assert pipeline.asked == [2, 2, 2, 2] and not list(tmp_path.rglob("*.part"))
+
+
+def test_processes_share_the_pictures_out(tmp_path, benchmarks):
+    class Recording:
+        batch_size = 8
+
+        def generate(self, prompts, seed, **settings):
+            return [picture(16, 16) for _ in prompts]
+
+    items = suite_of("wise").read(str(benchmarks / "wise.json"))
+    drawn = [running.draw(Recording(), items, (0,), tmp_path / str(rank), {}, rank, 3) for rank in range(3)]
+    assert drawn == [2, 1, 1]
+    assert len({path.relative_to(path.parents[3]).parts[2] for path in tmp_path.rglob("*.png")}) == 4
+
+
+def test_boxes_are_read_from_masks_in_the_pictures_size():
+    masks = torch.full((2, 8, 8), -9.0)
+    masks[0, 2:4, 0:2] = 9.0  # of a picture of 64 x 32 pixels, shown at half size in the upper half of the input
+    classes = torch.tensor([[0.0, 6.0, 0.0], [6.0, 0.0, 0.0]])
+    valid = torch.zeros(32, 32)
+    valid[:16] = 1
+    found = instances(classes, masks, (64, 32), (32, 32), valid, ["cat", "dog"])
+    best = found["dog"][0]
+    left, top, right, bottom = best.box
+    assert (left, right) == (0, pytest.approx(16, abs=2)) and (top, bottom) == (
+        pytest.approx(16, abs=2), pytest.approx(32, abs=2))  # fmt: skip
+    assert best.mask.shape == (32, 64) and 0.9 < best.score < 1
+    assert all(each.box == best.box for each in found["cat"])  # the second query's mask is empty
+
+
+# ---- bad input
+
+
+def test_mistakes_are_one_sentence(models, benchmarks, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    def complaint(name, *flags) -> str:
+        assert evaluate(name, models, benchmarks, tmp_path / "run", None, *flags) == 1
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("uniedit evaluate: ") and error.count("\n") == 0
+        return error
+
+    with JudgeServer() as server:
+        local = ("--judge_model", "judge", "--judge_base_url", server.address, "--judge_api_key_env", "none")
+        assert "Row 1 of" in complaint("wise", *local, "--prompts", benchmarks / "rise.json")
+        assert "no JSON" in complaint("wise", *local, "--prompts", benchmarks / "a.png")
+        assert "no prompt file" in complaint("wise", *local, "--prompts", benchmarks / "none.json")
+        assert "not in" in complaint("imgedit", *local, "--images", tmp_path)
+        assert "environment variable OPENAI_API_KEY" in complaint("wise", "--judge_model", "judge")
+        assert "give its id as judge_model" in complaint("wise")
+        assert "cannot be scored as upstream" in complaint("wise", *local, "--compat", "upstream")
+        (tmp_path / "two.txt").write_text("cat\ndog\n")
+        assert "5 classes" in complaint("geneval", "--class_names", tmp_path / "two.txt")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_detector_needs_its_classes(benchmarks, models, tmp_path, capsys):
+    command = ["evaluate", "--suite", "geneval", "--prompts", str(GENEVAL), "--model", str(models / "tuned")]
+    assert cli.main([*command, "--output_dir", str(tmp_path)]) == 1
+    assert "needs its classes" in capsys.readouterr().err
+
+
+def test_other_settings_are_not_compared(tmp_path, drawn, benchmarks):
+    from uniedit_hf.evaluation.comparison import check_same
+
+    items, _ = drawn
+    one = running.settings_of("wise", items, "a", [0], {"num_timesteps": 3})
+    other = running.settings_of("wise", items, "b", [0], {"num_timesteps": 4})
+    running.open_run(tmp_path / "a", one)
+    running.open_run(tmp_path / "b", other)
+    with pytest.raises(ValueError, match="cannot be compared: drawing"):
+        check_same(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        running.open_run(tmp_path / "a", one | {"seeds": [1]})
+    check_same(tmp_path / "a", tmp_path / "a")
+
+
+def test_missing_pictures_are_told(drawn):
+    items, folder = drawn
+    running.picture_path(folder, items[1], 1).unlink()
+    with pytest.raises(ValueError, match="1 of 8 pictures are missing, .*0401/1.png first"):
+        running.check_pictures(items, (0, 1), folder)
+
+
+def test_a_damaged_journal_names_its_line(tmp_path):
+    (tmp_path / "replies.jsonl").write_text('{"key": "a"}\nno\n{"key": "b"}\n')
+    with pytest.raises(ValueError, match="Line 2 of"):
+        Journal(tmp_path / "replies.jsonl")
