@@ -78,9 +78,8 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
     suite, state, output = suite_of(options.suite), PartialState(), Path(options.output_dir)
     items = suite.read(options.prompts, options.images)[: options.limit]
     drawing = _drawing(options, suite)
-    look, named = _eye(
-        options, judging, str(state.device)
-    )  # what is missing for judging is told before anything is drawn
+    # what is missing for judging is told before anything is drawn
+    look, named = _eye(options, judging, str(state.device))
     models = {"tuned": options.model} | ({"baseline": options.baseline} if options.baseline else {})
     folders = {name: output / name for name in models}
     for name, model in models.items():
