@@ -33,7 +33,7 @@ from uniedit_hf.evaluation.suites import SUITES, suite as suite_of
 
 
 GENEVAL = Path(__file__).parent / "fixtures" / "geneval" / "metadata.jsonl"
-FAST = json.dumps({"num_timesteps": 3, "size": [32, 32]})
+FAST = json.dumps({"num_timesteps": 3, "size": [32, 32], "thinking_budget": 0})
 
 
 @pytest.fixture(scope="module")

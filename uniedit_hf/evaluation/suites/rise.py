@@ -11,9 +11,9 @@ from uniedit_hf.evaluation.scorers import rise
 EDITS = True
 HEADLINE = "overall accuracy"
 COMPATS = ("uniedit", "upstream")
-# The releases also let the model think in words before it edits, which this project's pipeline does not.
+# The releases think in words before they edit.
 _COMMON = {"text_guidance_scale": 4.0, "image_guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
-_COMMON |= {"guidance_renorm": "text_channel", "timestep_shift": 3.0, "num_timesteps": 50}
+_COMMON |= {"guidance_renorm": "text_channel", "timestep_shift": 3.0, "num_timesteps": 50, "thinking_budget": 2048}
 SETTINGS = {"bagel": _COMMON, "uniedit": _COMMON}
 
 

@@ -11,8 +11,8 @@ from uniedit_hf.evaluation.scorers import wise
 EDITS = False
 HEADLINE = "overall_mean"
 COMPATS = ("uniedit",)
-# The releases also let the model think in words before it draws, which this project's pipeline does not.
-_COMMON = {"guidance_interval": (0.4, 1.0), "num_timesteps": 50, "guidance_renorm": "global"}
+# The releases think in words before they draw.
+_COMMON = {"guidance_interval": (0.4, 1.0), "num_timesteps": 50, "guidance_renorm": "global", "thinking_budget": 2048}
 SETTINGS = {
     "bagel": _COMMON | {"text_guidance_scale": 4.0, "timestep_shift": 3.0},
     "uniedit": _COMMON | {"text_guidance_scale": 8.0, "timestep_shift": 4.0},
