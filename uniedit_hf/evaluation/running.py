@@ -70,6 +70,8 @@ def draw(
     """
     pending = [(item, seed) for item in items for seed in seeds if not picture_path(folder, item, seed).exists()]
     pending = pending[rank::ranks]
+    # the pipeline takes a list as one value a picture
+    drawing = {name: tuple(value) if isinstance(value, list) else value for name, value in drawing.items()}
     starts = range(0, len(pending), pipeline.batch_size)
     for start in tqdm(starts, desc="drawing", disable=rank > 0):
         batch = pending[start : start + pipeline.batch_size]
