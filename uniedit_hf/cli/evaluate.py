@@ -61,6 +61,9 @@ class JudgeOptions:
     detector: str = field(
         default="facebook/mask2former-swin-small-coco-instance", metadata={"help": "GenEval's Mask2Former"}
     )
+    detector_size: int = field(
+        default=800, metadata={"help": "shortest edge in pixels to which it scales a picture; 800 is the benchmark's"}
+    )
     class_names: str | None = field(
         default=None, metadata={"help": "GenEval's object_names.txt, which the detector needs", "metavar": "PATH"}
     )
@@ -135,10 +138,13 @@ def _eye(options: EvaluateOptions, judging: JudgeOptions, device: str) -> tuple[
 
         if judging.class_names is None:
             raise ValueError("The detector needs its classes: give GenEval's object_names.txt as class_names.")
-        found = Detector(judging.detector, judging.class_names, device), ColorReader(judging.clip, device)
+        found = (
+            Detector(judging.detector, judging.class_names, device, judging.detector_size),
+            ColorReader(judging.clip, device),
+        )
         return (
             lambda suite, items, folder: running.detect(suite, *found, items, options.seeds, folder),
-            {"detector": judging.detector, "clip": judging.clip},
+            {"detector": judging.detector, "detector_size": judging.detector_size, "clip": judging.clip},
         )
     from uniedit_hf.evaluation.judge import Judge, JudgeSettings
 

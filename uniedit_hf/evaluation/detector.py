@@ -21,7 +21,7 @@ from uniedit_hf.evaluation.scorers.geneval import COLORS, Detection
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
 MOST = 100  # instances of a picture
-SIZE = {"shortest_edge": 800, "longest_edge": 1333}
+SHORTEST, LONGEST = 800, 1333  # edges of a picture as the benchmark's detector sees it
 GREY = (153, 153, 153)
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
@@ -34,17 +34,18 @@ class Detector:
         class_names: The benchmark's file of names, one a line, in the order of the model's classes: GenEval renames
             some of COCO's, so they are matched by place.
         device: Where it runs.
-        size: To which a picture is scaled; the default is that of the benchmark.
+        shortest: Edge in pixels to which a picture is scaled; the default is that of the benchmark.
 
     Raises:
         ValueError: The number of names is not that of the model's classes.
     """
 
-    def __init__(self, model: str, class_names: str, device: str = "cpu", size: dict | None = None):
+    def __init__(self, model: str, class_names: str, device: str = "cpu", shortest: int = SHORTEST):
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
         self.model = Mask2FormerForUniversalSegmentation.from_pretrained(model).eval().to(device)
-        self.processor = AutoImageProcessor.from_pretrained(model, size=size or SIZE, size_divisor=32)
+        size = {"shortest_edge": shortest, "longest_edge": shortest * LONGEST // SHORTEST}
+        self.processor = AutoImageProcessor.from_pretrained(model, size=size, size_divisor=32)
         self.names = local_file(class_names).read_text(encoding="utf-8").split("\n")
         self.names = [name.strip() for name in self.names if name.strip()]
         if len(self.names) != self.model.config.num_labels:
