@@ -88,7 +88,8 @@ def benchmarks(tmp_path_factory):
         "wise": [
             {"Prompt": f"paint the {word} square", "Explanation": word, "Subcategory": sub, "prompt_id": n}
             for n, word, sub in (
-                (1, "red", ""), (401, "blue", ""), (705, "green", ""), (999, "bigger", ""), (402, "two", "Horizontal time"),
+                (1, "red", ""), (401, "blue", ""), (705, "green", ""), (999, "bigger", ""),
+                (402, "two", "Horizontal time"),
                 (801, "circle", ""),
             )
         ],
@@ -134,6 +135,7 @@ def evaluate(
     if server:
         command += ["--judge_model", "judge", "--judge_base_url", server.address, "--judge_api_key_env", "none"]
     if name == "geneval":
+        command += ["--detector_size", "64"]
         command += [
             "--detector",
             models / "detector",
