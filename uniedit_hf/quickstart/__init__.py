@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +45,11 @@ def run(
         ValueError: If a package of the extra `quickstart` is not installed.
     """
     _check_extra()
+    with _one_thread():
+        return _run(Path(output_dir), model, steps, range(seed, seed + seeds), edits, items, base)
+
+
+def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: int, base: str | None) -> Path:
     from uniedit_hf.pipeline import UniEditPipeline
 
     from .data import make_edits
@@ -51,17 +58,17 @@ def run(
     from .report import write_report
     from .tuning import SMALL_WORLD, base_folder, tune
 
-    folder, clock = Path(output_dir), _Clock()
+    clock = _Clock()
     start = base_folder(base, model)
     for old in (folder / "data", *folder.glob("model*"), *folder.glob("control*")):
         shutil.rmtree(old, ignore_errors=True)
-    datasets, data = make_edits(folder / "data", seed=seed, size=edits)
+    datasets, data = make_edits(folder / "data", seed=seeds[0], size=edits)
     clock.lap("data")
     models, losses = {"base": [start]}, {}
     for name, place, kind in (("tuned", "model", "intelligent"), ("control", "control", "plain")):
-        models[name] = [folder / (f"{place}-{i}" if i else place) for i in range(seeds)]
-        for i, path in enumerate(models[name]):
-            curve = tune(start, datasets[kind], path, steps=steps, seed=seed + i)
+        models[name] = [folder / (f"{place}-{i}" if i else place) for i in range(len(seeds))]
+        for seed, path in zip(seeds, models[name]):
+            curve = tune(start, datasets[kind], path, steps=steps, seed=seed)
             losses.setdefault(name, curve)  # the page draws the first seed's
         clock.lap(f"tuning ({name})")
     asked = test_items(items)
@@ -79,8 +86,8 @@ def run(
             "model": model,
             "base": base or "assets",
             "steps": steps,
-            "seed": seed,
-            "seeds": seeds,
+            "seed": seeds[0],
+            "seeds": len(seeds),
             **SMALL_WORLD,
         },
         data=data,
@@ -100,6 +107,20 @@ def _check_extra() -> None:
             f"The quickstart needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
             'installed: pip install "uniedit_hf[quickstart]".'
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: a small model gains nothing by more, loses much where others work, and gives the same numbers
+    whatever the machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Clock:
