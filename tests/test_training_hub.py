@@ -42,7 +42,8 @@ from pathlib import Path
 from datasets import load_dataset
 from huggingface_hub import HfApi
 from peft import LoraConfig
-from training_data import edit_rows, settings, tiny_bagel, tiny_bagel_processor
+from tiny_models import tiny_bagel, tiny_bagel_processor
+from training_data import edit_rows, settings
 from uniedit_hf import UniEditTrainer
 from uniedit_hf.training.provenance import data_sources
 
