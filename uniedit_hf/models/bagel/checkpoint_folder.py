@@ -9,9 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, parse_safetensors_file_metadata, try_to_load_from_cache
-from transformers.utils import cached_file
+from huggingface_hub import HfApi, constants, hf_hub_download, parse_safetensors_file_metadata, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 from transformers.utils.hub import has_file
+
+from uniedit_hf.hub import hub_error
 
 from .stored_tensors import open_safetensors
 
@@ -55,8 +58,8 @@ class CheckpointFolder:
         prefix = self._in_repository("")
         try:
             files = HfApi().list_repo_files(self.name, **self._some("token", "revision"))
-        except OSError as error:
-            raise self._unreachable(error) from error
+        except (OSError, HTTPError) as error:
+            raise hub_error(self.name, "model", error) from error
         return sorted(file.removeprefix(prefix) for file in files if file.startswith(prefix))
 
     def fetch(self, file: str) -> str | None:
@@ -65,10 +68,16 @@ class CheckpointFolder:
         Raises:
             OSError: If there is no such folder or repository.
         """
+        if self.local is not None:
+            return str(self.local / file) if self.has(file) else None
         try:
-            return cached_file(self.name, file, _raise_exceptions_for_missing_entries=False, **self.options)
-        except OSError as error:
-            raise self._unreachable(error) from error
+            return hf_hub_download(self.name, file, **self.options)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not self._is_cached():
+                raise hub_error(self.name, "model", error) from error
+            return None
+        except (OSError, ValueError, HTTPError) as error:
+            raise hub_error(self.name, "model", error) from error
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file, or an empty dictionary if there is none.
@@ -92,7 +101,10 @@ class CheckpointFolder:
         cached = try_to_load_from_cache(self.name, file, **self._some("cache_dir", "revision"))
         if isinstance(cached, str):
             return tensor_shapes(cached)
-        header = parse_safetensors_file_metadata(self.name, file, **self._some("token", "revision"))
+        try:
+            header = parse_safetensors_file_metadata(self.name, file, **self._some("token", "revision"))
+        except (OSError, HTTPError) as error:
+            raise hub_error(self.name, "model", error) from error
         return {name: list(tensor.shape) for name, tensor in header.tensors.items()}
 
     def weight_files(self) -> list[str]:
@@ -125,9 +137,10 @@ class CheckpointFolder:
             raise OSError(f"{', '.join(missing)} is missing: the checkpoint is incomplete, download it again.")
         return list(complete)
 
-    def _unreachable(self, error: OSError) -> OSError:
-        reason = str(error).splitlines()[0]
-        return OSError(f"{self.name} is no folder on this machine and could not be had from the Hub: {reason}")
+    def _is_cached(self) -> bool:
+        """Whether some of the repository was downloaded before."""
+        cache = self.options.get("cache_dir", constants.HF_HUB_CACHE)
+        return Path(cache, repo_folder_name(repo_id=self.name, repo_type="model"), "snapshots").is_dir()
 
     def _in_repository(self, file: str) -> str:
         return f"{self.subfolder}/{file}" if self.subfolder else file

@@ -1,0 +1,47 @@
+"""Why something could not be had from the Hub, in one sentence with the remedy."""
+
+from __future__ import annotations
+
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+
+def hub_error(name: str, kind: str, error: Exception) -> OSError:
+    """What a failed request to the Hub means for the person who asked.
+
+    Args:
+        name: What was asked for.
+        kind: `"model"` or `"data set"`.
+        error: What a client of the Hub raised; what led to it is looked at as well.
+    """
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    there = f"{name} is no folder on this machine"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return OSError(
+            f"{name} is a gated {kind}: ask for access at {_page(name, kind)}, then log in with `hf auth login` or "
+            "set HF_TOKEN."
+        )
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return OSError(f"The {kind} {name} has no such revision on the Hub: see {_page(name, kind)} for those it has.")
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return OSError(
+            f"{there} and no {kind} that can be seen on the Hub: check the name, or if it is private log in with "
+            "`hf auth login` or set HF_TOKEN."
+        )
+    if any(isinstance(cause, HFValidationError) for cause in causes):
+        return OSError(f"{there} and cannot be the name of a {kind} on the Hub: check the path.")
+    if constants.is_offline_mode():
+        return OSError(
+            f"{there}, and HF_HUB_OFFLINE is set but the cache holds no copy of it: unset HF_HUB_OFFLINE to download "
+            "it, or name a local folder."
+        )
+    return OSError(
+        f"{there}, and the Hub at {constants.ENDPOINT} could not be reached: connect to the network, name a local "
+        "folder, or set HF_HUB_OFFLINE=1 to use a copy in the cache."
+    )
+
+
+def _page(name: str, kind: str) -> str:
+    return f"{constants.ENDPOINT}/{'' if kind == 'model' else 'datasets/'}{name}"
