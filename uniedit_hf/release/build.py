@@ -15,13 +15,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from uniedit_hf.dataset_builder.uniedit_148k import ROWS_PER_PART, VERSION, read_part
@@ -93,11 +96,45 @@ def build(
         ValueError: Nothing was found, no row can be used, a row is faulty and `strict`, or the folder holds the build
             of another source.
     """
+    output_dir = Path(output_dir)
+    if Path(os.path.realpath(output_dir)).is_relative_to(os.path.realpath(source)):
+        raise ValueError(
+            f"{output_dir} lies in the source {source}, where its files would be read as rows the next time: choose a "
+            "folder outside."
+        )
     release = find_release(source, manifests)
     outputs = _outputs(release, rows_per_file)
     if not outputs:
-        raise ValueError(f"There are no rows to build. {release.report()}")
-    output_dir = Path(output_dir)
+        raise ValueError(
+            f"There are no rows to build: expected manifests named *148k*.jsonl or *40k*.jsonl, or Parquet in the row "
+            f"schema. {release.report()}"
+        )
+    with _alone(output_dir):
+        return _build(release, outputs, output_dir, strict, redo_faulty, image_root, num_proc)
+
+
+@contextmanager
+def _alone(output_dir: Path) -> Iterator[None]:
+    """Keeps other builds out of the folder; the system forgets the lock of a process that was killed."""
+    (output_dir / ".build").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output_dir / ".build" / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"Another build is writing to {output_dir}: wait for its end, or choose another folder."
+        ) from None
+
+
+def _build(
+    release: RawRelease,
+    outputs: Sequence[Output],
+    output_dir: Path,
+    strict: bool,
+    redo_faulty: bool,
+    image_root: str | os.PathLike | None,
+    num_proc: int,
+) -> BuildReport:
     _check_plan(output_dir, release, outputs, image_root)
     images = ImageStore(Path(image_root or release.source), release.archives, base=release.source)
     report = BuildReport(release.report() + _archive_notes(images))
@@ -176,7 +213,9 @@ def _finished(
     if num_proc == 1:
         yield from ((output, write(output)) for output in missing)
         return
-    with ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C goes to every process: the workers leave the word to this one.
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn"), **quiet) as pool:
         futures = {pool.submit(write, output): output for output in missing}
         try:
             yield from ((futures[future], future.result()) for future in as_completed(futures))

@@ -147,7 +147,7 @@ def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str
                 raise RawReleaseError(f"There is no manifest {name!r} for {config} in {source}. {release.report()}")
         release.manifests[config] = [source / name for name in names]
     others: Counter[str] = Counter()
-    for folder, folders, names in os.walk(source):
+    for folder, folders, names in os.walk(source, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             _place(release, Path(folder) / name, others)
@@ -187,6 +187,12 @@ def read_table(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
                         return
                     if number > part.first_row:
                         yield number, row
+
+
+def _unreadable(error: OSError) -> None:
+    raise RawReleaseError(
+        f"The folder {error.filename} cannot be read ({error.strerror}): give yourself the right to, or move it away."
+    ) from error
 
 
 def _place(release: RawRelease, path: Path, others: Counter[str]) -> None:
