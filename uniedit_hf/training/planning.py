@@ -46,7 +46,7 @@ class PartLengths:
         self.tokens: list[tuple[int, ...]] = []
         self.bad_rows: list[BadRow] = []
         self._keep_dropped = processor.dropped_segments_keep_tokens
-        self._shapes: dict[tuple[Segment, ...], tuple[Segment, ...]] = {}
+        self._shapes: dict[tuple, tuple[Segment, ...]] = {}
         rows = enumerate(_rows_without_images(part))
         with tqdm(total=len(part.dataset), desc="lengths", unit="row", disable=not show_progress) as progress:
             while chunk := list(itertools.islice(rows, CHUNK)):
@@ -74,8 +74,10 @@ class PartLengths:
             segments = () if sample is None else sample.segments
             self.ids.append(None if sample is None else sample.id)
             self.tokens.append(tuple(tokens + (next(counts) if words else 0) for tokens, words in plan))
-            shape = tuple(map(_without_content, segments))
-            self.segments.append(self._shapes.setdefault(shape, shape))  # few differ, so each is kept once
+            key = tuple(map(_kind, segments))
+            if key not in self._shapes:  # few differ, so each is kept once
+                self._shapes[key] = tuple(map(_without_content, segments))
+            self.segments.append(self._shapes[key])
 
     def length(self, row: int, seed: int, epoch: int) -> int:
         """Tokens of a row in an epoch, after its dropout."""
@@ -87,12 +89,12 @@ class PartLengths:
     @property
     def has_text_loss(self) -> bool:
         """Whether any row learns text."""
-        return any(each.loss and not _is_image(each) for shape in self._shapes for each in shape)
+        return any(each.loss and not _is_image(each) for shape in self._shapes.values() for each in shape)
 
     @property
     def has_image_loss(self) -> bool:
         """Whether any row learns to draw."""
-        return any(each.loss and _is_image(each) for shape in self._shapes for each in shape)
+        return any(each.loss and _is_image(each) for shape in self._shapes.values() for each in shape)
 
 
 def _rows_without_images(part: TrainingPart) -> Iterator[dict[str, Any]]:
@@ -119,6 +121,12 @@ def _check_images(sample: Sample) -> None:
     """Recipes plan an image from its size alone, but to train on it the image itself has to be there."""
     if any(segment.image is None for segment in sample.segments if _is_image(segment)):
         raise RowError(sample.id, "has the size of an image but no column with the image itself; add it.")
+
+
+def _kind(segment: Segment) -> tuple:
+    """What tells segments without content apart."""
+    view = segment.view if _is_image(segment) else None
+    return view, segment.loss, segment.dropout, segment.dropped, segment.joint_dropout
 
 
 def _without_content(segment: Segment) -> Segment:
