@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_data import edit_rows, trainer
+from accelerate.utils import DistributedType
+from training_data import settings
 from training_runs import COMPARED, environment, logged, make_data, mix_settings, run, weights
+
+from uniedit_hf.training.checks import check_sharding
 
 
 LAUNCH = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
@@ -67,6 +70,9 @@ def test_sharded_weights_train_as_whole_ones(tmp_path, adapters):
 )
 def test_what_does_not_go_with_sharded_weights_is_refused(tmp_path, monkeypatch, changes, sentence):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    args = settings(tmp_path, **changes)
+    check_sharding(args)  # one process on a CPU, where accelerate leaves the weights whole
+    monkeypatch.setattr(args.distributed_state, "distributed_type", DistributedType.MULTI_GPU)
     with pytest.raises(ValueError) as refused:
-        trainer(tmp_path, edit_rows(4), **changes)
+        check_sharding(args)
     assert sentence in str(refused.value)

@@ -197,6 +197,13 @@ def test_one_process_drives_one_gpu(tmp_path):
         check_devices(args)
 
 
+def test_the_output_folder_can_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=f"{tmp_path}/file is a file: name another folder, or move the file away"):
+            trainer(folder, ROWS)
+
+
 def test_there_has_to_be_something_to_train_on(tmp_path):
     with pytest.raises(ValueError, match="nothing to train on: give train_dataset"):
         trainer(tmp_path, None).train()

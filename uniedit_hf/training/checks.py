@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from peft import PeftModel
@@ -25,7 +27,9 @@ def check_devices(args: UniEditConfig) -> None:
 
 def check_sharding(args: UniEditConfig) -> None:
     """What needs whole weights, or encoders that run equally often on all devices, does not go with FSDP."""
-    if not args.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    # accelerate shards over several accelerators alone
+    if not asked or args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         return
     if args.ema_decay is not None:
         raise ValueError(f"ema_decay is {args.ema_decay}, but under FSDP no device has whole weights: leave it out.")
@@ -38,6 +42,16 @@ def check_sharding(args: UniEditConfig) -> None:
         raise ValueError(
             "freeze_vit=False does not go with FSDP, whose devices would wait for each other where packs differ in "
             "the sizes of their images: leave it out."
+        )
+
+
+def check_output_dir(args: UniEditConfig) -> None:
+    """The output folder is there or can be made."""
+    folder = Path(args.output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"output_dir is {args.output_dir}, but {there} is a file: name another folder, or move the file away."
         )
 
 
