@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,19 @@ def test_a_killed_run_goes_on_to_the_same_result(data, tmp_path):
     assert f"Stopped after step {newest.name.split('-')[1]} of 20" in process.output and not torn
     assert "Traceback" not in process.output and not (tmp_path / "killed" / "model.safetensors").exists()
     check_same_folders(run(options), whole)
+
+
+def test_ctrl_c_saves_and_ends(data, tmp_path):
+    options = mix_settings(data, max_steps=10_000, dataloader_num_workers=1, output_dir=str(tmp_path / "stopped"))
+    with Running(options) as process:
+        process.wait_for_steps(3)
+        begun = time.monotonic()
+        process.kill(signal.SIGINT)  # to its readers, too, as a terminal does
+        assert process.wait() == 130
+        assert time.monotonic() - begun < 60
+    newest, torn = last_whole_checkpoint(tmp_path / "stopped")
+    assert f"Stopped after step {newest.name.split('-')[1]} of 10000" in process.output and not torn
+    assert process.output.rstrip().endswith("uniedit train: stopped by Ctrl-C") and "Traceback" not in process.output
 
 
 @pytest.mark.slow

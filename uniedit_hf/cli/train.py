@@ -9,6 +9,7 @@ The settings of the run are those of `UniEditConfig`, which are transformers' `T
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,13 +90,19 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
 
 
 def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
-    """Saves the model, its card and perhaps a copy on the Hub, if the run came to its end."""
+    """Saves the model, its card and perhaps a copy on the Hub, if the run came to its end.
+
+    Raises:
+        KeyboardInterrupt: If Ctrl-C ended it, after a checkpoint was written.
+    """
     state, folder = trainer.state, trainer.args.output_dir
     if state.global_step < state.max_steps:
         if trainer.is_world_process_zero():
             print(
                 f"Stopped after step {state.global_step} of {state.max_steps}: --resume_from_checkpoint true goes on."
             )
+        if trainer.stop_signal.received == signal.SIGINT:
+            raise KeyboardInterrupt
         return
     on_hub = [name for name in dataset_names if not Path(name).exists()]
     trainer.save_model()
@@ -166,10 +173,16 @@ def _part(label: str, part: dict, split: str, training: UniEditConfig):
 
 def _load(name: str, config: str | None, split: str, streaming: bool = False):
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    from uniedit_hf.hub import hub_error
 
     try:
         return load_dataset(name, config, split=split, streaming=streaming)
+    except DatasetNotFoundError:
+        raise  # one sentence of its own
+    except ConnectionError as error:
+        raise hub_error(name, "data set", error) from error
     except DatasetGenerationError as error:
         raise ValueError(f"The data set {name} cannot be read: {error.__cause__ or error}") from error
 

@@ -1,4 +1,5 @@
-"""What happens beside the steps: counting epochs, averaging weights, ending cleanly on SIGTERM, drawing samples."""
+"""What happens beside the steps: counting epochs, averaging weights, ending cleanly on SIGTERM and
+Ctrl-C, drawing samples."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -46,34 +48,46 @@ class AverageCallback(TrainerCallback):
 
 
 class StopSignalCallback(TrainerCallback):
-    """On SIGTERM (a scheduler's notice) the step is finished, a checkpoint written and training ended.
+    """On SIGTERM (a scheduler's notice) or Ctrl-C the step is finished, a checkpoint written and training ended. A
+    second Ctrl-C ends it at once, as without us.
 
     Attributes:
-        asked: Whether this process got the signal.
+        received: The signal that this process got.
         agreed: Whether any process had got it when the step began; all of them have to stop after the same step.
     """
 
     def __init__(self):
-        self.asked = False
+        self.received: signal.Signals | None = None
         self.agreed = False
-        self.previous = None
+        self.previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process got a signal."""
+        return self.received is not None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.received, self.agreed = None, False
         if threading.current_thread() is threading.main_thread():  # only there Python takes signals
-            self.previous = signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, number, frame):
-        self.asked = True
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.agreed or self.asked and args.world_size == 1:
-            logger.warning(f"SIGTERM: saving step {state.global_step} and ending; resume to go on.")
+            name = "Another process was told to stop" if self.received is None else self.received.name
+            logger.warning(f"{name}: saving step {state.global_step} and ending; resume to go on.")
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+    def give_back(self) -> None:
+        """Leaves the signals to whom they belonged before training, however it ended."""
+        while self.previous:
+            signal.signal(*self.previous.popitem())
 
 
 class SampleImagesCallback(TrainerCallback):

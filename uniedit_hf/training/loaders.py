@@ -111,12 +111,14 @@ def _loader(dataset, reader: PackReader, args: UniEditConfig, **batches) -> Pack
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
-        worker_init_fn=_ignore_stop_signal,
+        worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator().manual_seed(args.seed),  # of its own, to leave the model's dropout alone
         **batches,
     )
 
 
-def _ignore_stop_signal(worker: int) -> None:
-    """A scheduler sends SIGTERM to every process; readers go on until the last step has been saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_stop_signals(worker: int) -> None:
+    """A scheduler sends SIGTERM, and a terminal Ctrl-C, to every process; readers go on until the last step has been
+    saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -104,6 +104,7 @@ class UniEditTrainer(HubMixin, Trainer):
         args = args or UniEditConfig(output_dir=f"{Path(name).name or 'model'}-UniEdit")
         checks.check_devices(args)
         checks.check_sharding(args)
+        checks.check_output_dir(args)
         draws = isinstance(train_dataset, (list, tuple)) or args.recipe != "answer"
         if not isinstance(train_dataset, (list, tuple)):
             checks.check_recipe(args)
@@ -312,7 +313,10 @@ class UniEditTrainer(HubMixin, Trainer):
             self.data.load_state_dict(state["data"], self._first_step)
             if state["data"]["processes"] == self.args.world_size:
                 self.sums.load_state_dict(state["sums"])
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            self.stop_signal.give_back()
 
     def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
         if not wanted:
