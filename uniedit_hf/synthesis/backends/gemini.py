@@ -21,7 +21,12 @@ class _Gemini:
     def __init__(self, name: str, settings: GeminiChat | GeminiEditor):
         self.name, self.settings = name, settings
         self.key = key_for(name, settings.api_key_env)
-        options = types.HttpOptions(base_url=settings.base_url, timeout=int(settings.timeout * 1000))
+        options = types.HttpOptions(
+            base_url=settings.base_url,
+            timeout=int(settings.timeout * 1000),
+            # Otherwise it would be aiohttp's client wherever that is installed, which fails in other words.
+            httpx_async_client=httpx2.AsyncClient(timeout=settings.timeout),
+        )
         self.client = genai.Client(api_key=self.key or "none", http_options=options)
 
     async def _ask(self, parts: list, config: types.GenerateContentConfig) -> types.GenerateContentResponse:
