@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from raw_releases import make_release
 
@@ -29,6 +30,21 @@ def test_a_folder_without_rows(tmp_path, capsys):
         )
         assert "There are no rows to build: expected manifests named *148k*.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_no_folder(tmp_path):
+    source = make_release(tmp_path / "raw", 40, faulty=False).folder
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=f"{output} is a file or lies below one: choose a folder"):
+            build(source, output)
+
+
+def test_a_report_below_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    report = str(tmp_path / "file" / "page.html")
+    assert main(["dataset", "validate", "--input_dir", str(tmp_path), "--report", report]) == 1
+    assert f"--report is {report}, which lies below a file: name a page in a folder." in capsys.readouterr().err
 
 
 def test_an_output_inside_the_source(tmp_path):
@@ -59,6 +75,16 @@ def test_names_with_spaces_and_other_letters(tmp_path):
     source = make_release(tmp_path / "roh mit Leerzeichen ü", 40, "zip", faulty=False).folder
     report = build(source, tmp_path / "出力 1")
     assert report.rows == {"148k/train": 40} and not report.faults
+
+
+def test_a_worker_that_is_killed(tmp_path):
+    source = make_release(tmp_path / "raw", 3000, faulty=False).folder
+    process = running_build(source, tmp_path / "out", "--rows_per_file", "20", "--num_proc", "2")
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    workers[0].kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in said
+    assert "A process of the build was killed, perhaps for want of memory: run the same command again" in said
 
 
 def running_build(source: Path, output: Path, *more: str) -> subprocess.Popen:

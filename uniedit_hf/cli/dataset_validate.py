@@ -22,8 +22,13 @@ def run(options: DatasetValidateOptions) -> None:
 
     from uniedit_hf.release.validation import validate, write_report
 
-    result = validate(options.input_dir, options.benchmarks)
     report = Path(options.report or Path(options.input_dir) / "validation.html")
+    if options.report is not None:  # before the work, which may take hours
+        try:
+            report.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"--report is {report}, which lies below a file: name a page in a folder.") from None
+    result = validate(options.input_dir, options.benchmarks)
     write_report(result, report)
     for note in result.notes:
         print(note)

@@ -18,6 +18,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -116,7 +117,10 @@ def build(
 @contextmanager
 def _alone(output_dir: Path) -> Iterator[None]:
     """Keeps other builds out of the folder; the system forgets the lock of a process that was killed."""
-    (output_dir / ".build").mkdir(parents=True, exist_ok=True)
+    try:
+        (output_dir / ".build").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{output_dir} is a file or lies below one: choose a folder.") from None
     try:
         with FileLock(output_dir / ".build" / "lock", timeout=0):
             yield
@@ -219,6 +223,11 @@ def _finished(
         futures = {pool.submit(write, output): output for output in missing}
         try:
             yield from ((futures[future], future.result()) for future in as_completed(futures))
+        except BrokenProcessPool:
+            raise OSError(
+                "A process of the build was killed, perhaps for want of memory: run the same command again with a "
+                "smaller num_proc; it goes on where it stopped."
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
