@@ -8,8 +8,11 @@ import sys
 from contextlib import contextmanager
 
 from hub import ORGANISATION, RunningHub, running_hub
+from raw_releases import make_release
 from training_data import edit_rows, save_parquet
 from training_runs import environment
+
+from uniedit_hf.release.build import build
 
 
 NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}  # a port that nobody listens on
@@ -83,6 +86,15 @@ def test_a_data_set_without_a_network(tmp_path):
         "uniedit train: some/data is no folder on this machine, and the Hub at http://127.0.0.1:9 "
     )
     assert found.endswith(REMEDY)
+
+
+def test_publishing_without_a_network(tmp_path):
+    build(make_release(tmp_path / "raw", 40, faulty=False).folder, tmp_path / "out")
+    publish = ["dataset", "publish", "--input_dir", str(tmp_path / "out"), "--repo_id", "some/data"]
+    assert complaint(command(*publish), **NOWHERE, HF_HOME=str(tmp_path / "home"), HF_TOKEN="hf_test") == (
+        "uniedit dataset publish: The Hub at http://127.0.0.1:9 could not be reached to publish some/data: connect to "
+        "the network and run the same command again, which goes on with what has not arrived."
+    )
 
 
 def test_nothing_in_the_cache_and_told_to_stay_offline(tmp_path):

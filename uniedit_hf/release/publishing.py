@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HTTPError
 
 from uniedit_hf.dataset_builder.uniedit_148k import VERSION
 from uniedit_hf.release.card import Terms, write_card
@@ -43,6 +44,7 @@ def publish(
 
     Raises:
         ValueError: There is no built data set, or the tag names another revision already.
+        OSError: The Hub could not be reached, or did not take it.
     """
     folder = Path(folder)
     missing = missing_files(folder)
@@ -51,7 +53,18 @@ def publish(
             f"{folder} is not complete, {missing[0]} lacks and {len(missing) - 1} more: run `uniedit dataset build` "
             "again, which goes on where it was stopped."
         )
-    api = api or HfApi()
+    try:
+        return _upload(api or HfApi(), folder, repo_id, private, tag, terms)
+    except HTTPError as error:
+        if isinstance(error, OSError):
+            raise  # the Hub answered, and says what is wrong
+        raise OSError(
+            f"The Hub at {constants.ENDPOINT} could not be reached to publish {repo_id}: connect to the network and "
+            "run the same command again, which goes on with what has not arrived."
+        ) from error
+
+
+def _upload(api: HfApi, folder: Path, repo_id: str, private: bool, tag: str, terms: Terms | None) -> str:
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     write_card(folder, repo_id, terms)
     api.upload_folder(
