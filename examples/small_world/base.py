@@ -69,7 +69,7 @@ def main() -> None:
     model, processor = new_model(options.vae, options.seed)
     model.set_attn_implementation("eager")  # on short rows in bf16 twice as fast as SDPA's kernel for the CPU
     start_places(model, options.seed)
-    pool = cached_pool(model, options)
+    pool = make_pool(model, options.seed, options.random_pictures, options.output_dir / "latents.safetensors")
     reading = options.output_dir / "reading.pt"
     if not reading.exists():
         learn_to_read(model, processor, pool, options)
@@ -82,7 +82,6 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vae", type=Path, default=Path("runs/small_world/vae"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world/base"))
-    parser.add_argument("--pool", type=Path, default=None, help="where the pictures and latents are kept")
     parser.add_argument("--random_pictures", type=int, default=6000)
     parser.add_argument("--reading_steps", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=5000)
@@ -105,16 +104,6 @@ def start_places(model, seed: int) -> None:
     with torch.no_grad():
         for table in tables:
             table.copy_(rows * size**0.5 / 2)
-
-
-def cached_pool(model, options: argparse.Namespace) -> Pool:
-    """The pool of a seed, made once."""
-    file = options.pool or options.output_dir / "pool.pt"
-    if file.exists():
-        return torch.load(file, weights_only=False)  # our own file, of this folder
-    pool = make_pool(model, options.seed, options.random_pictures)
-    torch.save(pool, file)
-    return pool
 
 
 def learn_to_read(model, processor, pool: Pool, options: argparse.Namespace) -> None:

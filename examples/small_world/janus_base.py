@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from base import scene_loss, take_step
 from model import UNKNOWN
-from samples import EDITS_PER_PICTURE
-from scenes import as_pictures, as_tensor, random_scene, real_scenes
+from samples import draw_pictures
+from scenes import as_pictures, as_tensor, real_scenes
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from tqdm import tqdm
@@ -40,13 +40,10 @@ from vae import CONTRAST, CROP_BATCH, batch
 from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcessor
 from uniedit_hf.randomness import python_random
 from uniedit_hf.segments import ImageSegment, ImageTokens, Sample, TextSegment
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
-from uniedit_hf.synthesis.instructions import Instruction, draw_plain_edit
-from uniedit_hf.synthesis.program import Keep, apply
+from uniedit_hf.synthesis.program import Keep
 from uniedit_hf.synthesis.questions import composed_questions, drawing_of
 from uniedit_hf.synthesis.reader import read
-from uniedit_hf.synthesis.scene import PALETTE, SHAPES, SIDE, Scene, render
-from uniedit_hf.synthesis.topics import PLAIN_KINDS
+from uniedit_hf.synthesis.scene import PALETTE, SHAPES, SIDE, Scene
 from uniedit_hf.synthesis.vocabulary import vocabulary
 from uniedit_hf.synthesis.wording import action_phrases
 from uniedit_hf.training.ema import WeightAverage
@@ -68,7 +65,7 @@ def main() -> None:
     model, processor = new_model(options.seed)
     images, scenes = real_scenes("train")
     train_autoencoder(model.model.vqmodel, images, scenes, options)
-    pool = make_pool(model, images, scenes, options)
+    pool = make_pool(model, options)
     learn_to_read(model, pool, options)
     train(model, processor, pool, options)
 
@@ -220,31 +217,14 @@ class Pool:
     questions: list[list[tuple[str, str]]]
 
 
-def make_pool(model, images: np.ndarray, found: list[Scene], options: argparse.Namespace) -> Pool:
-    """All training pictures, drawn ones beside them, and the targets of plain edits of both."""
-    seed = options.seed
-    more = (random_scene(found, python_random(seed, "source", i)) for i in range(options.random_pictures))
-    sources = [*found, *more]
-    pictures = [*images, *(np.asarray(render(scene)) for scene in sources[len(found) :])]
-    scenes: list[tuple[Scene, ...]] = [(scene,) for scene in sources]
-    edits = []
-    for index, source in enumerate(sources):
-        rng = python_random(seed, "edit", index)
-        for kind in rng.sample(PLAIN_KINDS, 1 + (rng.random() < EDITS_PER_PICTURE - 1)):
-            instruction = draw_plain_edit(source, kind, rng)
-            if isinstance(instruction, Instruction):
-                edits.append((index, len(scenes), instruction.text))
-                scenes.append(tuple(apply(instruction.program, source)))
-                pictures.append(np.asarray(render(*scenes[-1])))
-    questions: list[list[tuple[str, str]]] = [[] for _ in found]
-    for row in load_easy_vqa("train"):
-        questions[row.image_id].append((row.question, row.answer))
-    stacked = np.stack(pictures)
-    parts = tqdm(range(0, len(stacked), 50), desc="tokens", mininterval=10)
-    tokens = torch.cat([model.encode_images(as_tensor(stacked[start : start + 50])) for start in parts])
+def make_pool(model, options: argparse.Namespace) -> Pool:
+    """The drawings of `draw_pictures` with their tokens."""
+    drawn = draw_pictures(options.seed, options.random_pictures)
+    parts = tqdm(range(0, len(drawn.pictures), 50), desc="tokens", mininterval=10)
+    tokens = torch.cat([model.encode_images(as_tensor(drawn.pictures[start : start + 50])) for start in parts])
     facts = {"codes_used": len(tokens.unique())} | measure_autoencoder(model)
     log(options.output_dir, {"part": "autoencoder", **facts})
-    return Pool(stacked, scenes, tokens, edits, questions)
+    return Pool(drawn.pictures, drawn.scenes, tokens, drawn.edits, drawn.questions)
 
 
 def measure_autoencoder(model, count: int = 400) -> dict[str, float]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from scenes import as_tensor, random_scene, real_scenes
 from tqdm import tqdm
 
@@ -60,11 +63,27 @@ class Drawn:
     latents: tuple[int, ...]
 
 
-def make_pool(model, seed: int, random_pictures: int) -> Pool:
+class Drawings(NamedTuple):
+    """Pictures, what they show, edits and questions, as `Pool` has them."""
+
+    pictures: np.ndarray
+    scenes: list[tuple[Scene, ...]]
+    edits: list[tuple[int, int, str]]
+    questions: list[list[tuple[str, str]]]
+
+
+def make_pool(model, seed: int, random_pictures: int, kept: Path) -> Pool:
+    """The drawings of `draw_pictures` with the latents of the model's autoencoder, which are kept in a file."""
+    drawn = draw_pictures(seed, random_pictures)
+    if not kept.exists():
+        save_file({"latents": encode(model, drawn.pictures)}, kept)
+    return Pool(drawn.pictures, drawn.scenes, load_file(kept)["latents"], drawn.edits, drawn.questions)
+
+
+def draw_pictures(seed: int, random_pictures: int) -> Drawings:
     """All training pictures, drawn ones beside them, and the targets of plain edits of both.
 
     Args:
-        model: Whose autoencoder gives the latents.
         seed: Of everything that is drawn.
         random_pictures: How many to draw beside the real ones.
     """
@@ -84,8 +103,7 @@ def make_pool(model, seed: int, random_pictures: int) -> Pool:
     questions: list[list[tuple[str, str]]] = [[] for _ in found]
     for row in load_easy_vqa("train"):
         questions[row.image_id].append((row.question, row.answer))
-    stacked = np.stack(pictures)
-    return Pool(stacked, scenes, encode(model, stacked), edits, questions)
+    return Drawings(np.stack(pictures), scenes, edits, questions)
 
 
 def encode(model, pictures: np.ndarray) -> torch.Tensor:

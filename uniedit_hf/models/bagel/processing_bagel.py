@@ -9,7 +9,6 @@ Shapes: B rows, L tokens a row, V patches of all ViT views, P tokens and C chann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE, PADDING as NO_SAMPLE
 from uniedit_hf.images import ImageError, image_size, open_image
+from uniedit_hf.models.sample_images import SampleImages
 from uniedit_hf.randomness import torch_generator
 from uniedit_hf.recipes import PAPER
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
@@ -68,7 +68,7 @@ class TokenRow:
         return {name: np.concatenate([empty, *parts]) for name, parts in self.columns.items()}
 
 
-class BagelProcessor(ProcessorMixin):
+class BagelProcessor(SampleImages, ProcessorMixin):
     """A tokenizer and an image processor that together turn samples into BAGEL's inputs.
 
     Args:
@@ -220,21 +220,7 @@ class BagelProcessor(ProcessorMixin):
         row.append(ids, types, kind, np.full(count + 2, row.position))
         row.position += 0 if segment.loss else 1
 
-    def with_pixels(self, sample: Sample) -> Sample:
-        """The sample with its images opened and prepared, so that what is wrong with one of them shows by itself.
-
-        Raises:
-            ImageError: If an image cannot be read, or is not of the size that its row states.
-        """
-        pixels = self._pixels(sample)
-        return sample.with_segments(
-            [
-                segment if image is None else replace(segment, image=image)
-                for segment, image in zip(sample.segments, pixels)
-            ]
-        )
-
-    def _prepare(self, segment: ImageSegment, name: str) -> torch.Tensor:
+    def _prepare(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
         if isinstance(segment.image, torch.Tensor):
             return segment.image
         picture = open_image(segment.image, name=name)
@@ -247,11 +233,7 @@ class BagelProcessor(ProcessorMixin):
 
     def _pixels(self, sample: Sample) -> list[torch.Tensor | None]:
         _check_views(sample)
-        name = f"The image of sample {sample.id!r}" if sample.id else "The image"
-        return [
-            None if isinstance(segment, TextSegment) or segment.dropped else self._prepare(segment, name)
-            for segment in sample.segments
-        ]
+        return super()._pixels(sample)
 
     def _images(self, samples: list[Sample], pixels: list[list[torch.Tensor | None]]) -> dict[str, Any]:
         """The ViT views as patches and the VAE views as pixels, in the order of their tokens."""

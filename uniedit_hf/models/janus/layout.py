@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
@@ -22,11 +23,6 @@ from .tokens import SIGLIP, TEXT, VQ
 
 USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
 TURN = f"\n\n{ASSISTANT}"
-SYSTEM_PROMPT = (
-    "You are a helpful language and vision assistant. "
-    "You are able to understand the visual content that the user provides, "
-    "and assist the user with a variety of tasks using natural language.\n\n"
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
         else:
             before = "\n" if isinstance(earlier, TextSegment) else ""
         if earlier is None and system_prompt:
-            before = SYSTEM_PROMPT + before
+            before = DEFAULT_SYSTEM_PROMPT + before
         after = TURN if not this.loss and (later is None or later.loss) else ""
         found.append(Piece(this, before, after, earlier is None))
     return found

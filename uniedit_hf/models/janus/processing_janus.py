@@ -18,6 +18,7 @@ from transformers import BatchFeature
 from transformers.models.janus.processing_janus import JanusProcessor as TransformersJanusProcessor
 
 from uniedit_hf.images import ImageError, open_image
+from uniedit_hf.models.sample_images import SampleImages
 from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
@@ -29,7 +30,7 @@ ROW_NAMES = ("input_ids", "token_kinds", "position_ids", "labels")
 NOT_ENCODED = -1  # where a VQ view comes as pixels and not as stored tokens
 
 
-class JanusProcessor(TransformersJanusProcessor):
+class JanusProcessor(SampleImages, TransformersJanusProcessor):
     """transformers' `JanusProcessor`, called with text and images as ever, that also takes samples.
 
     Raises:
@@ -156,28 +157,6 @@ class JanusProcessor(TransformersJanusProcessor):
         last = sample.segments[-1] if sample.segments else None
         return self.use_default_system_prompt and isinstance(last, TextSegment) and last.loss
 
-    def with_pixels(self, sample: Sample) -> Sample:
-        """The sample with its images opened and prepared, so that what is wrong with one of them shows by itself.
-
-        Raises:
-            ImageError: If an image cannot be read, or is not of the size that its row states.
-        """
-        prepared = self._prepared(sample)
-        return sample.with_segments(
-            [
-                segment if image is None else replace(segment, image=image)
-                for segment, image in zip(sample.segments, prepared)
-            ]
-        )
-
-    def _prepared(self, sample: Sample) -> list[torch.Tensor | None]:
-        """Of every image that is not dropped its pixels (3, S, S), or its stored tokens (T,)."""
-        name = f"The image of sample {sample.id!r}" if sample.id else "The image"
-        return [
-            None if isinstance(segment, TextSegment) or segment.dropped else self._prepare(segment, name, sample.id)
-            for segment in sample.segments
-        ]
-
     def _check(self, segment: ImageSegment, sample_id: str) -> None:
         if segment.view not in self.source_views:
             raise ValueError(
@@ -262,7 +241,7 @@ class JanusProcessor(TransformersJanusProcessor):
         samples = list(samples)
         if not samples:
             raise ValueError("A pack needs at least one sample, but the list of samples is empty.")
-        prepared = [self._prepared(sample) for sample in samples]
+        prepared = [self._pixels(sample) for sample in samples]
         rows = [self._lay_out(sample, self._begins_with_prompt(sample)).arrays() for sample in samples]
         features = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         features["position_ids"] = np.concatenate([np.arange(len(row["input_ids"])) for row in rows])
@@ -339,7 +318,7 @@ class JanusProcessor(TransformersJanusProcessor):
     def _contexts(self, samples: list[Sample], system_prompt: list[bool], draws: bool) -> BatchFeature:
         if not samples:
             raise ValueError("There is nothing to do: the list of requests is empty.")
-        prepared, marks = [self._prepared(sample) for sample in samples], self.markers
+        prepared, marks = [self._pixels(sample) for sample in samples], self.markers
         rows = []
         for sample, prompt in zip(samples, system_prompt):
             row = self._lay_out(sample, prompt)
