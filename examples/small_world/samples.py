@@ -76,7 +76,7 @@ def make_pool(model, seed: int, random_pictures: int, kept: Path) -> Pool:
     """The drawings of `draw_pictures` with the latents of the model's autoencoder, which are kept in a file."""
     drawn = draw_pictures(seed, random_pictures)
     if not kept.exists():
-        save_file({"latents": encode(model, drawn.pictures)}, kept)
+        save_file({"latents": encode(model, drawn.pictures).contiguous()}, kept)
     return Pool(drawn.pictures, drawn.scenes, load_file(kept)["latents"], drawn.edits, drawn.questions)
 
 
