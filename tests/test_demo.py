@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_no_file_of_the_server_is_read(client, address, source, path):
     answer = call(address, "edit", [stolen, INSTRUCTION, 7, 6, 2.0, 1.0, 0])
     assert answer.startswith("event: error") and "was not uploaded by a user" in answer and "root:" not in answer
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{address}gradio_api/file={path}")
+        urllib.request.urlopen(f"{address}gradio_api/file={urllib.parse.quote(path)}")
     assert refused.value.code in (403, 404)
     assert edit(client, handle_file(source)).result()[4] == 7, "the server lives on"
 
