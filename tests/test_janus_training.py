@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import Image, load_dataset
 from peft import LoraConfig, PeftModel
 from tiny_models import FAMILIES, picture, tiny_janus, tiny_janus_processor
 from training_data import curve, dataset_of, edit_row, edit_rows, settings, trainer
 
+from uniedit_hf.cli import main
 from uniedit_hf.models.janus import JanusForConditionalGeneration
 from uniedit_hf.models.janus.image_tokens import store_image_tokens
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.recipes import edit_sample
 from uniedit_hf.training import TrainingPart
+
+
+BAGEL = Path(__file__).parents[1] / "assets" / "small_bagel"
 
 
 def test_the_default_recipe_trains_all_but_the_encoders(tmp_path):
@@ -78,6 +85,53 @@ def test_stored_tokens_give_the_same_training(tmp_path):
         curves.append((curve(run.state.log_history), sum(images)))
     assert curves[0][0] == curves[1][0]
     assert curves[0][1] > 0 and curves[1][1] == 0, "nothing is encoded where tokens are stored"
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory):
+    """A tiny Janus-Pro on disk."""
+    folder = tmp_path_factory.mktemp("janus")
+    UniEditPipeline(tiny_janus(), tiny_janus_processor()).save_pretrained(folder)
+    return folder
+
+
+def test_the_command_stores_tokens(tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("uniedit_hf.cli.dataset_tokens.ROWS_PER_FILE", 4)
+    (tmp_path / "in").mkdir()
+    edit_rows(10).to_parquet(str(tmp_path / "in" / "train.parquet"))
+    options = ["--dataset_name", str(tmp_path / "in"), "--model_name_or_path", str(tiny_checkpoint)]
+    out = tmp_path / "out"
+    assert main(["dataset", "tokens", *options, "--output_dir", str(out)]) == 0
+    assert len(list(out.glob("data/train-*-of-00003.parquet"))) == 3
+    stored = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    direct = store_image_tokens(edit_rows(10), tiny_janus(), tiny_janus_processor())
+    for name in ("id", "source_tokens", "target_tokens", "image_tokenizer"):
+        assert list(stored[name]) == list(direct[name])
+    assert stored.features["target_image"] == Image()
+    assert stored[3]["target_image"].tobytes() == direct[3]["target_image"].tobytes()
+    capsys.readouterr()
+    assert main(["dataset", "tokens", *options, "--output_dir", str(out)]) == 1
+    assert capsys.readouterr().err.endswith(f"--output_dir {out} is there and not empty: name a new folder.\n")
+
+
+def test_the_command_stores_pictures_that_lie_elsewhere(tmp_path, tiny_checkpoint):
+    """A folder of pictures has paths in its rows; what is written must hold the pictures themselves."""
+    folder = tmp_path / "in" / "train"
+    folder.mkdir(parents=True)
+    picture(32, 32, seed=1).save(folder / "a.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"source_image_file_name": "a.png", "id": "a"}) + "\n")
+    options = ["--dataset_name", str(tmp_path / "in"), "--model_name_or_path", str(tiny_checkpoint)]
+    assert main(["dataset", "tokens", *options, "--output_dir", str(tmp_path / "out")]) == 0
+    shutil.rmtree(folder)
+    stored = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert stored[0]["source_image"].size == (32, 32) and len(stored[0]["source_tokens"]) == 16
+
+
+def test_the_command_refuses_other_models(tmp_path, capsys):
+    options = ["--dataset_name", str(tmp_path), "--model_name_or_path", str(BAGEL)]
+    assert main(["dataset", "tokens", *options, "--output_dir", str(tmp_path / "out")]) == 1
+    assert "is a BagelForConditionalGeneration, which has no image tokens: name a Janus" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_stored_tokens_of_another_model_stop_the_run(tmp_path):

@@ -1,4 +1,4 @@
-"""Why something could not be had from the Hub, in one sentence with the remedy."""
+"""What is had from the Hub, and why something could not be, in one sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -45,3 +45,23 @@ def hub_error(name: str, kind: str, error: Exception) -> OSError:
 
 def _page(name: str, kind: str) -> str:
     return f"{constants.ENDPOINT}/{'' if kind == 'model' else 'datasets/'}{name}"
+
+
+def load_split(name: str, config: str | None = None, split: str = "train", streaming: bool = False):
+    """A split of a data set, from a folder or the Hub.
+
+    Raises:
+        OSError: If it is not there or the Hub cannot be reached.
+        ValueError: If its files cannot be read.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        return load_dataset(name, config, split=split, streaming=streaming)
+    except DatasetNotFoundError:
+        raise  # one sentence of its own
+    except ConnectionError as error:
+        raise hub_error(name, "data set", error) from error
+    except DatasetGenerationError as error:
+        raise ValueError(f"The data set {name} cannot be read: {error.__cause__ or error}") from error

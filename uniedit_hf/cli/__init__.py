@@ -9,7 +9,7 @@ its traceback.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -22,11 +22,12 @@ COMMANDS = {
     "synthesize": "Turn questions about pictures into verified intelligent edits.",
     "dataset build": "Turn a raw release into Parquet that load_dataset reads.",
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",
+    "dataset tokens": "Store a Janus-Pro's image tokens with a data set, so that training need not make them.",
     "dataset publish": "Put a built data set on the Hub: card, resumable upload, tag.",
     "train": "Tune a model on intelligent edits, or on a mix of data sets.",
     "evaluate": "Compare a tuned model with its base on a benchmark, with intervals.",
     "demo": "Show a base and a tuned model side by side on a local page, or as a Space.",
-    "convert": "Rewrite a BAGEL checkpoint in the official layout or in that of transformers.",
+    "convert": "Rewrite a checkpoint in the official layout or in that of transformers.",
 }
 
 
@@ -44,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+        print(_overview(COMMANDS))
+        return 0
+    group = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    if group and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        print(_overview(group))
         return 0
     if arguments[0] == "--version":
         print(f"uniedit_hf {__version__}")
@@ -66,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+def _overview(commands: Collection[str]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {COMMANDS[name]}" for name in commands]
     return "\n".join(
         [
             "usage: uniedit COMMAND [--config FILE] [options]",

@@ -123,12 +123,14 @@ def _checkpoint(value: str | None) -> str | bool | None:
 
 def _data_sets(data: DataOptions, training: UniEditConfig):
     """What the trainer takes as training and evaluation data."""
+    from uniedit_hf.hub import load_split
+
     if (data.dataset_name is None) == (data.datasets is None):
         raise ValueError("Training needs data: give dataset_name or, for a mix of several, datasets; one of the two.")
     if data.dataset_name is not None:
         name, config, test_split = data.dataset_name, data.dataset_config, data.dataset_test_split
-        train = _load(name, config, data.dataset_train_split, streaming=data.dataset_streaming)
-        return train, None if test_split is None else _load(name, config, test_split)
+        train = load_split(name, config, data.dataset_train_split, streaming=data.dataset_streaming)
+        return train, None if test_split is None else load_split(name, config, test_split)
     if data.dataset_streaming or data.dataset_config or data.dataset_test_split:
         raise ValueError(
             "dataset_streaming, dataset_config and dataset_test_split belong to dataset_name: a mix is not streamed, "
@@ -160,6 +162,7 @@ def _mix(data: DataOptions) -> dict[str, dict]:
 
 
 def _part(label: str, part: dict, split: str, training: UniEditConfig):
+    from uniedit_hf.hub import load_split
     from uniedit_hf.training import TrainingPart
 
     recipe, weight = part.get("recipe", training.recipe), part.get("weight", 1)
@@ -167,24 +170,8 @@ def _part(label: str, part: dict, split: str, training: UniEditConfig):
         raise ValueError(f"datasets: the recipe of {label} is {recipe!r}: use one of {', '.join(RECIPES)}.")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
         raise ValueError(f"datasets: the weight of {label} is {weight!r}: use a number above 0.")
-    dataset = _load(part["name"], part.get("config"), split)
+    dataset = load_split(part["name"], part.get("config"), split)
     return TrainingPart(dataset, training.make_recipe(recipe), weight)
-
-
-def _load(name: str, config: str | None, split: str, streaming: bool = False):
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    from uniedit_hf.hub import hub_error
-
-    try:
-        return load_dataset(name, config, split=split, streaming=streaming)
-    except DatasetNotFoundError:
-        raise  # one sentence of its own
-    except ConnectionError as error:
-        raise hub_error(name, "data set", error) from error
-    except DatasetGenerationError as error:
-        raise ValueError(f"The data set {name} cannot be read: {error.__cause__ or error}") from error
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
