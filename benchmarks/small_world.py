@@ -9,8 +9,8 @@ Tunes the small base in several ways and measures all of them on the same test i
     mixed     intelligent edits with answers and drawings beside them (weights 2 : 1 : 1), text loss on
 
 Each run has a folder with its `items.jsonl`; runs that are there are not repeated, so that a stopped benchmark goes
-on. Prints one JSON line per way and ability: the mean difference to the base over seeds and items with its 95 % paired
-bootstrap interval over items, and the mean of every seed.
+on. Prints a table in Markdown: the differences to the base, over items of the mean of the seeds, with 95 % paired
+bootstrap intervals; `table.json` has the same with the mean of every seed.
 
 The learning rate of the small world was chosen with `--split train --ways paper --seeds 1 --learning_rate RATE`, on
 items of training pictures.
@@ -25,7 +25,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -34,6 +34,7 @@ import torch
 from datasets import Dataset, load_dataset
 
 from uniedit_hf.evaluation.intervals import paired_difference
+from uniedit_hf.evaluation.running import open_run
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.quickstart.data import make_edits
 from uniedit_hf.quickstart.items import Item, test_items
@@ -47,6 +48,7 @@ from uniedit_hf.training import TrainingPart
 
 
 Way = Callable[[dict[str, Dataset]], tuple[object, dict]]
+Recipe = Callable[[str, Path], tuple[object, dict]]  # from a way and the folder of a seed's data to data and settings
 KINDS = ("intelligent", "plain")
 WAYS: dict[str, Way] = {
     "paper": lambda data: (data["intelligent"], {}),
@@ -88,15 +90,14 @@ def measured(folder: Path, items: list[Item], path: Path | None) -> list[int]:
     return [json.loads(line)["right"] for line in lines.read_text().splitlines()]
 
 
-def tune_and_measure(options: argparse.Namespace, run: tuple[int, str]) -> None:
+def tune_and_measure(options: argparse.Namespace, recipe: Recipe, run: tuple[int, str]) -> None:
     """One seed of one way: from its data to its `items.jsonl`. Does nothing if that is there."""
     seed, way = run
     folder = run_folder(options.output_dir, way, seed)
     if (folder / "items.jsonl").is_file():
         return
     torch.set_num_threads(1)
-    data = {kind: load_dataset(str(options.output_dir / f"data-{seed}" / kind), split="train") for kind in KINDS}
-    dataset, settings = WAYS[way](data)
+    dataset, settings = recipe(way, data_folder(options.output_dir, seed))
     settings = {"learning_rate": options.learning_rate} | settings
     tune(base_folder(options.base, "bagel"), dataset, folder / "model", steps=options.steps, seed=seed, **settings)
     measured(folder, test_items(options.items, options.split), folder / "model")
@@ -107,44 +108,116 @@ def run_folder(output_dir: Path, way: str, seed: int) -> Path:
     return output_dir / f"{way.replace(' ', '_')}-{seed}"
 
 
-def print_table(ways: list[str], seeds: int, output_dir: Path, items: list[Item], of_base: list[int]) -> None:
-    """One line of JSON per ability and way, from the runs' folders."""
-    runs = {
-        way: np.array([measured(run_folder(output_dir, way, i), items, None) for i in range(seeds)]) for way in ways
-    }
-    for ability in ABILITIES:
-        of_ability = [i for i, item in enumerate(items) if item.ability == ability]
-        base = [of_base[i] for i in of_ability]
-        print(json.dumps({"ability": ability, "base": float(np.mean(base)), "n": len(base)}))
-        for way, scores in runs.items():
-            of_seeds = scores[:, of_ability]
-            difference, low, high = paired_difference(of_seeds.mean(axis=0), base)
-            row = {"way": way, "mean": float(of_seeds.mean()), "difference": difference, "ci95": [low, high]}
-            print(json.dumps(row | {"seeds": [float(x) for x in of_seeds.mean(axis=1)]}))
+def data_folder(output_dir: Path, seed: int) -> Path:
+    return output_dir / f"data-{seed}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world_experiment"))
+def write_edits(folder: Path, seed: int, size: int) -> None:
+    make_edits(folder, seed=seed, size=size)
+
+
+def recipe(way: str, folder: Path) -> tuple[object, dict]:
+    return WAYS[way]({kind: load_dataset(str(folder / kind), split="train") for kind in KINDS})
+
+
+def run_all(
+    options: argparse.Namespace, write_data: Callable[[Path, int, int], None], recipe: Recipe
+) -> tuple[list[Item], dict[str, np.ndarray]]:
+    """Base and all ways, all seeds, as far as they are not there yet.
+
+    Args:
+        options: Of `arguments`.
+        write_data: Writes the data of a seed: folder, seed, number of edits.
+        recipe: What a way tunes with.
+
+    Returns:
+        The test items and, for the base and every way, the scores [seeds, items].
+
+    Raises:
+        ValueError: The folder holds a benchmark with other settings.
+    """
+    decisive = ("base", "steps", "edits", "items", "learning_rate", "split")
+    open_run(options.output_dir, {name: getattr(options, name) for name in decisive})
+    items = test_items(options.items, options.split)
+    scores = {"base": [measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))]}
+    for seed in range(options.seeds):
+        folder = data_folder(options.output_dir, seed)
+        if not folder.is_dir():
+            unfinished = folder.with_suffix(".part")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            write_data(unfinished, seed, options.edits)
+            unfinished.rename(folder)
+    runs = list(itertools.product(range(options.seeds), options.ways))
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
+        list(processes.map(functools.partial(tune_and_measure, options, recipe), runs))
+    for way in options.ways:
+        folders = [run_folder(options.output_dir, way, seed) for seed in range(options.seeds)]
+        scores[way] = [measured(folder, items, None) for folder in folders]
+    return items, {way: np.array(each) for way, each in scores.items()}
+
+
+def table(
+    items: Sequence[Item], scores: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], path: Path
+) -> str:
+    """The base in per cent and the differences of the ways to it and of pairs of ways, in Markdown, bold where the
+    interval leaves out zero. Writes the same to `path` as JSON, as shares, with the mean of every seed."""
+    pairs = [*((way, "base") for way in scores if way != "base"), *pairs]
+    names = [way if other == "base" else f"{way} - {other}" for way, other in pairs]
+    lines = ["| " + " | ".join(["", "base", *names]) + " |", "|---" * (len(names) + 2) + "|"]
+    facts = {}
+    for name, indices in groups(items).items():
+        of_group = {way: each[:, indices] for way, each in scores.items()}
+        facts[name] = {"n": len(indices), "seeds": {way: each.mean(axis=1).tolist() for way, each in of_group.items()}}
+        cells = [f"{name}, n {len(indices)}", f"{100 * of_group['base'].mean():.1f}"]
+        for column, (way, other) in zip(names, pairs):
+            found = paired_difference(of_group[way].mean(axis=0), of_group[other].mean(axis=0))
+            facts[name][column] = dict(zip(("difference", "low", "high"), found))
+            cells.append(difference_in_words(*found))
+        lines.append("| " + " | ".join(cells) + " |")
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+    return "\n".join(lines)
+
+
+def groups(items: Sequence[Item]) -> dict[str, list[int]]:
+    """The items of every ability, of plain and intelligent edits, and of these by view."""
+    found: dict[str, list[int]] = {ability: [] for ability in ABILITIES}
+    for name in ("plain", "intelligent"):
+        found |= {name: [], f"{name}, vit": [], f"{name}, both": []}
+    for index, item in enumerate(items):
+        names = [item.ability]
+        if item.ability == "editing":
+            names += [item.kind, f"{item.kind}, {item.view}"]
+        for name in names:
+            found[name].append(index)
+    return found
+
+
+def difference_in_words(difference: float, low: float, high: float) -> str:
+    """In points, with its interval."""
+    points = f"{100 * difference:+.1f}"
+    return f"{f'**{points}**' if low > 0 or high < 0 else points} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def arguments(description: str, output_dir: str, ways: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of a benchmark that tunes in several ways."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
     parser.add_argument("--base", help="folder of the model to tune; the project's own if not given")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--edits", type=int, default=3000)
     parser.add_argument("--items", type=int, default=100, help="test items of each kind")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=list(ways), default=list(ways))
     parser.add_argument("--learning_rate", type=float, default=SMALL_WORLD["learning_rate"])
     parser.add_argument("--split", choices=["train", "test"], default="test", help="whose items are measured")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
-    options = parser.parse_args()
-    items = test_items(options.items, options.split)
-    of_base = measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))
-    for seed in range(options.seeds):
-        if not (options.output_dir / f"data-{seed}").is_dir():
-            make_edits(options.output_dir / f"data-{seed}", seed=seed, size=options.edits)
-    runs = list(itertools.product(range(options.seeds), options.ways))
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
-        list(processes.map(functools.partial(tune_and_measure, options), runs))
-    print_table(options.ways, options.seeds, options.output_dir, items, of_base)
+    return parser
+
+
+def main() -> None:
+    options = arguments(__doc__, "runs/small_world_experiment", list(WAYS)).parse_args()
+    items, scores = run_all(options, write_edits, recipe)
+    print(table(items, scores, [], options.output_dir / "table.json"))
 
 
 if __name__ == "__main__":

@@ -125,6 +125,11 @@ def measured(image: Image.Image) -> Fact:
 def target_of(instruction: str, fact: Fact) -> list[Fact]:
     """What the picture shows after the instruction. Raises ValueError for a text that does not parse to its end."""
     text = instruction.removesuffix(".")
+    if ", so " in text:
+        said, text = text.split(", so ")
+        if false := [each for each in said.split(", ") if not is_true(each, fact)]:
+            raise ValueError(f"{false} is not true of {fact}")
+        return _acted(text, fact)
     if asked := re.match(r"((?:is|does) [^?]*\?) if (so|not), ", text):
         holds = (answer_to(asked[1], fact) == "yes") == (asked[2] == "so")
         result, rest = _branches(text[asked.end() :], fact, holds)
@@ -176,7 +181,7 @@ def holds(condition: str, fact: Fact) -> bool:
     if half := re.search(r"in the (\w+) half", said):
         return _to_edge(fact, half[1]) < 32
     if part := re.search(r"wider than a (quarter|third)", said):
-        return fact.width > {"quarter": 16, "third": 64 / 3}[part[1]]
+        return (fact.width > {"quarter": 16, "third": 64 / 3}[part[1]]) != denied
     if corners := re.search(r"has (more than |fewer than |)(\w+) corners", said):
         number, own = NUMBERS[corners[2]], CORNERS[fact.shape]
         return {"": own == number, "more than ": own > number, "fewer than ": own < number}[corners[1]]
@@ -188,6 +193,17 @@ def holds(condition: str, fact: Fact) -> bool:
     if len(named) != 1:
         raise ValueError(f"unknown condition {condition!r}")
     return (named[0] in (fact.color, fact.shape)) != denied
+
+
+def is_true(statement: str, fact: Fact) -> bool:
+    """Whether a statement about the picture or about a thing is true."""
+    if colored := re.fullmatch(f"the color of ({'|'.join(COLOR_OF)}) is (.*)", statement):
+        return COLOR_OF[colored[1]] == colored[2]
+    if shaped := re.fullmatch(f"the shape of ({'|'.join(SHAPE_OF)}) is a (.*)", statement):
+        return SHAPE_OF[shaped[1]] == shaped[2]
+    if counted := re.fullmatch(r"(a \w+) has (\w+) (\w+)", statement):
+        return COUNT_OF[f"{counted[3]} {counted[1]}"] == NUMBERS[counted[2]]
+    return holds(statement, fact)
 
 
 def _acted(action: str, fact: Fact) -> list[Fact]:

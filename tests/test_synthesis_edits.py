@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from tests.instruction_parser import Fact, answer_to, facts_of_data_set, hidden_words, measured, target_of
+from uniedit_hf.synthesis.asking import ASKINGS
 from uniedit_hf.synthesis.easy_vqa import easy_vqa_folder, load_easy_vqa
 from uniedit_hf.synthesis.pipeline import Shares, plain_counterpart, plain_edits, synthesize, synthesize_plain
 from uniedit_hf.synthesis.reader import read_all
@@ -177,6 +179,25 @@ def test_test_pictures_never_become_training_data(rows):
     for make in (synthesize, synthesize_plain):
         with pytest.raises(ValueError, match="Row 10 .* split 'test'"):
             make(mixed, seed=0, size=5)
+
+
+def test_three_ways_of_asking_differ_in_the_instruction_alone(rows, facts):
+    asked, answered, plain = (
+        [r for r in synthesize(rows, seed=7, size=1000, asking=asking) if isinstance(r, Record)] for asking in ASKINGS
+    )
+    assert asked == [r for r in synthesize(rows, seed=7, size=1000) if isinstance(r, Record)]
+    known, in_its_words = set(vocabulary()), 0
+    for question, answer, edit in zip(asked, answered, plain, strict=True):
+        for other in (answer, edit):
+            assert replace(other, instruction=question.instruction) == question
+            assert set(split_words(other.instruction)) <= known and count_words(other.instruction) <= 45
+            expected = target_of(other.instruction, facts[other.source_image])
+            assert_shows(other.target_image, expected, other.instruction)
+            assert (expected == [facts[other.source_image]]) == (other.target_image == other.source_image)
+        assert answer.instruction.endswith(f", so {edit.instruction}")
+        assert not re.search(r"\b(if|otherwise|else|has|like|color of (?!the shape))\b", edit.instruction)
+        in_its_words += edit.instruction.removesuffix(".") in question.instruction
+    assert in_its_words > 500
 
 
 def test_plain_edits_mean_what_was_drawn(rows, facts):

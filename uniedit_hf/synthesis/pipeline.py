@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.randomness import python_random
 from uniedit_hf.schema import stable_id
+from uniedit_hf.synthesis.asking import Asking, asked
 from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.easy_vqa import VqaRow, one_row_per_image
 from uniedit_hf.synthesis.instructions import Plan, draw_plain_edit
@@ -55,7 +56,9 @@ class Shares:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}")
 
 
-def synthesize(rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None) -> Iterator[Result]:
+def synthesize(
+    rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None, asking: Asking = "question"
+) -> Iterator[Result]:
     """Intelligent edits of training pictures, with a progress bar.
 
     Args:
@@ -63,12 +66,13 @@ def synthesize(rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares |
         seed: Decides every choice; the same rows, seed, size and shares give the same records.
         size: How many records to make; rejections come in addition.
         shares: How often each sort is drawn.
+        asking: How they are asked for; records that differ in this alone differ in nothing but the instruction.
 
     Raises:
         ValueError: A row is not of the training split, or the rows cannot give what the shares ask for.
     """
     check_training_rows(rows)
-    return intelligent_edits(rows, seed=seed, size=size, shares=shares)
+    return intelligent_edits(rows, seed=seed, size=size, shares=shares, asking=asking)
 
 
 def synthesize_plain(
@@ -80,7 +84,7 @@ def synthesize_plain(
 
 
 def intelligent_edits(
-    rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None
+    rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None, asking: Asking = "question"
 ) -> Iterator[Result]:
     """Like `synthesize`, for rows of any split: edits of test pictures are for measuring, never for training."""
     shares = shares or Shares()
@@ -90,7 +94,7 @@ def intelligent_edits(
     seen: set[str] = set()
     for index in tqdm(range(size), desc="Intelligent edits", unit="edit", mininterval=0.5):
         plan = draw_plan(shares, python_random(seed, index, "plan"))
-        make = partial(intelligent_edit, plan=plan, seed=seed)
+        make = partial(intelligent_edit, plan=plan, seed=seed, asking=asking)
         yield from _until_record(endless[plan.category], make, seen, 2 * len(pools[plan.category]))
 
 
@@ -127,7 +131,7 @@ def plain_counterpart(record: Record, *, seed: int, kinds: Collection[PlainKind]
     return next((result for result in results if isinstance(result, Record)), Rejection("no plain edit", record.id))
 
 
-def intelligent_edit(row: VqaRow, draw: int, *, plan: Plan, seed: int) -> Result:
+def intelligent_edit(row: VqaRow, draw: int, *, plan: Plan, seed: int, asking: Asking = "question") -> Result:
     """One intelligent edit of a row: draw the instruction, draw the target, verify it.
 
     Args:
@@ -135,11 +139,17 @@ def intelligent_edit(row: VqaRow, draw: int, *, plan: Plan, seed: int) -> Result
         draw: Counts the edits of the same row.
         plan: What the instruction should be like.
         seed: Decides every choice, with row and draw.
+        asking: How it is asked for; the id is that of the instruction with its question.
     """
     draft = draft_of_row(row)
     if isinstance(draft, Rejection):
         return draft
-    return _edited(write_by_rules(draft, plan, python_random(seed, draft.id, f"instruction {plan} {draw}")))
+    written = write_by_rules(draft, plan, python_random(seed, draft.id, f"instruction {plan} {draw}"))
+    record = _edited(written)
+    if isinstance(record, Rejection):
+        return record
+    phrasing = python_random(record.id, "asking")
+    return replace(record, instruction=asked(asking, record.instruction, written.program, written.scene, phrasing))
 
 
 def plain_edit(source: Source, kind: PlainKind, *, seed: int, draw: int | str) -> Result:

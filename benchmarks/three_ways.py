@@ -1,0 +1,51 @@
+"""Is it the embedded question that helps? Three ways of asking for the same edits: `python -m benchmarks.three_ways`.
+
+Tunes the small base on the same pictures, targets and draws of noise, and asks for them in one of three ways
+(`uniedit_hf/synthesis/asking.py`):
+
+    question   if the shape is red, give it the color of grass; otherwise shrink it.
+    answer     the shape is red, the color of grass is green, so make it green.
+    plain      make it green.
+
+Edits that leave the picture as it is stay in all three: the question leads there, the answer says why, and the plain
+edit is "leave it as it is". Measures all of them on the test items of `benchmarks.small_world`, with its settings,
+processes, folders and resume, and prints a table in Markdown: differences to the base, and of the question to the two
+others, over items of the mean of the seeds, with 95 % paired bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+
+from benchmarks.small_world import arguments, run_all, table
+from uniedit_hf.synthesis.asking import ASKINGS
+from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
+from uniedit_hf.synthesis.output import write_parquet
+from uniedit_hf.synthesis.pipeline import synthesize
+
+
+PAIRS = (("question", "answer"), ("question", "plain"))
+
+
+def write_edits(folder: Path, seed: int, size: int) -> None:
+    """The same edits in a data set a way of asking."""
+    for asking in ASKINGS:
+        write_parquet(synthesize(load_easy_vqa("train"), seed=seed, size=size, asking=asking), folder / asking)
+
+
+def recipe(way: str, folder: Path) -> tuple[Dataset, dict]:
+    """The data of a way of asking; nothing else differs."""
+    return load_dataset(str(folder / way), split="train"), {}
+
+
+def main() -> None:
+    options = arguments(__doc__, "runs/three_ways", ASKINGS).parse_args()
+    items, scores = run_all(options, write_edits, recipe)
+    pairs = [pair for pair in PAIRS if {*pair} <= {*options.ways}]
+    print(table(items, scores, pairs, options.output_dir / "table.json"))
+
+
+if __name__ == "__main__":
+    main()
