@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from uniedit_hf.evaluation.small_world import score_edit
+from uniedit_hf.evaluation.scorers.small_world import score_edit
+from uniedit_hf.evaluation.suites.small_world import EDIT_SETTINGS
 from uniedit_hf.images import open_image
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.quickstart.data import make_edits
-from uniedit_hf.quickstart.measure import EDIT_SETTINGS
 from uniedit_hf.quickstart.tuning import tune
 from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.pipeline import intelligent_edits, plain_edits

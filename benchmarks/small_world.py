@@ -35,10 +35,10 @@ from datasets import Dataset, load_dataset
 
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import open_run
+from uniedit_hf.evaluation.suites.small_world import groups, outputs_of, score, write_items
+from uniedit_hf.evaluation.suites.small_world_items import SmallWorldItem, test_items
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.quickstart.data import make_edits
-from uniedit_hf.quickstart.items import Item, test_items
-from uniedit_hf.quickstart.measure import ABILITIES, outputs_of, score, write_items
 from uniedit_hf.quickstart.tuning import SMALL_WORLD, base_folder, tune
 from uniedit_hf.recipes import PAPER, answer_sample, edit_sample, generate_sample
 from uniedit_hf.synthesis.easy_vqa import load_easy_vqa, load_image, one_row_per_image
@@ -77,7 +77,7 @@ def mixed_parts(edits: Dataset) -> list[TrainingPart]:
     ]
 
 
-def measured(folder: Path, items: list[Item], path: Path | None) -> list[int]:
+def measured(folder: Path, items: list[SmallWorldItem], path: Path | None) -> list[int]:
     """The score of every item, from the folder's `items.jsonl` or, without one, by running the model at `path`."""
     lines = folder / "items.jsonl"
     if not lines.is_file():
@@ -122,7 +122,7 @@ def recipe(way: str, folder: Path) -> tuple[object, dict]:
 
 def run_all(
     options: argparse.Namespace, write_data: Callable[[Path, int, int], None], recipe: Recipe
-) -> tuple[list[Item], dict[str, np.ndarray]]:
+) -> tuple[list[SmallWorldItem], dict[str, np.ndarray]]:
     """Base and all ways, all seeds, as far as they are not there yet.
 
     Args:
@@ -157,7 +157,7 @@ def run_all(
 
 
 def table(
-    items: Sequence[Item], scores: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], path: Path
+    items: Sequence[SmallWorldItem], scores: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], path: Path
 ) -> str:
     """The base in per cent and the differences of the ways to it and of pairs of ways, in Markdown, bold where the
     interval leaves out zero. Writes the same to `path` as JSON, as shares, with the mean of every seed."""
@@ -176,20 +176,6 @@ def table(
         lines.append("| " + " | ".join(cells) + " |")
     path.write_text(json.dumps(facts, indent=2) + "\n")
     return "\n".join(lines)
-
-
-def groups(items: Sequence[Item]) -> dict[str, list[int]]:
-    """The items of every ability, of plain and intelligent edits, and of these by view."""
-    found: dict[str, list[int]] = {ability: [] for ability in ABILITIES}
-    for name in ("plain", "intelligent"):
-        found |= {name: [], f"{name}, vit": [], f"{name}, both": []}
-    for index, item in enumerate(items):
-        names = [item.ability]
-        if item.ability == "editing":
-            names += [item.kind, f"{item.kind}, {item.view}"]
-        for name in names:
-            found[name].append(index)
-    return found
 
 
 def difference_in_words(difference: float, low: float, high: float) -> str:

@@ -20,7 +20,7 @@ from items import drawing_items, plain_edit_items, question_items
 from PIL import Image
 from scenes import real_scenes
 
-from uniedit_hf.evaluation.small_world import Score, score_answer, score_drawing, score_edit
+from uniedit_hf.evaluation.scorers.small_world import Score, score_answer, score_drawing, score_edit
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.scene import Scene, render

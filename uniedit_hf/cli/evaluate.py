@@ -17,12 +17,19 @@ from typing import Literal
 
 @dataclass
 class EvaluateOptions:
-    suite: Literal["geneval", "wise", "imgedit", "gedit", "rise", "kris"] = field(metadata={"help": "the benchmark"})
-    prompts: str = field(
-        metadata={"help": "its prompt file, or hf://datasets/OWNER/NAME/FILE; GEdit's data set", "metavar": "PATH"}
+    suite: Literal["geneval", "wise", "imgedit", "gedit", "rise", "kris", "small_world"] = field(
+        metadata={"help": "the benchmark"}
     )
     model: str = field(metadata={"help": "Hub id or folder of the tuned model", "metavar": "NAME"})
     output_dir: str = field(metadata={"help": "folder of pictures, replies and results", "metavar": "FOLDER"})
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "the suite's prompt file, or hf://datasets/OWNER/NAME/FILE; GEdit's data set; the small world has "
+            "none",
+            "metavar": "PATH",
+        },
+    )
     baseline: str | None = field(default=None, metadata={"help": "the model it is compared with", "metavar": "NAME"})
     images: str | None = field(
         default=None, metadata={"help": "folder of the benchmark's pictures", "metavar": "PATH"}
@@ -79,6 +86,8 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
     from uniedit_hf.evaluation.suites import suite as suite_of
 
     suite, state, output = suite_of(options.suite), PartialState(), Path(options.output_dir)
+    if options.prompts is None and options.suite != "small_world":
+        raise ValueError(f"{options.suite} needs its prompt file: give it as prompts.")
     items = suite.read(options.prompts, options.images)[: options.limit]
     drawing = _drawing(options, suite)
     # what is missing for judging is told before anything is drawn
@@ -90,14 +99,15 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
         if state.is_main_process:
             running.open_run(folders[name], settings)
         state.wait_for_everyone()
-        _draw(model, items, options, folders[name], drawing, state)
+        _draw(model, suite, items, options, folders[name], drawing, state)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
     if options.baseline:
         check_same(*folders.values())
     outcomes = {name: look(suite, items, folder) for name, folder in folders.items()}
-    result = {"suite": options.suite, "preset": options.preset, "drawing": drawing, "models": models}
+    preset = options.preset if suite.SETTINGS else "of the suite"
+    result = {"suite": options.suite, "preset": preset, "drawing": drawing, "models": models}
     result |= {"compat": options.compat, **named}
     result |= compare(suite, items, options.seeds, outcomes["tuned"], outcomes.get("baseline"), options.compat)
     write(result, items, output, folders)
@@ -114,25 +124,32 @@ def _drawing(options: EvaluateOptions, suite) -> dict:
         known = ", ".join(suite.COMPATS) or "none"
         raise ValueError(f"{options.suite} cannot be scored as {options.compat}: compat may be {known}, or left out.")
     given = json.loads(options.drawing) if isinstance(options.drawing, str) else options.drawing
-    return (suite.SETTINGS[options.preset] if options.preset != "model" else {}) | (given or {})
+    return suite.SETTINGS.get(options.preset, {}) | (given or {})
 
 
-def _draw(model: str, items: list, options: EvaluateOptions, folder: Path, drawing: dict, state) -> None:
+def _draw(model: str, suite, items: list, options: EvaluateOptions, folder: Path, drawing: dict, state) -> None:
     from uniedit_hf import UniEditPipeline
     from uniedit_hf.evaluation import running
 
-    paths = (running.picture_path(folder, item, seed) for item in items for seed in options.seeds)
+    draw = getattr(suite, "draw", running.draw)
+    path_of = getattr(suite, "output_path", running.picture_path)
+    paths = (path_of(folder, item, seed) for item in items for seed in options.seeds)
     if all(path.exists() for path in paths):
         return
     pipeline = UniEditPipeline.from_pretrained(model, batch_size=options.batch_size, dtype=options.dtype)
     pipeline.to(state.device)
-    running.draw(pipeline, items, options.seeds, folder, drawing, state.process_index, state.num_processes)
+    draw(pipeline, items, options.seeds, folder, drawing, state.process_index, state.num_processes)
 
 
 def _eye(options: EvaluateOptions, judging: JudgeOptions, device: str) -> tuple[Callable, dict]:
-    """What looks at the pictures of a run, a judge or a detector, and its name."""
+    """What looks at the pictures of a run, a judge, a detector or the small world's reader, and its name."""
     from uniedit_hf.evaluation import judge_prompts, running
 
+    if options.suite == "small_world":
+        return (
+            lambda suite, items, folder: suite.outcomes(items, options.seeds, folder),
+            {"detector": "the small world's reader"},
+        )
     if options.suite == "geneval":
         from uniedit_hf.evaluation.detector import ColorReader, Detector
 

@@ -34,7 +34,7 @@ def compare(
     """The result as JSON can hold it.
 
     The suite's own summaries are of each run's readable replies. The paired part is over items, each the mean of its
-    seeds, that have a value in both runs.
+    seeds, that have a value in both runs, and over every group of them where the suite has groups.
     """
     runs = {"tuned": tuned} | ({"baseline": baseline} if baseline is not None else {})
     result: dict = {"headline": suite.HEADLINE, "items": len(items), "seeds": list(seeds), "runs": {}}
@@ -49,6 +49,11 @@ def compare(
         }
     if baseline is not None:
         result["paired"] = _paired(items, seeds, tuned, baseline)
+        if hasattr(suite, "groups"):
+            result["paired_groups"] = {
+                name: _paired([items[index] for index in indices], seeds, tuned, baseline)
+                for name, indices in suite.groups(items).items()
+            }
     return result
 
 

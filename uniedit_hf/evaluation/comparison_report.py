@@ -32,7 +32,10 @@ def markdown(result: dict) -> str:
     for name in sorted(names, key=lambda each: each != result["headline"]):
         lines.append(f"| {name} | " + " | ".join(_number(run["summary"].get(name)) for run in runs.values()) + " |")
     lines += ["", *(f"{name}: {_statuses(run['statuses'])}." for name, run in runs.items())]
-    if paired := result.get("paired"):
+    if groups := result.get("paired_groups"):  # the mean over all of them would mix abilities
+        for name, paired in groups.items():
+            lines += ["", f"{name}: {_sentence(paired)}"]
+    elif paired := result.get("paired"):
         lines += ["", _sentence(paired)]
     return "\n".join([*lines, "", _provenance(result)]) + "\n"
 
@@ -89,7 +92,12 @@ def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
 def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Path]) -> str:
     figures = [_figure(source(), "source") for source in item.sources[:1]]
     for (name, folder), value in zip(runs.items(), values):
-        figures.append(_figure(open_image(picture_path(folder, item, seed)), f"{name}: {value:.3f}"))
+        path = picture_path(folder, item, seed)
+        if path.exists():
+            figures.append(_figure(open_image(path), f"{name}: {value:.3f}"))
+        else:  # the small world's questions have answers
+            written = path.with_suffix(".txt").read_text(encoding="utf-8")
+            figures.append(f"<p>{escape(f'{name}: {written}, {value:.3f}')}</p>")
     return f"<section><p>{escape(item.prompt)}</p>{''.join(figures)}</section>"
 
 

@@ -3,9 +3,10 @@ and a page shows what that does to its three abilities.
 
     data.py     easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same pictures
     tuning.py   the base model and `UniEditTrainer`
-    items.py    questions, drawings and edits of test pictures
-    measure.py  what base, tuned model and control make of them, with intervals
+    summary.py  what base, tuned model and control reach, with intervals
     report.py   items.jsonl, report.json and report.html
+
+What is asked and how it is scored is the suite `small_world` of `uniedit_hf/evaluation/suites/`.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def run(
 
 
 def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: int, base: str | None) -> Path:
+    from uniedit_hf.evaluation.suites.small_world import bounds, outputs_of, score
+    from uniedit_hf.evaluation.suites.small_world_items import test_items
     from uniedit_hf.pipeline import UniEditPipeline
 
     from .data import make_edits
-    from .items import test_items
-    from .measure import bounds, outputs_of, score
     from .report import write_report
     from .tuning import SMALL_WORLD, base_folder, tune
 

@@ -14,10 +14,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from uniedit_hf.evaluation.small_world import Score
+from uniedit_hf.evaluation.scorers.small_world import Score
+from uniedit_hf.evaluation.suites.small_world import ABILITIES, Output, score, write_items
+from uniedit_hf.evaluation.suites.small_world_items import SmallWorldItem, blind_answers
 
-from .items import Item, blind_answers
-from .measure import ABILITIES, COLUMNS, Output, mean_scores, score, summary, write_items
+from .summary import COLUMNS, mean_scores, summary
 
 
 NOTE = (
@@ -34,7 +35,7 @@ def write_report(
     settings: dict[str, Any],
     data: dict[str, Any],
     losses: Mapping[str, Sequence[dict[str, float]]],
-    items: Sequence[Item],
+    items: Sequence[SmallWorldItem],
     outputs: Mapping[str, Sequence[Output]],
     scores: Mapping[str, Sequence[Sequence[Score]]],
     bounds: Mapping[str, Sequence[Score]],
@@ -86,12 +87,12 @@ def write_report(
     return path
 
 
-def _examples(items: Sequence[Item], outputs, scores) -> list[dict[str, Any]]:
+def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str, Any]]:
     """The first intelligent edits, drawn from the ViT view: nothing is picked."""
     chosen = [i for i, item in enumerate(items) if item.kind == "intelligent" and item.view == "vit"][:NUM_EXAMPLES]
     return [
         {
-            "instruction": items[i].asked,
+            "instruction": items[i].prompt,
             "source": data_url(items[i].source),
             "target": data_url(items[i].expected),
             **{column: data_url(outputs[column][i]) for column in COLUMNS},

@@ -3,7 +3,8 @@
 Each module has `EDITS` (whether pictures are edited or drawn), `HEADLINE` (the number that stands first),
 `COMPATS` (which official scripts it can score as), `SETTINGS` (how pictures are drawn, by preset),
 `read(prompts, images)`, `score(item, replies, compat)`, `summary(rows, compat)` and, but for GenEval,
-`questions(item, picture, texts, compat)`.
+`questions(item, picture, texts, compat)`. The small world makes its items itself and needs no judge: it has
+`draw`, `output_path` and `outcomes` of its own, and `groups` of items that are compared apart.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 
 
-SUITES = ("geneval", "wise", "imgedit", "gedit", "rise", "kris")
+SUITES = ("geneval", "wise", "imgedit", "gedit", "rise", "kris", "small_world")
 
 
 def suite(name: str) -> ModuleType:
