@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from base import scene_loss, take_step
 from model import UNKNOWN
+from safetensors.torch import load_file, save_file
 from samples import draw_pictures
-from scenes import as_pictures, as_tensor, real_scenes
+from scenes import as_tensor, real_scenes
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from tqdm import tqdm
@@ -35,27 +36,28 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
-from vae import CONTRAST, CROP_BATCH, batch
+from vae import CONTRAST, batch, measure
 
 from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcessor
 from uniedit_hf.randomness import python_random
 from uniedit_hf.segments import ImageSegment, ImageTokens, Sample, TextSegment
 from uniedit_hf.synthesis.program import Keep
 from uniedit_hf.synthesis.questions import composed_questions, drawing_of
-from uniedit_hf.synthesis.reader import read
 from uniedit_hf.synthesis.scene import PALETTE, SHAPES, SIDE, Scene
 from uniedit_hf.synthesis.vocabulary import vocabulary
 from uniedit_hf.synthesis.wording import action_phrases
 from uniedit_hf.training.ema import WeightAverage
 
 
-PATCH, CODES = 8, 512
+PATCH, CODES = 8, 1024
 TOKENS = (SIDE // PATCH) ** 2
 MARKERS = ("<bos>", "<eos>", "<pad>", "<image_placeholder>", "<begin_of_image>", "<end_of_image>")
 IMAGE_MARKERS = dict(zip(("image_token", "boi_token", "eoi_token"), MARKERS[3:]))
-COMMITMENT, RESTART_EVERY = 0.25, 50
+COMMITMENT, RESTART_EVERY, MEANS_ROUNDS = 0.25, 50, 10
+CROPS, CODES_FROM = 0.4, 0.25  # the share of the steps after which features are replaced by codes
 VIEWS = {("siglip",): 0.4, ("siglip", "vq"): 0.5, ("vq",): 0.1}
 TEXT_DROPOUT, FULL_DROPOUT = 0.1, 0.05
+PACKS, READING_BATCH = 4, 64
 WARMUP, DECAY, AVERAGE_DECAY, SAVE_EVERY = 50, 0.4, 0.99, 50
 
 
@@ -63,6 +65,7 @@ def main() -> None:
     options = parse_options()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     model, processor = new_model(options.seed)
+    model.set_attn_implementation("eager")  # on short rows in bf16 twice as fast as SDPA's kernel for the CPU
     images, scenes = real_scenes("train")
     train_autoencoder(model.model.vqmodel, images, scenes, options)
     pool = make_pool(model, options)
@@ -73,11 +76,11 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/small_world/janus"))
-    parser.add_argument("--autoencoder_steps", type=int, default=1000)
-    parser.add_argument("--reading_steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--samples", type=int, default=24, help="in a step: a quarter answers, a quarter drawings")
-    parser.add_argument("--random_pictures", type=int, default=1500)
+    parser.add_argument("--autoencoder_steps", type=int, default=2600)
+    parser.add_argument("--reading_steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--samples", type=int, default=64, help="in a step: a quarter answers, a quarter drawings")
+    parser.add_argument("--random_pictures", type=int, default=6000)
     parser.add_argument("--text_weight", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -103,7 +106,7 @@ def new_model(seed: int) -> tuple[JanusForConditionalGeneration, JanusProcessor]
         projection_dim=192, num_image_tokens=TOKENS,
     )  # fmt: skip
     vq = JanusVQVAEConfig(
-        num_embeddings=CODES, base_channels=32, channel_multiplier=(1, 1, 2, 2), num_res_blocks=1, latent_channels=64,
+        num_embeddings=CODES, base_channels=64, channel_multiplier=(1, 1, 1, 1), num_res_blocks=1, latent_channels=64,
         projection_dim=192, image_token_embed_dim=192,
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -151,17 +154,20 @@ def train_autoencoder(vqmodel, images: np.ndarray, scenes: list[Scene], options:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     steps = options.autoencoder_steps
-    used = torch.zeros(CODES)
+    used, begin = torch.zeros(CODES), int(CODES_FROM * steps)
     with tqdm(range(first, steps), initial=first, total=steps, desc="autoencoder", mininterval=10) as progress:
         for step in progress:
             set_rate(optimizer, step, steps, 2e-3)
             rng = random.Random(f"{options.seed}/{step}")
-            pixels = batch(images, scenes, step < 0.6 * steps, rng)
-            loss, features, tokens, psnr = autoencoder_loss(vqmodel, pixels)
+            if step == begin:
+                vqmodel.quantize.embedding.weight.data.copy_(first_codes(vqmodel, images, scenes, rng))
+            pixels = batch(images, scenes, step < CROPS * steps, rng)
+            loss, features, tokens, psnr = autoencoder_loss(vqmodel, pixels, quantised=step >= begin)
             take_step(loss, optimizer, list(vqmodel.parameters()))
             used += torch.bincount(tokens, minlength=CODES)
-            if step % RESTART_EVERY == RESTART_EVERY - 1 and step < 0.5 * steps or step == 20:
-                restart(vqmodel, used, features, rng)
+            if step >= begin and (step - begin) % RESTART_EVERY == RESTART_EVERY - 1:
+                if step < 0.7 * steps:
+                    restart(vqmodel, used, features, rng)
                 used.zero_()
             progress.set_postfix(psnr=f"{psnr:.1f}", refresh=False)
             if (step + 1) % SAVE_EVERY == 0:
@@ -169,10 +175,12 @@ def train_autoencoder(vqmodel, images: np.ndarray, scenes: list[Scene], options:
                 parts = {"model": vqmodel.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 torch.save(parts, state_file)
     vqmodel.requires_grad_(False)
+    for weight in vqmodel.state_dict().values():
+        weight.copy_(weight.half())  # as it is saved, so that the finished model finds the same tokens
     torch.save(vqmodel.state_dict(), finished)
 
 
-def autoencoder_loss(vqmodel, pixels: torch.Tensor):
+def autoencoder_loss(vqmodel, pixels: torch.Tensor, quantised: bool):
     """The loss, the features in fp32 (n, E), their tokens (n,) and the PSNR in decibels."""
     with torch.autocast("cpu", torch.bfloat16):
         encoded = vqmodel.quant_conv(vqmodel.encoder(pixels))
@@ -183,23 +191,40 @@ def autoencoder_loss(vqmodel, pixels: torch.Tensor):
     quantisation = (chosen - flat.detach()).square().sum(-1).mean()
     quantisation = quantisation + COMMITMENT * (flat - chosen.detach()).square().sum(-1).mean()
     count, _, height, width = encoded.shape
-    passed = (flat + (chosen - flat).detach()).view(count, height, width, -1).permute(0, 3, 1, 2)
+    passed = flat + (chosen - flat).detach() if quantised else flat
+    passed = passed.view(count, height, width, -1).permute(0, 3, 1, 2)
     with torch.autocast("cpu", torch.bfloat16):
         decoded = vqmodel.decoder(vqmodel.post_quant_conv(passed))
     error = decoded.float() - pixels
     brightest = nn.functional.max_pool2d(pixels, 5, stride=1, padding=2)
     darkest = -nn.functional.max_pool2d(-pixels, 5, stride=1, padding=2)
     weight = 1 + CONTRAST * (brightest - darkest).amax(dim=1, keepdim=True)
-    loss = (weight * (error.abs() + 2 * error.square())).mean() + quantisation
+    loss = (weight * (error.abs() + 2 * error.square())).mean() + quantised * quantisation
     return loss, flat.detach(), tokens, -10 * math.log10(error.square().mean().item() / 4)
 
 
 @torch.no_grad()
+def first_codes(vqmodel, images: np.ndarray, scenes: list[Scene], rng: random.Random) -> torch.Tensor:
+    """Codes (CODES, E) amid the features of pictures, found by k-means on the sphere."""
+    encoded = [vqmodel.quant_conv(vqmodel.encoder(batch(images, scenes, False, rng))) for _ in range(100)]
+    features = nn.functional.normalize(torch.cat(encoded).permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
+    codes = features[rng.sample(range(len(features)), CODES)]
+    for _ in range(MEANS_ROUNDS):
+        tokens = (features @ codes.T).argmax(-1)
+        sums = torch.zeros_like(codes).index_add_(0, tokens, features)
+        counts = torch.bincount(tokens, minlength=CODES)
+        codes = torch.where(counts[:, None] > 0, nn.functional.normalize(sums, dim=-1), codes)
+    return codes
+
+
+@torch.no_grad()
 def restart(vqmodel, used: torch.Tensor, features: torch.Tensor, rng: random.Random) -> None:
-    """Puts codes that were not used where features are."""
+    """Puts codes that were not used where features are, rather where they are far from the other codes."""
     unused = (used == 0).nonzero()[:, 0].tolist()
-    for code in unused:
-        vqmodel.quantize.embedding.weight[code] = features[rng.randrange(len(features))]
+    codes = nn.functional.normalize(vqmodel.quantize.embedding.weight, dim=-1)
+    distances = (1 - (features @ codes.T).amax(-1)).clamp(min=0)
+    chosen = rng.choices(range(len(features)), distances.tolist(), k=len(unused))
+    vqmodel.quantize.embedding.weight[unused] = features[chosen]
 
 
 # --- what it learns from --------------------------------------------------------------------------------------------
@@ -218,26 +243,17 @@ class Pool:
 
 
 def make_pool(model, options: argparse.Namespace) -> Pool:
-    """The drawings of `draw_pictures` with their tokens."""
+    """The drawings of `draw_pictures` with their tokens, which are kept in a file."""
     drawn = draw_pictures(options.seed, options.random_pictures)
-    parts = tqdm(range(0, len(drawn.pictures), 50), desc="tokens", mininterval=10)
-    tokens = torch.cat([model.encode_images(as_tensor(drawn.pictures[start : start + 50])) for start in parts])
-    facts = {"codes_used": len(tokens.unique())} | measure_autoencoder(model)
-    log(options.output_dir, {"part": "autoencoder", **facts})
-    return Pool(drawn.pictures, drawn.scenes, tokens, drawn.edits, drawn.questions)
-
-
-def measure_autoencoder(model, count: int = 400) -> dict[str, float]:
-    """How often the reader finds the same in test pictures after a round trip."""
-    images, scenes = real_scenes("test")
-    right = near = 0
-    for start in range(0, count, 50):
-        pixels = torch.stack(model.round_trip(as_tensor(images[start : start + 50])))
-        for before, after in zip(scenes[start : start + 50], map(read, as_pictures(pixels))):
-            same = after is not None and (after.shape, after.color) == (before.shape, before.color)
-            right += same
-            near += same and max(abs(a - b) for a, b in zip(after.box, before.box)) <= 2
-    return {"reader_right": right / count, "box_within_2_pixels": near / count}
+    kept = options.output_dir / "tokens.safetensors"
+    if not kept.exists():
+        parts = tqdm(range(0, len(drawn.pictures), 50), desc="tokens", mininterval=10)
+        tokens = torch.cat([model.encode_images(as_tensor(drawn.pictures[start : start + 50])) for start in parts])
+        report = measure(lambda pixels: torch.stack(model.round_trip(pixels)), *real_scenes("test"))
+        report["codes_used"] = len(tokens.unique())
+        (options.output_dir / "vae.json").write_text(json.dumps(report, indent=2) + "\n")
+        save_file({"tokens": tokens.contiguous()}, kept)
+    return Pool(drawn.pictures, drawn.scenes, load_file(kept)["tokens"], drawn.edits, drawn.questions)
 
 
 class Draws:
@@ -306,10 +322,12 @@ def learn_to_read(model, pool: Pool, options: argparse.Namespace) -> None:
     with tqdm(range(options.reading_steps), desc="reading", mininterval=10) as progress:
         for step in progress:
             set_rate(optimizer, step, options.reading_steps, 1.5e-3)
-            chosen = python_random(options.seed, "reading", step).sample(range(len(pool.scenes)), CROP_BATCH)
-            seen = model.model.get_image_features(as_tensor(pool.pictures[chosen])).pooler_output
-            named = nn.functional.cross_entropy(places(seen).flatten(0, 1), pool.tokens[chosen].flatten())
-            whole = scene_loss(scene(seen.flatten(1)), [pool.scenes[index] for index in chosen])
+            chosen = python_random(options.seed, "reading", step).sample(range(len(pool.scenes)), READING_BATCH)
+            with torch.autocast("cpu", torch.bfloat16):
+                seen = model.model.get_image_features(as_tensor(pool.pictures[chosen])).pooler_output
+                squares, whole = places(seen), scene(seen.flatten(1))
+            named = nn.functional.cross_entropy(squares.float().flatten(0, 1), pool.tokens[chosen].flatten())
+            whole = scene_loss(whole.float(), [pool.scenes[index] for index in chosen])
             take_step(named + whole, optimizer, parameters)
             progress.set_postfix(tokens=f"{named.item():.3f}", scene=f"{whole.item():.3f}", refresh=False)
     torch.save(model.state_dict(), finished)
@@ -335,11 +353,10 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
             set_rate(optimizer, step, options.steps, 1e-3)
             rng = python_random(options.seed, "step", step)
             samples = [draws.sample(sort, f"{step}/{number}", rng) for number, sort in enumerate(sorts)]
-            features = dict(processor.pack(samples))
-            losses = model(**{name: each for name, each in features.items() if not name.startswith("num_")})
-            take_step(losses.image + options.text_weight * losses.text, optimizer, parameters)
+            image, text = losses_of(model, processor, samples)
+            take_step(image + options.text_weight * text, optimizer, parameters)
             average.update(model)
-            figures = {"image": round(losses.image.item(), 4), "text": round(losses.text.item(), 4)}
+            figures = {"image": round(image.item(), 4), "text": round(text.item(), 4)}
             progress.set_postfix(figures, refresh=False)
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == options.steps:
                 seconds = time.time() - started
@@ -347,9 +364,21 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.shadow}
                 torch.save(state | {"step": step + 1, "seconds": seconds}, state_file)
     weights = {name: average.shadow.get(name, weight) for name, weight in model.state_dict().items()}
-    halved = {name: weight if "vqmodel" in name else weight.half() for name, weight in weights.items()}
-    model.save_pretrained(options.output_dir / "model", state_dict=halved)
+    model.save_pretrained(options.output_dir / "model", state_dict={k: v.half() for k, v in weights.items()})
     processor.save_pretrained(options.output_dir / "model")
+
+
+def losses_of(model, processor, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean image and text loss of a step. Samples of like length share a pack, so that rows are little padded."""
+    samples = sorted(samples, key=processor.num_tokens)
+    size = math.ceil(len(samples) / PACKS)
+    parts = []
+    for start in range(0, len(samples), size):
+        features = dict(processor.pack(samples[start : start + size]))
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(model(**{name: each for name, each in features.items() if not name.startswith("num_")}))
+    image = sum(part.image_sum for part in parts) / sum(part.image_count for part in parts)
+    return image, sum(part.text_sum for part in parts) / sum(part.text_count for part in parts)
 
 
 def set_rate(optimizer, step: int, steps: int, peak: float) -> None:

@@ -26,8 +26,16 @@ from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.scene import Scene, render
 
 
-NUM_TIMESTEPS, TEXT_GUIDANCE, IMAGE_GUIDANCE = 15, 2.5, 1.0
-VIEWS = {"vit": ("vit",), "vae": ("vae",), "both": ("vae", "vit")}
+TEXT_GUIDANCE, IMAGE_GUIDANCE = 2.5, 1.0
+DRAWING = {
+    "bagel": {"num_timesteps": 15, "text_guidance_scale": TEXT_GUIDANCE, "guidance_interval": (0.0, 1.0)},
+    "janus": {"text_guidance_scale": TEXT_GUIDANCE, "temperature": 0.5},
+}
+EDITING = {"bagel": {"num_timesteps": 15}, "janus": {"temperature": 0.5}}
+VIEWS = {
+    "bagel": {"vit": ("vit",), "vae": ("vae",), "both": ("vae", "vit")},
+    "janus": {"siglip": ("siglip",), "vq": ("vq",), "both": ("siglip", "vq")},
+}
 ITEM_SEED = 0
 
 
@@ -35,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--items", type=int, default=500, help="for each ability")
-    parser.add_argument("--views", nargs="+", choices=list(VIEWS), default=list(VIEWS), help="of the source of edits")
+    parser.add_argument(
+        "--views", nargs="+", metavar="VIEW", help="of the source of edits: vit, vae, both; siglip, vq"
+    )
     options = parser.parse_args()
     pipe = UniEditPipeline.from_pretrained(options.model, batch_size=50)
     print(json.dumps(measure(pipe, *real_scenes("test"), options.items, options.views)))
@@ -46,7 +56,7 @@ def measure(
     images: np.ndarray,
     scenes: Sequence[Scene],
     count: int,
-    views: Sequence[str] = tuple(VIEWS),
+    views: Sequence[str] | None = None,
 ) -> dict[str, dict]:
     """All figures of a model: `{ability: {"all": share, part or kind: share}}`.
 
@@ -55,13 +65,19 @@ def measure(
         images: Test pictures, uint8 (n, 64, 64, 3).
         scenes: What they show.
         count: Items for each ability.
-        views: The views of the source for which edits are measured, some of `VIEWS`.
+        views: The views of the source for which edits are measured, some of `VIEWS` of its family; all by default.
     """
+    known = VIEWS[family(pipe)]
     figures = {"understanding": measure_answers(pipe, images, scenes, count)}
     figures["generation"] = measure_drawings(pipe, scenes, count)
-    for each in views:
-        figures[f"editing_{each}"] = measure_edits(pipe, images, scenes, count, VIEWS[each])
+    for each in views or known:
+        figures[f"editing_{each}"] = measure_edits(pipe, images, scenes, count, known[each])
     return figures
+
+
+def family(pipe: UniEditPipeline) -> str:
+    """`"bagel"` or `"janus"`."""
+    return pipe.model.config.model_type
 
 
 def measure_answers(pipe: UniEditPipeline, images: np.ndarray, scenes: Sequence[Scene], count: int) -> dict:
@@ -75,13 +91,7 @@ def measure_answers(pipe: UniEditPipeline, images: np.ndarray, scenes: Sequence[
 def measure_drawings(pipe: UniEditPipeline, scenes: Sequence[Scene], count: int) -> dict:
     """Drawings that are right in all that the prompt states, and in each part of it."""
     items = drawing_items(scenes, count, random.Random(ITEM_SEED))
-    drawn = pipe.generate(
-        [item.prompt for item in items],
-        seed=list(range(count)),
-        num_timesteps=NUM_TIMESTEPS,
-        text_guidance_scale=TEXT_GUIDANCE,
-        guidance_interval=(0.0, 1.0),
-    )
+    drawn = pipe.generate([item.prompt for item in items], seed=list(range(count)), **DRAWING[family(pipe)])
     return summary([score_drawing(picture, item.drawing) for picture, item in zip(drawn, items)])
 
 
@@ -96,9 +106,9 @@ def measure_edits(
         [item.instruction for item in items],
         seed=list(range(count)),
         source_views=views,
-        num_timesteps=NUM_TIMESTEPS,
         text_guidance_scale=TEXT_GUIDANCE,
         image_guidance_scale=IMAGE_GUIDANCE,
+        **EDITING[family(pipe)],
     )
     scores = [score_edit(picture, *each) for picture, *each in zip(drawn, sources, [render(*i.target) for i in items])]
     return summary(scores, [item.kind for item in items])
