@@ -33,9 +33,7 @@ def base(tmp_path_factory):
 
 def test_the_small_model_is_small_and_knows_its_world(base):
     pipe = UniEditPipeline.from_pretrained(base)
-    halves = sum(p.numel() for name, p in pipe.model.named_parameters() if "vqmodel" not in name)
-    whole = sum(p.numel() for p in pipe.model.model.vqmodel.parameters())
-    assert 2 * halves + 4 * whole <= 12e6
+    assert 2 * sum(p.numel() for p in pipe.model.parameters()) <= 12e6, "in 16 bit"
     tokenizer = pipe.processor.tokenizer
     ids = tokenizer("<|User|>: what color is the shape?\n\n<|Assistant|>:")["input_ids"]
     tokens = tokenizer.convert_ids_to_tokens(ids)

@@ -92,6 +92,14 @@ def test_bounds_are_stated(report):
     assert references["editing, copy of the source"] <= 0.6
 
 
+def test_edits_follow_their_source_and_their_instruction(report):
+    """The small base does, after a few steps of tuning as before."""
+    followed = report["dependence"]
+    assert followed["neither"] == {"right": report["abilities"]["editing"]["seeds"]["tuned"][0], "n": 8}
+    for name in ("source", "instruction"):
+        assert followed[name]["different"] > 0.5 and followed[name]["right"] <= followed["neither"]["right"]
+
+
 def test_a_missing_base_is_one_sentence(tmp_path, capsys):
     assert main(["quickstart", "--base", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err

@@ -1,8 +1,9 @@
-"""The whole way once, on a laptop: questions about pictures become intelligent edits, a small BAGEL is tuned on them,
+"""The whole way once, on a laptop: questions about pictures become intelligent edits, a small model is tuned on them,
 and a page shows what that does to its three abilities.
 
     data.py     easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same pictures
     tuning.py   the base model and `UniEditTrainer`
+    dependence.py  whether edits follow their source and their instruction
     summary.py  what base, tuned model and control reach, with intervals
     report.py   items.jsonl, report.json and report.html
 
@@ -56,8 +57,9 @@ def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: 
     from uniedit_hf.pipeline import UniEditPipeline
 
     from .data import make_edits
+    from .dependence import dependence
     from .report import write_report
-    from .tuning import SMALL_WORLD, base_folder, tune
+    from .tuning import base_folder, small_world, tune
 
     clock = _Clock()
     start = base_folder(base, model)
@@ -73,13 +75,15 @@ def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: 
             losses.setdefault(name, curve)  # the page draws the first seed's
         clock.lap(f"tuning ({name})")
     asked = test_items(items)
-    outputs, scores = {}, {}
+    outputs, scores, followed = {}, {}, {}
     for name, paths in models.items():
         for path in paths:
             pipeline = UniEditPipeline.from_pretrained(path, batch_size=50)
             came_out = outputs_of(pipeline, asked, name)
             outputs.setdefault(name, came_out)  # the page shows the first seed's
             scores.setdefault(name, []).append([score(item, each) for item, each in zip(asked, came_out)])
+            if name == "tuned" and not followed:
+                followed = dependence(pipeline, asked, came_out)
         clock.lap(f"measuring ({name})")
     return write_report(
         folder,
@@ -89,7 +93,7 @@ def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: 
             "steps": steps,
             "seed": seeds[0],
             "seeds": len(seeds),
-            **SMALL_WORLD,
+            **small_world(start),
         },
         data=data,
         losses=losses,
@@ -97,6 +101,7 @@ def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: 
         outputs=outputs,
         scores=scores,
         bounds=bounds(pipeline, asked),
+        followed=followed,
         seconds=clock.laps,
     )
 

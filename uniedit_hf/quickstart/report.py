@@ -39,6 +39,7 @@ def write_report(
     outputs: Mapping[str, Sequence[Output]],
     scores: Mapping[str, Sequence[Sequence[Score]]],
     bounds: Mapping[str, Sequence[Score]],
+    followed: Mapping[str, Mapping[str, float]],
     seconds: Mapping[str, float],
 ) -> Path:
     """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page.
@@ -52,6 +53,7 @@ def write_report(
         outputs: What came out, by column; of the first seed.
         scores: The scores of all items, by column and seed.
         bounds: Floor and ceiling of the edits.
+        followed: What `dependence` found for the tuned model of the first seed.
         seconds: How long each part took.
     """
     of_seeds, scores = scores, {column: mean_scores(runs) for column, runs in scores.items()}
@@ -66,6 +68,7 @@ def write_report(
             "understanding, from the question alone": float(np.mean(blind)),
             **{f"editing, {name}": float(np.mean([s.right for s in each])) for name, each in bounds.items()},
         },
+        "dependence": {name: dict(each) for name, each in followed.items()},
         "data": data,
         "losses": {name: list(each) for name, each in losses.items()},
         "seconds": dict(seconds),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,15 @@ def base_folder(base: str | None, model: str) -> Path:
 
 # What the paper leaves to the scale of the model. Chosen on items of training pictures (docs/evaluation.md) and fixed
 # before the first run that was measured on test pictures.
-SMALL_WORLD = {"learning_rate": 1e-4, "warmup_steps": 0.05, "max_tokens_per_pack": 1536, "ema_decay": 0.99}
+SMALL_WORLD = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
+# About 25 edits; a picture of the small Janus has four times the tokens in each view, and its source two views.
+PACK_TOKENS = {"bagel": 1536, "janus": 5120}
+
+
+def small_world(base: Path) -> dict[str, float | int]:
+    """The small world's own settings for a model."""
+    family = json.loads((base / "config.json").read_text())["model_type"]
+    return SMALL_WORLD | {"max_tokens_per_pack": PACK_TOKENS[family]}
 
 
 def _fast() -> dict[str, Any]:
@@ -54,9 +63,9 @@ def _fast() -> dict[str, Any]:
 def tune(
     base: Path, data: Dataset | list[TrainingPart], folder: Path, *, steps: int, seed: int, **settings
 ) -> list[dict[str, float]]:
-    """Tunes the base after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
-    frozen, both experts trained), with the small world's own learning rate, warm-up, pack size and average, and saves
-    the averaged weights, as the released BAGEL holds them.
+    """Tunes a BAGEL after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
+    frozen, both experts trained) and a Janus-Pro after its own (docs/janus.md), with the small world's learning rate,
+    warm-up, pack size and average, and saves the averaged weights, as the released BAGEL holds them.
 
     Args:
         base: Folder of the model.
@@ -77,7 +86,7 @@ def tune(
         logging_steps=max(1, steps // 30),
         save_strategy="no",
         report_to="none",
-        **(_fast() | SMALL_WORLD | settings),
+        **(_fast() | small_world(base) | settings),
     )
     trainer = UniEditTrainer(str(base), args, train_dataset=data)
     trainer.train()
