@@ -1,6 +1,6 @@
 """How Janus-Pro is best shown the source of an edit: conditioning x dropout, over seeds, on the small model.
 
-    python benchmarks/janus_recipes.py --base runs/small_world/janus/model --output_dir runs/janus_recipes
+    python -m benchmarks.janus_recipes
 
 Every recipe tunes the same base on the same edits and is measured on other edits of training pictures, so that the
 test pictures stay unseen by the choice. What is finished is kept, and a run that was stopped goes on.
@@ -10,18 +10,26 @@ Prints a table in Markdown: the mean of the seeds and their range, in percent.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
+import multiprocessing
+import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
+from datasets import load_dataset
 
 from uniedit_hf.evaluation.scorers.small_world import score_edit
 from uniedit_hf.evaluation.suites.small_world import EDIT_SETTINGS
 from uniedit_hf.images import open_image
+from uniedit_hf.models.janus.image_tokens import store_image_tokens
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.quickstart.data import make_edits
-from uniedit_hf.quickstart.tuning import tune
+from uniedit_hf.quickstart.tuning import base_folder, tune
 from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.pipeline import intelligent_edits, plain_edits
 from uniedit_hf.synthesis.records import Record
@@ -41,29 +49,44 @@ ITEM_SEED = 20260522
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--base", help="folder of the model to tune; the project's own if not given")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/janus_recipes"))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--edits", type=int, default=3000)
     parser.add_argument("--items", type=int, default=100, help="plain and as many intelligent edits")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     options = parser.parse_args()
+    options.base = base_folder(options.base, "janus")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     results = options.output_dir / "results.jsonl"
     known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(line["recipe"], line["seed"]): line for line in known}
-    datasets, _ = make_edits(options.output_dir / "data", seed=0, size=options.edits)
-    for recipe, settings in RECIPES.items():
-        for seed in range(options.seeds):
-            if (recipe, seed) in done:
-                continue
-            folder = options.output_dir / "model"
-            shutil.rmtree(folder, ignore_errors=True)
-            tune(options.base, datasets["intelligent"], folder, steps=options.steps, seed=seed, **settings)
-            done[recipe, seed] = {"recipe": recipe, "seed": seed} | measure(folder, settings, options.items)
+    data = options.output_dir / "edits.parquet"
+    if not data.exists():
+        pipe = UniEditPipeline.from_pretrained(options.base)
+        edits, _ = make_edits(options.output_dir / "data", seed=0, size=options.edits)
+        store_image_tokens(edits["intelligent"], pipe.model, pipe.processor, batch_size=50).to_parquet(str(data))
+    runs = [run for run in itertools.product(options.recipes, range(options.seeds)) if run not in done]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
+        for line in processes.map(functools.partial(tune_and_measure, options, data), runs):
+            done[line["recipe"], line["seed"]] = line
             with results.open("a") as file:
-                file.write(json.dumps(done[recipe, seed]) + "\n")
+                file.write(json.dumps(line) + "\n")
     print(table(done))
+
+
+def tune_and_measure(options: argparse.Namespace, data: Path, run: tuple[str, int]) -> dict:
+    """One recipe with one seed, from edits whose tokens are stored."""
+    recipe, seed = run
+    torch.set_num_threads(1)
+    settings, folder = RECIPES[recipe], options.output_dir / f"{list(RECIPES).index(recipe)}-{seed}"
+    edits = load_dataset("parquet", data_files=str(data), split="train", cache_dir=str(options.output_dir / "cache"))
+    tune(options.base, edits, folder, steps=options.steps, seed=seed, **settings)
+    line = {"recipe": recipe, "seed": seed} | measure(folder, settings, options.items)
+    shutil.rmtree(folder)
+    return line
 
 
 def measure(folder: Path, settings: dict, count: int) -> dict[str, float]:
