@@ -1,0 +1,157 @@
+"""Who is asked. Keys to services are never settings: a backend names the environment variable that holds its key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PositiveInt, field_validator
+
+from uniedit_hf.synthesis.settings.section import Section, Weight
+
+
+class Price(Section):
+    """Money of any currency.
+
+    Args:
+        tokens_in: For a million tokens read.
+        tokens_out: For a million tokens written.
+        picture: For a picture drawn.
+    """
+
+    tokens_in: Weight = 0.0
+    tokens_out: Weight = 0.0
+    picture: Weight = 0.0
+
+
+class BackendSettings(Section):
+    """What all backends that are asked have in common.
+
+    Args:
+        model: Its id.
+        concurrency: Calls in flight at most.
+        requests_per_minute: Calls that begin in a minute at most.
+        attempts: How often a call is made if it fails in a way that may pass.
+        first_wait: Seconds before the second attempt; doubled before each further one.
+        malformed_attempts: How often the same is asked if the answer has another form than asked for.
+        timeout: Seconds after which a call has failed.
+        price: For the budget and the report.
+    """
+
+    model: str
+    concurrency: PositiveInt = 8
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    attempts: PositiveInt = 6
+    first_wait: Annotated[float, Field(gt=0)] = 1.0
+    malformed_attempts: PositiveInt = 3
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+    price: Price | None = None
+
+
+class Remote(BackendSettings):
+    """A backend behind HTTP.
+
+    Args:
+        base_url: Its address; the service's own by default.
+        api_key_env: The environment variable with the key.
+    """
+
+    base_url: str | None = None
+    api_key_env: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, address: str | None) -> str | None:
+        if address is None:
+            return None
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("must hold no key; name an environment variable in api_key_env")
+        return address
+
+
+class OpenAiChat(Remote):
+    """Any chat model behind an OpenAI-compatible endpoint; a vLLM or SGLang server is a `base_url`.
+
+    Args:
+        arguments: Further arguments of the call, such as temperature.
+        image_side: Images are made smaller for the model where a side has more pixels.
+    """
+
+    kind: Literal["openai"]
+    arguments: dict[str, Any] = {}
+    image_side: PositiveInt = 1024
+
+
+class GeminiChat(Remote):
+    """A chat model of Google's. Args as of `OpenAiChat`."""
+
+    kind: Literal["gemini"]
+    api_key_env: str | None = "GEMINI_API_KEY"
+    arguments: dict[str, Any] = {}
+    image_side: PositiveInt = 1024
+
+
+class TransformersChat(BackendSettings):
+    """A vision-language model of transformers on this machine.
+
+    Args:
+        device: Where it runs.
+        dtype: Of its weights.
+        batch_size: Questions in one batch at most.
+        max_new_tokens: Tokens of an answer at most.
+        image_side: As of `OpenAiChat`.
+    """
+
+    kind: Literal["transformers"]
+    device: str = "cpu"
+    dtype: str = "auto"
+    batch_size: PositiveInt = 8
+    max_new_tokens: PositiveInt = 1024
+    image_side: PositiveInt = 1024
+
+
+class OpenAiEditor(Remote):
+    """`images.edit` of OpenAI or a compatible endpoint. `arguments` are further ones of the call."""
+
+    kind: Literal["openai_images"]
+    arguments: dict[str, Any] = {}
+
+
+class GeminiEditor(Remote):
+    """An image model of Google's, with the resolution that it calls `image_size`."""
+
+    kind: Literal["gemini_images"]
+    api_key_env: str | None = "GEMINI_API_KEY"
+    image_size: str = "1K"
+
+
+class HttpEditor(Remote):
+    """A server of one's own: see `uniedit_hf.synthesis.backends.http_editor` for what is sent and expected."""
+
+    kind: Literal["http_editor"]
+    base_url: str
+
+
+class DiffusersEditor(BackendSettings):
+    """Any diffusers pipeline that takes an image and a prompt, on this machine.
+
+    Args:
+        device: Where it runs.
+        dtype: Of its weights.
+        batch_size: Images of one size in one batch at most.
+        arguments: Further arguments of the pipeline's call, such as num_inference_steps.
+    """
+
+    kind: Literal["diffusers"]
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch_size: PositiveInt = 1
+    arguments: dict[str, Any] = {}
+
+
+Chat = OpenAiChat | GeminiChat | TransformersChat
+Editor = OpenAiEditor | GeminiEditor | HttpEditor | DiffusersEditor
+Backend = Annotated[Chat | Editor, Field(discriminator="kind")]

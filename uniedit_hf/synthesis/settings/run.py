@@ -1,0 +1,146 @@
+"""A run: its sections, what it may spend, where it is made and what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, model_validator
+
+from uniedit_hf.synthesis.settings.backends import Backend, Chat, Editor
+from uniedit_hf.synthesis.settings.section import Section
+from uniedit_hf.synthesis.settings.sources import EasyVqa, Source
+from uniedit_hf.synthesis.settings.stages import (
+    Balance,
+    Classify,
+    Decontaminate,
+    Edit,
+    Instruct,
+    Screen,
+    Verify,
+)
+
+
+class BudgetSettings(Section):
+    """What the run may spend in all, resumed runs included; nothing set is no limit.
+
+    With the engine `datatrove` every shard gets an equal part.
+    """
+
+    calls: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    money: Annotated[float, Field(gt=0)] | None = None
+
+
+class Engine(Section):
+    """Where shards are made.
+
+    Args:
+        kind: `local`, one after another in this process, or `datatrove`, by its executors.
+        executor: datatrove's.
+        workers: Shards at the same time.
+        arguments: Further arguments of the executor, such as `partition` and `time` of Slurm's.
+    """
+
+    kind: Literal["local", "datatrove"] = "local"
+    executor: Literal["local", "slurm", "ray"] = "local"
+    workers: PositiveInt = 2
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _slurm_knows_where(self):
+        lacking = [name for name in ("partition", "time") if name not in self.arguments]
+        if self.kind == "datatrove" and self.executor == "slurm" and lacking:
+            raise ValueError(f"slurm needs {' and '.join(lacking)} under arguments")
+        return self
+
+
+class Export(Section):
+    """What is written beside Parquet.
+
+    Args:
+        rows_per_file: Rows of a Parquet file.
+        official: Whether the JSONL and images of the official format are written as well.
+        examples: Records on the page of the report.
+    """
+
+    rows_per_file: PositiveInt = 512
+    official: bool = False
+    examples: PositiveInt = 24
+
+
+class Settings(Section):
+    """A run. See the classes above for its sections.
+
+    Args:
+        output_dir: Where everything goes; a run that was stopped there goes on.
+        seed: Decides every choice that is drawn.
+        shards: Parts that are made independently, each with its own share of `balance.size`.
+        window: Rows of a shard that are under way at most; it bounds memory.
+    """
+
+    output_dir: Path
+    seed: int = 0
+    shards: PositiveInt = 1
+    window: PositiveInt = 64
+    source: Source
+    backends: dict[str, Backend] = {}
+    decontaminate: Decontaminate = Decontaminate()
+    classify: Classify | None = None
+    balance: Balance = Balance()
+    instruct: Instruct
+    screen: Screen = Screen()
+    edit: Edit
+    verify: Verify = Verify()
+    budget: BudgetSettings = BudgetSettings()
+    engine: Engine = Engine()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _backends_are_there(self):
+        roles = {
+            "classify": (self.classify and self.classify.backend, Chat, "rules"),
+            "instruct": (self.instruct.backend, Chat, "rules"),
+            "edit": (self.edit.backend, Editor, "exact"),
+            "verify.judge": (self.verify.judge, Chat, "rules"),
+            "verify.quality": (self.verify.quality, Chat, None),
+        }
+        for role, (name, kind, built_in) in roles.items():
+            if name is None:
+                continue
+            if name == built_in:
+                if not isinstance(self.source, EasyVqa):
+                    raise ValueError(f"{role}: {name!r} understands pictures of the source easy_vqa alone")
+                continue
+            if name not in self.backends:
+                known = ", ".join(filter(None, (*self.backends, built_in)))
+                raise ValueError(f"{role}: there is no backend {name!r}; known are {known or 'none'}")
+            if not isinstance(self.backends[name], kind):
+                wanted = "a chat model" if kind is Chat else "an image editor"
+                raise ValueError(f"{role}: the backend {name!r} is of kind {self.backends[name].kind!r}, not {wanted}")
+        if self.instruct.backend == "rules" and not any(w for depth, w in self.instruct.depths.items() if depth):
+            raise ValueError("instruct.depths: 'rules' always writes a condition; give a depth above 0 a weight")
+        if self.edit.backend == "exact" and self.instruct.backend != "rules":
+            raise ValueError("edit: 'exact' draws what the writer 'rules' means; use both or neither")
+        if self.verify.judge == "rules" and self.instruct.backend != "rules":
+            raise ValueError("verify.judge: 'rules' knows what the writer 'rules' means; use both or neither")
+        return self
+
+
+def settings_from(options: dict[str, Any], where: str) -> Settings:
+    """The settings of a mapping.
+
+    Raises:
+        ValueError: One sentence that names the place and the first mistake, and no value, which may be a key.
+    """
+    try:
+        return Settings.model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        # A union of kinds adds the kind to the place, which the reader did not write there.
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "there is no such setting"
+        more = f" ({error.error_count() - 1} more mistakes follow)" if error.error_count() > 1 else ""
+        raise ValueError(f"{where}: {place + ': ' if place else ''}{message}{more}.") from None
