@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 
@@ -162,6 +163,58 @@ def test_what_cannot_pass_stops_at_once_with_one_sentence(tmp_path, kind, status
             call(settings, tmp_path, lambda caller: caller.reply(request))
         assert sum(server.tried.values()) == 1
     assert KEY not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (OpenAiChat(kind="openai", model="m", arguments={"temprature": 1}), "takes no 'temprature'.*temperature"),
+        (OpenAiChat(kind="openai", model="m", arguments={"model": "n"}), "'model' is given by every request"),
+        (OpenAiEditor(kind="openai_images", model="m", arguments={"prompt": "n"}), "'prompt' is given by every"),
+        (GeminiChat(kind="gemini", model="m", arguments={"top_q": 1}), "takes no 'top_q' among its arguments"),
+        (GeminiChat(kind="gemini", model="m", arguments={"temperature": "warm"}), "arguments.temperature: .*number"),
+    ],
+)
+def test_arguments_that_cannot_be_passed_on_are_named_before_a_call(settings, message):
+    with pytest.raises(BackendError, match=message) as caught:
+        make_backend("mine", settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "place"), [(OpenAiChat, ()), (GeminiChat, ("generationConfig",))])
+def test_a_seed_among_the_arguments_goes_on_when_the_form_is_asked_for_again(tmp_path, kind, place):
+    with ModelServer(Behaviour(others=1.0)) as server:
+        server.keep_requests = True
+        settings = chat_settings(server, kind, arguments={"seed": 7}, malformed_attempts=2)
+        asks = [question(f"Grade this {number}.") for number in range(8)]
+        call(settings, tmp_path, lambda caller: asyncio.gather(*map(caller.answer, asks)))
+        bodies = [json.loads(request["body"]) for request in server.requests]
+    seeds = {(body[place[0]] if place else body)["seed"] for body in bodies}
+    assert seeds == {7, 8}
+
+
+def test_a_backend_that_answers_no_row_stops_the_run(tmp_path):
+    asks = [question(f"Grade {number}.") for number in range(FAILURES_IN_A_ROW + 5)]
+
+    async def ask(caller):
+        return await asyncio.gather(*map(caller.answer, asks), return_exceptions=True)
+
+    with ModelServer(Behaviour(status=400, message="no such argument")) as server:
+        answers = call(chat_settings(server), tmp_path, ask)
+        stopped = [answer for answer in answers if isinstance(answer, BackendError)]
+        assert len(answers) - len(stopped) == FAILURES_IN_A_ROW - 1
+        first = f"The backend mine answered none of {FAILURES_IN_A_ROW} rows, the last with HTTP 400: no such argument"
+        assert any(str(error).startswith(first) for error in stopped)
+        server.behaviour = Behaviour()
+        call(chat_settings(server), tmp_path, lambda caller: caller.answer(question("Grade 0.")))
+        server.behaviour = Behaviour(status=400)
+
+        async def after_one_reply(caller):  # then it is the rows, and each is rejected by itself
+            await caller.answer(question("Grade 0."))
+            return await asyncio.gather(*map(caller.answer, asks[1:]))
+
+        answers = call(chat_settings(server), tmp_path, after_one_reply)
+    assert all(answer.reason == "the call failed" for answer in answers)
 
 
 def test_a_bad_request_is_the_rows_own(tmp_path):

@@ -185,6 +185,8 @@ def test_what_cannot_be_read_at_all_is_one_sentence(folder):
         (Rows(kind="rows", files=[folder / "other.parquet"]), "has no column 'image' but q"),
         (Rows(kind="rows", files=[lines], image_root=folder / "none"), "There is no folder .*none"),
         (Rows(kind="rows", files=[lines], archives=[folder / "none.tar"]), "There is no archive .*none.tar"),
+        (Rows(kind="rows", files=[lines], archives=[folder / "red.png"]), "red.png cannot be read as tar"),
+        (Rows(kind="rows", dataset=str(folder / "none")), "none' .train. cannot be loaded .*check source"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             read(settings)

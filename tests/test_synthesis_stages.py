@@ -407,6 +407,7 @@ def minimal(**changes) -> dict:
     return {
         "output_dir": "x",
         "source": {"kind": "easy_vqa"},
+        "classify": {"backend": "rules"},
         "instruct": {"backend": "rules"},
         "edit": {"backend": "exact"},
     } | changes  # fmt: skip
@@ -438,6 +439,9 @@ def test_examples_are_parsed(path):
         ({"engine": {"kind": "datatrove", "executor": "slurm"}}, "engine: slurm needs partition and time"),
         ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands pictures of the source easy_vqa"),
         ({"edit": {"backend": "c"}, "backends": {"c": {"kind": "openai", "model": "m"}}}, "not an image editor"),
+        ({"classify": None}, "classify: this source names no categories"),
+        ({"backends": {"c": {"kind": "openai", "model": "m", "arguments": {"extra_headers": {"k": "sk-oops"}}}}},
+         "extra_headers may hold a key"),
     ],
 )  # fmt: skip
 def test_mistakes_in_settings_are_one_sentence_without_keys(changes, message):
@@ -460,6 +464,10 @@ def test_the_command_makes_edits_by_rules_and_prices_them_first(tmp_path, capsys
     assert "38,575 rows" in capsys.readouterr().out and not (tmp_path / "out").exists()
     assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 0
     assert "20 edits in" in capsys.readouterr().out
+    settings |= {"output_dir": str(tmp_path / "few"), "source": {"kind": "easy_vqa", "limit": 12}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "few.yaml")]) == 0
+    assert "20 edits were asked for; the source has no more" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").exists() and list((tmp_path / "out" / "official").glob("*148k.jsonl"))
 
 
@@ -482,6 +490,26 @@ def test_a_dry_run_prices_every_stage(tmp_path, capsys):
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert lines["classify"][3] == "1,000" and lines["edit"][3] == "100" and float(lines["edit"][5]) == 4.0
     assert float(lines["at"][-1]) > 4.0
+
+
+def test_a_run_that_makes_nothing_says_so(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"image": "none.png", "question": "q?", "answer": "a", "category": "ocr"}')
+    settings = minimal(
+        output_dir=str(tmp_path / "out"),
+        source={"kind": "rows", "files": [str(tmp_path / "rows.jsonl")]},
+        backends={"c": {"kind": "openai", "model": "m", "base_url": "http://localhost:1"},
+                  "e": {"kind": "http_editor", "model": "m", "base_url": "http://localhost:1"}},
+        classify=None, instruct={"backend": "c"}, edit={"backend": "e"},
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No edit came of 1 rows (1 source: image not found): see " in error
+    (tmp_path / "file").write_text("")
+    settings["output_dir"] = str(tmp_path / "file")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
+    assert "is a file: choose a folder as output_dir" in capsys.readouterr().err
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from uniedit_hf.synthesis.merging import Merged
 
 
 @dataclass
@@ -44,10 +49,22 @@ def run(options: SynthesizeOptions) -> None:
     if merged is None:
         print("Slurm has the shards now, and merges them when they are there.")
         return
-    counts = merged.counts
-    print(f"{counts.records:,} edits in {merged.dataset}, {counts.rejects:,} rows rejected.")
+    _tell(merged, settings.balance.size, settings.output_dir / "report.html")
+
+
+def _tell(merged: Merged, wanted: int | None, report: Path) -> None:
+    """What came of a run, and what can be done about the rest. Raises ValueError if nothing came of it."""
+    counts, (made, rejected) = merged.counts, (merged.counts.records, merged.counts.rejects)
+    most = ", ".join(f"{number:,} {stage}: {reason}" for (stage, reason), number in counts.by_reason.most_common(3))
+    again = f"{merged.failed:,} rows failed at calls that may succeed another time: start again to try them."
+    if not made and not merged.stopped:
+        found = f"No edit came of {rejected:,} rows ({most or 'the source is empty'}): see {report}."
+        raise ValueError(f"{found} {again}" if merged.failed else found)
+    print(f"{made:,} edits in {merged.dataset}, {rejected:,} rows rejected{f' ({most})' if most else ''}.")
     if merged.stopped:
         print(f"Not whole: {merged.stopped}. Start again with a larger one to go on.")
+    elif wanted is not None and made < wanted:
+        print(f"{wanted:,} edits were asked for; the source has no more for the shares of balance.")
     if merged.failed:
-        print(f"{merged.failed:,} rows failed at calls that may succeed another time: start again to try them.")
-    print(f"Finished: open {os.path.join(options.output_dir, 'report.html')}")
+        print(again)
+    print(f"Finished: open {report}")

@@ -48,6 +48,8 @@ def finish(settings: Settings) -> Merged:
 def _check_folder(settings: Settings) -> None:
     """Keeps the number of shards in the folder, or compares it with the one that is there."""
     plan = settings.output_dir / "work" / "plan.json"
+    if settings.output_dir.exists() and not settings.output_dir.is_dir():
+        raise ValueError(f"{settings.output_dir} is a file: choose a folder as output_dir.")
     if not plan.exists():
         if settings.output_dir.exists() and any(settings.output_dir.iterdir()):
             raise ValueError(f"{settings.output_dir} holds files of another origin: choose an empty output_dir.")

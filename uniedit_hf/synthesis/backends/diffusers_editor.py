@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Sequence
 
+from uniedit_hf.synthesis.backends.arguments import check_arguments
 from uniedit_hf.synthesis.backends.batches import Batches
 from uniedit_hf.synthesis.calls.messages import BackendError, EditRequest, Picture, Reply, encoded
 from uniedit_hf.synthesis.settings import DiffusersEditor
@@ -18,6 +19,8 @@ class DiffusersEditorBackend:
     Raises:
         BackendError: There is no such pipeline, it takes no image, or it lacks one of `arguments`.
     """
+
+    OURS = ("generator", "height", "image", "num_images_per_prompt", "output_type", "prompt", "return_dict", "width")
 
     def __init__(self, name: str, settings: DiffusersEditor):
         import torch
@@ -33,12 +36,13 @@ class DiffusersEditorBackend:
         self.pipeline.to(settings.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.takes = set(inspect.signature(self.pipeline.__call__).parameters)
-        missing = [each for each in ("image", "prompt", *settings.arguments) if each not in self.takes]
+        missing = [each for each in ("image", "prompt") if each not in self.takes]
         if missing:
             raise BackendError(
                 f"The backend {name}: {type(self.pipeline).__name__} takes no {missing[0]!r} but "
-                f"{', '.join(sorted(self.takes))}."
+                f"{', '.join(sorted(self.takes))}: name a pipeline that edits pictures."
             )
+        check_arguments(name, settings.arguments, self.takes, self.OURS)
         self.batches = Batches(
             self._replies, settings.batch_size, lambda request: (request.size, request.picture.size)
         )

@@ -7,11 +7,13 @@ import json
 import httpx2
 from google import genai
 from google.genai import errors, types
+from pydantic import ValidationError
 
+from uniedit_hf.synthesis.backends.arguments import check_arguments
 from uniedit_hf.synthesis.backends.remote import key_for, sorted_failure
-from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply
+from uniedit_hf.synthesis.calls.messages import BackendError, ChatRequest, EditRequest, PassingFailure, Picture, Reply
 from uniedit_hf.synthesis.geometry import nearest_ratio
-from uniedit_hf.synthesis.settings import GeminiChat, GeminiEditor
+from uniedit_hf.synthesis.settings import HEADERS, GeminiChat, GeminiEditor
 
 
 RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
@@ -67,7 +69,16 @@ class _Gemini:
 class GeminiChatBackend(_Gemini):
     """Answers in the JSON schema of the request."""
 
+    OURS = (*HEADERS, "candidate_count", "response_json_schema", "response_mime_type", "response_modalities",
+            "response_schema", "system_instruction")  # fmt: skip
+
     def __init__(self, name: str, settings: GeminiChat):
+        check_arguments(name, settings.arguments, types.GenerateContentConfig.model_fields, self.OURS)
+        try:
+            self.config = types.GenerateContentConfig(**settings.arguments)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            raise BackendError(f"The backend {name}: arguments.{first['loc'][0]}: {first['msg']}.") from None
         super().__init__(name, settings)
         self.parameters = json.dumps(
             ["gemini", settings.model, settings.arguments, settings.image_side], sort_keys=True
@@ -78,13 +89,14 @@ class GeminiChatBackend(_Gemini):
             types.Part.from_bytes(data=picture.png(self.settings.image_side), mime_type="image/png")
             for picture in request.pictures
         ]
-        config = types.GenerateContentConfig(
-            system_instruction=request.system,
-            response_mime_type="application/json",
-            response_json_schema=request.answer.model_json_schema(),
-            **({"seed": request.attempt} if request.attempt else {}),
-            **self.settings.arguments,
-        )
+        given = {
+            "system_instruction": request.system,
+            "response_mime_type": "application/json",
+            "response_json_schema": request.answer.model_json_schema(),
+        }
+        if request.attempt:
+            given["seed"] = (self.config.seed or 0) + request.attempt
+        config = self.config.model_copy(update=given)
         made = await self._ask([*parts, types.Part.from_text(text=request.text)], config)
         return self._reply(made, "".join(part.text or "" for part in _parts(made)), None)
 

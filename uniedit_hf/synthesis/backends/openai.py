@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 
 import openai
 from openai import AsyncOpenAI
+from openai.resources.chat.completions import AsyncCompletions
+from openai.resources.images import AsyncImages
 
+from uniedit_hf.synthesis.backends.arguments import check_arguments
 from uniedit_hf.synthesis.backends.remote import key_for, sorted_failure
 from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply, RowFailure
-from uniedit_hf.synthesis.settings import OpenAiChat, OpenAiEditor
+from uniedit_hf.synthesis.settings import HEADERS, OpenAiChat, OpenAiEditor
 
 
+CHAT_ARGUMENTS = set(inspect.signature(AsyncCompletions.create).parameters) - {"self"}
+EDIT_ARGUMENTS = set(inspect.signature(AsyncImages.edit).parameters) - {"self"}
 # Codes of answers that refuse what was asked instead of failing.
 REFUSALS = ("moderation_blocked", "content_policy_violation", "content_filter")
 
@@ -30,7 +36,10 @@ def _client(name: str, settings: OpenAiChat | OpenAiEditor) -> tuple[AsyncOpenAI
 class OpenAiChatBackend:
     """Chat completions with the answer's JSON schema, as OpenAI, vLLM and SGLang take it."""
 
+    OURS = (*HEADERS, "messages", "model", "n", "response_format", "stream", "stream_options", "timeout", "tools")
+
     def __init__(self, name: str, settings: OpenAiChat):
+        check_arguments(name, settings.arguments, CHAT_ARGUMENTS, self.OURS)
         self.name, self.settings = name, settings
         self.parameters = json.dumps(
             ["openai", settings.model, settings.arguments, settings.image_side], sort_keys=True
@@ -39,13 +48,15 @@ class OpenAiChatBackend:
 
     async def reply(self, request: ChatRequest) -> Reply:
         schema = {"name": request.answer.__name__, "schema": request.answer.model_json_schema(), "strict": True}
+        arguments = self.settings.arguments
+        if request.attempt:
+            arguments = arguments | {"seed": arguments.get("seed", 0) + request.attempt}
         try:
             made = await self.client.chat.completions.create(
                 model=self.settings.model,
                 messages=self._messages(request),
                 response_format={"type": "json_schema", "json_schema": schema},
-                **({"seed": request.attempt} if request.attempt else {}),
-                **self.settings.arguments,
+                **arguments,
             )
         except openai.OpenAIError as error:
             return _refusal_or_raise(error, self.name, self.settings, self.key)
@@ -79,8 +90,10 @@ class OpenAiEditorBackend:
     """`images.edit`; the size asked for is the nearest of those that the model draws, unless `arguments` name one."""
 
     SIZES = {"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 1 / 1.5}
+    OURS = (*HEADERS, "image", "model", "n", "partial_images", "prompt", "response_format", "stream", "timeout")
 
     def __init__(self, name: str, settings: OpenAiEditor):
+        check_arguments(name, settings.arguments, EDIT_ARGUMENTS, self.OURS)
         self.name, self.settings = name, settings
         self.parameters = json.dumps(["openai_images", settings.model, settings.arguments], sort_keys=True)
         self.client, self.key = _client(name, settings)

@@ -24,7 +24,8 @@ from uniedit_hf.synthesis.calls.messages import (
 from uniedit_hf.synthesis.settings import BackendSettings
 
 
-# So many rows in a row whose last attempt reached no server mean that it is down, and the run stops.
+# So many rows in a row whose last attempt reached no server mean that it is down, and so many rows without a single
+# reply that the settings are wrong: the run stops.
 FAILURES_IN_A_ROW = 20
 LONGEST_WAIT = 60.0
 
@@ -54,7 +55,7 @@ class Caller:
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.running: dict[bytes, asyncio.Future[Reply]] = {}
         self.next_start = 0.0
-        self.failures = 0
+        self.failures = self.unanswered = 0
         self.made = self.cached = self.failed = 0
 
     async def reply(self, request: ChatRequest | EditRequest) -> Reply:
@@ -115,8 +116,10 @@ class Caller:
         self.budget.begin_call()
         try:
             reply = await self._retried(request)
-        except BaseException:
+        except BaseException as error:
             self.budget.fail_call()
+            if isinstance(error, RowFailure):
+                self._note_unanswered(error)
             raise
         self.failures = 0
         return reply
@@ -137,6 +140,14 @@ class Caller:
                 "whether its server is up, then start again: what has been answered is kept."
             ) from last
         raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {last}") from last
+
+    def _note_unanswered(self, failure: RowFailure) -> None:
+        self.unanswered += 1
+        if self.unanswered >= FAILURES_IN_A_ROW and not self.made and not self.cached:
+            raise BackendError(
+                f"The backend {self.name} answered none of {self.unanswered} rows, the last with {failure}; see "
+                "to its settings, then start again."
+            ) from failure
 
     async def _paced(self, request: ChatRequest | EditRequest) -> Reply:
         if self.settings.requests_per_minute is not None:

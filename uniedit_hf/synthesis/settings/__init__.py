@@ -1,6 +1,7 @@
 """The settings of a run, as they stand in its YAML file."""
 
 from uniedit_hf.synthesis.settings.backends import (
+    HEADERS,
     BackendSettings,
     DiffusersEditor,
     GeminiChat,
@@ -26,6 +27,7 @@ from uniedit_hf.synthesis.settings.stages import (
 
 
 __all__ = [
+    "HEADERS",
     "BackendSettings",
     "Balance",
     "BenchmarkDataset",

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
 from uniedit_hf.synthesis.settings.section import Section, Weight
+
+
+HEADERS = {"extra_headers", "extra_query", "http_options"}
 
 
 class Price(Section):
@@ -72,16 +75,28 @@ class Remote(BackendSettings):
         return address
 
 
+def _without_headers(arguments: dict[str, Any]) -> dict[str, Any]:
+    found = HEADERS & arguments.keys()
+    if found:
+        raise ValueError(f"{min(found)} may hold a key, and settings are kept; name a variable in api_key_env instead")
+    return arguments
+
+
+# Further arguments of a call, without those in which keys travel: settings stand in reports and logs.
+Arguments = Annotated[dict[str, Any], AfterValidator(_without_headers)]
+
+
 class OpenAiChat(Remote):
     """Any chat model behind an OpenAI-compatible endpoint; a vLLM or SGLang server is a `base_url`.
 
     Args:
-        arguments: Further arguments of the call, such as temperature.
+        arguments: Further arguments of the call, such as temperature; what a server takes beyond OpenAI's, such as
+            top_k, goes into extra_body.
         image_side: Images are made smaller for the model where a side has more pixels.
     """
 
     kind: Literal["openai"]
-    arguments: dict[str, Any] = {}
+    arguments: Arguments = {}
     image_side: PositiveInt = 1024
 
 
@@ -90,7 +105,7 @@ class GeminiChat(Remote):
 
     kind: Literal["gemini"]
     api_key_env: str | None = "GEMINI_API_KEY"
-    arguments: dict[str, Any] = {}
+    arguments: Arguments = {}
     image_side: PositiveInt = 1024
 
 
@@ -117,7 +132,7 @@ class OpenAiEditor(Remote):
     """`images.edit` of OpenAI or a compatible endpoint. `arguments` are further ones of the call."""
 
     kind: Literal["openai_images"]
-    arguments: dict[str, Any] = {}
+    arguments: Arguments = {}
 
 
 class GeminiEditor(Remote):
@@ -149,7 +164,7 @@ class DiffusersEditor(BackendSettings):
     device: str = "cpu"
     dtype: str = "float32"
     batch_size: PositiveInt = 1
-    arguments: dict[str, Any] = {}
+    arguments: Arguments = {}
 
 
 Chat = OpenAiChat | GeminiChat | TransformersChat

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from uniedit_hf.synthesis.settings.backends import Backend, Chat, Editor
 from uniedit_hf.synthesis.settings.section import Section
-from uniedit_hf.synthesis.settings.sources import EasyVqa, Source
+from uniedit_hf.synthesis.settings.sources import EasyVqa, Rows, Source
 from uniedit_hf.synthesis.settings.stages import (
     Balance,
     Classify,
@@ -118,6 +118,8 @@ class Settings(Section):
             if not isinstance(self.backends[name], kind):
                 wanted = "a chat model" if kind is Chat else "an image editor"
                 raise ValueError(f"{role}: the backend {name!r} is of kind {self.backends[name].kind!r}, not {wanted}")
+        if self.classify is None and not isinstance(self.source, Rows):
+            raise ValueError("classify: this source names no categories; name a chat model, or 'rules' for easy_vqa")
         if self.instruct.backend == "rules" and not any(w for depth, w in self.instruct.depths.items() if depth):
             raise ValueError("instruct.depths: 'rules' always writes a condition; give a depth above 0 a weight")
         if self.edit.backend == "exact" and self.instruct.backend != "rules":
@@ -137,10 +139,10 @@ def settings_from(options: dict[str, Any], where: str) -> Settings:
         return Settings.model_validate(options)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        # A union of kinds adds the kind to the place, which the reader did not write there.
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "there is no such setting"
-        more = f" ({error.error_count() - 1} more mistakes follow)" if error.error_count() > 1 else ""
+        others = error.error_count() - 1
+        more = f" ({others} more {'mistake' if others == 1 else 'mistakes'})" if others else ""
         raise ValueError(f"{where}: {place + ': ' if place else ''}{message}{more}.") from None

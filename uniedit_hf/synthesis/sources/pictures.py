@@ -29,6 +29,11 @@ class Pictures:
             if not archive.is_file():
                 raise ValueError(f"There is no archive {archive}: check source.archives.")
         self.store = ImageStore(root, archives, base=root)
+        for archive, fault in self.store.damaged.items():
+            raise ValueError(
+                f"{archive} cannot be read as {'zip' if archive.lower().endswith('.zip') else 'tar'} ({fault}): "
+                "expected a zip file or a tar file without compression; check source.archives."
+            )
         self.local_paths = local_paths
 
     def read(self, image: Any) -> Picture:

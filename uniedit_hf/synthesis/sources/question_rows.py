@@ -8,6 +8,7 @@ from typing import Any
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis.settings import Rows
 from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+from uniedit_hf.synthesis.sources.stream import stream
 
 
 REQUIRED = ("image", "question", "answer")
@@ -49,12 +50,12 @@ class QuestionRows:
         """The rows of `settings.dataset`, streamed, with pictures as they are stored.
 
         Raises:
-            ValueError: It has no such column.
+            ValueError: There is no such data set, or it has no such column.
         """
-        from datasets import ClassLabel, Image, load_dataset
+        from datasets import ClassLabel, Image
 
         settings = self.settings
-        rows = load_dataset(settings.dataset, settings.config, split=settings.split, streaming=True)
+        rows = stream(settings.dataset, settings.config, settings.split, "source")
         features = rows.features or {}
         for name in self.named:
             if features and name not in features:

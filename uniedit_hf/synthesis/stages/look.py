@@ -18,6 +18,7 @@ from uniedit_hf.release.decontamination import (
 from uniedit_hf.synthesis.calls.messages import Picture, off_loop
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import BenchmarkDataset, Decontaminate
+from uniedit_hf.synthesis.sources.stream import stream
 
 
 STAGE = "look"
@@ -57,11 +58,11 @@ def images_of_dataset(settings: BenchmarkDataset) -> Benchmarks:
     """The hashes of a data set's images.
 
     Raises:
-        ValueError: It has no such column of images.
+        ValueError: There is no such data set, or it has no such column of images.
     """
-    from datasets import Image, load_dataset
+    from datasets import Image
 
-    rows = load_dataset(settings.dataset, settings.config, split=settings.split, streaming=True)
+    rows = stream(settings.dataset, settings.config, settings.split, "decontaminate.benchmark_datasets")
     if not isinstance((rows.features or {}).get(settings.image), Image):
         raise ValueError(
             f"The benchmark {settings.dataset} has no column {settings.image!r} of images but "
