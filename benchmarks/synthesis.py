@@ -39,6 +39,7 @@ class Instant:
     """Answers at once, in the form asked for."""
 
     parameters = "instant"
+    ratios = {}
 
     def __init__(self, *_):
         self.picture = Picture(encoded(Image.new("RGB", (8, 8), "white")))

@@ -20,9 +20,16 @@ from uniedit_hf.cli.parsing import CommandParser
 from uniedit_hf.cli.synthesize import run as command
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis.calls.caller import NoAnswer
-from uniedit_hf.synthesis.calls.messages import Picture, encoded
+from uniedit_hf.synthesis.calls.messages import Picture, Reply, encoded
 from uniedit_hf.synthesis.flow import Passed, at_once
-from uniedit_hf.synthesis.geometry import fitted, nearest_ratio, size_to_ask
+from uniedit_hf.synthesis.geometry import (
+    fitted,
+    frame_for,
+    nearest_ratio,
+    size_to_ask,
+    with_bars,
+    without_bars,
+)
 from uniedit_hf.synthesis.ocr import text_match
 from uniedit_hf.synthesis.plans import FONTS, MEDIA, VARIANTS, draw_choices
 from uniedit_hf.synthesis.prompt_texts import FOLDER, prompt
@@ -305,14 +312,43 @@ def test_the_nearest_proportion_is_taken():
 
 
 class Painter:
-    def __init__(self, image: Image.Image):
-        self.image = image
+    """An editor that draws one picture, or what it is sent with twice as many pixels, in some proportions only."""
+
+    def __init__(self, image: Image.Image | None = None, ratios: dict[str, float] | None = None):
+        self.image, self.ratios, self.backend = image, ratios or {}, self
 
     async def reply(self, request):
-        from uniedit_hf.synthesis.calls.messages import Reply
+        self.request, sent = request, request.picture.pixels()
+        image = self.image or sent.resize((2 * sent.width, 2 * sent.height))
+        return Reply("painter-1", picture=Picture(encoded(image)))
 
-        self.request = request
-        return Reply("painter-1", picture=Picture(encoded(self.image)))
+
+@given(st.integers(20, 400), st.integers(20, 400), st.sampled_from([{"1:1": 1.0}, {"3:2": 1.5, "2:3": 2 / 3}]))
+def test_bars_fill_up_to_a_proportion_and_come_off_again(width, height, ratios):
+    settings = Edit(backend="x")
+    source = photo(1, (width, height))
+    frame = frame_for(source.size, ratios, settings)
+    assert frame_for(source.size, {}, settings) == source.size
+    if frame == source.size:
+        return
+    ratio = ratios[nearest_ratio(source.size, ratios)]
+    assert abs(frame[0] - frame[1] * ratio) <= 1 or abs(frame[1] - frame[0] / ratio) <= 1
+    assert frame[0] >= width and frame[1] >= height and (frame[0] == width or frame[1] == height)
+    assert without_bars(with_bars(source, frame), source.size, frame).tobytes() == source.tobytes()
+    larger = with_bars(source, frame).resize((3 * frame[0], 3 * frame[1]), Image.Resampling.NEAREST)
+    assert without_bars(larger, source.size, frame).size == (3 * width, 3 * height)
+
+
+def test_an_editor_of_few_proportions_gets_bars_and_everything_stays_at_its_place():
+    row = draft(instruction="Do.", expected="Done.", image=Picture(encoded(photo(9, (128, 96)))))
+    painter = Painter(ratios={"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 2 / 3})
+    made = asyncio.run(edit(row, painter, Edit(backend="x", pixels=144 * 96), seed=0))
+    assert painter.request.picture.size == (144, 96) and painter.request.size == (144, 96)
+    assert prompt("edit_bars").text in painter.request.prompt
+    assert made.target.size == (256, 192) and unchanged_share(row.image, made.target) > 0.95
+    assert (made.choices["drawn"], made.choices["resize"]) == ("288x192", "bars")
+    new = asyncio.run(edit(row.with_(canvas="new"), painter, Edit(backend="x"), seed=0))
+    assert new.choices["resize"] == "none" and prompt("edit_bars").text not in painter.request.prompt
 
 
 def test_the_edit_records_its_sizes_and_an_unchanged_target_is_not_paid_for():
@@ -325,6 +361,18 @@ def test_the_edit_records_its_sizes_and_an_unchanged_target_is_not_paid_for():
     assert new.target.size == (128, 128)
     same = asyncio.run(edit(row.with_(unchanged=True), None, Edit(backend="x"), seed=0))
     assert same.target == row.image and same.editor == "copy"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_source_that_was_to_be_left_as_it_is_goes_before_the_judge_too(right):
+    row = draft(instruction="Do.", expected="Done.", unchanged=True)
+    row = asyncio.run(edit(row, None, Edit(backend="x"), seed=0))
+    judge = Judge({"premise": right, "change": True, "rest": True, "reason": "r"})
+    result = asyncio.run(verify(row, judge, None, None, settings_from(minimal(), "it").verify))
+    if right:
+        assert result.scores == {"preservation": 1.0, "instruction": 1.0} and result.judge == "judge-1"
+    else:
+        assert result.reason == "the judge found the premise wrong"
 
 
 def test_pixels_tell_what_was_kept():

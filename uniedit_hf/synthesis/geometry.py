@@ -1,12 +1,20 @@
-"""Sizes: what an editor is asked for, and how its result is fitted to the source."""
+"""Sizes: what an editor is asked for, and how its result is fitted to the source.
+
+Some editors draw in a few proportions only. What they are to edit gets bars at two sides, up to the nearest of them,
+and the bars are cut off the result: so nothing is stretched, and everything stays at its place.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from PIL import Image
 
 from uniedit_hf.synthesis.settings import Edit
+
+
+BARS = (128, 128, 128)
 
 
 def size_to_ask(source: tuple[int, int], settings: Edit) -> tuple[int, int]:
@@ -17,9 +25,39 @@ def size_to_ask(source: tuple[int, int], settings: Edit) -> tuple[int, int]:
     return tuple(max(1, round(side * scale / settings.multiple)) * settings.multiple for side in (width, height))
 
 
-def nearest_ratio(size: tuple[int, int], ratios: dict[str, float]) -> str:
+def nearest_ratio(size: tuple[int, int], ratios: Mapping[str, float]) -> str:
     """The name of the proportion that a size differs from least."""
     return min(ratios, key=lambda name: abs(math.log(size[0] / size[1] / ratios[name])))
+
+
+def frame_for(source: tuple[int, int], ratios: Mapping[str, float], settings: Edit) -> tuple[int, int]:
+    """(width, height) of the picture that is sent: the source's, or with bars that of the nearest of the proportions,
+    where that is farther from the source's than a result may be."""
+    if not ratios:
+        return source
+    width, height = source
+    ratio = ratios[nearest_ratio(source, ratios)]
+    stretch = width / height / ratio
+    if max(stretch, 1 / stretch) - 1 <= settings.max_stretch:
+        return source
+    return max(width, round(height * ratio)), max(height, round(width / ratio))
+
+
+def with_bars(image: Image.Image, frame: tuple[int, int]) -> Image.Image:
+    """The image in the middle of a frame."""
+    framed = Image.new("RGB", frame, BARS)
+    framed.paste(image, ((frame[0] - image.width) // 2, (frame[1] - image.height) // 2))
+    return framed
+
+
+def without_bars(result: Image.Image, source: tuple[int, int], frame: tuple[int, int]) -> Image.Image:
+    """The part of a drawn frame where the source was."""
+    corners = []
+    for drawn, side, whole in zip(result.size, source, frame):
+        start = (whole - side) // 2
+        corners.append((round(start * drawn / whole), round((start + side) * drawn / whole)))
+    (left, right), (top, bottom) = corners
+    return result.crop((left, top, right, bottom))
 
 
 def fitted(result: Image.Image, source: tuple[int, int], settings: Edit) -> tuple[Image.Image, str] | None:

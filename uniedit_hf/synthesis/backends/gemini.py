@@ -16,9 +16,6 @@ from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, GeminiChat, GeminiEditor
 
 
-RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
-
-
 class _Gemini:
     def __init__(self, name: str, settings: GeminiChat | GeminiEditor):
         self.name, self.settings = name, settings
@@ -102,18 +99,20 @@ class GeminiChatBackend(_Gemini):
 
 
 class GeminiEditorBackend(_Gemini):
-    """Draws in the nearest of the proportions that the model knows."""
+    """Draws in the nearest of the proportions that the model knows, its `ratios`."""
+
+    NAMES = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
+    ratios = {name: int(name.split(":")[0]) / int(name.split(":")[1]) for name in NAMES}
 
     def __init__(self, name: str, settings: GeminiEditor):
         super().__init__(name, settings)
         self.parameters = json.dumps(["gemini_images", settings.model, settings.image_size])
 
     async def reply(self, request: EditRequest) -> Reply:
-        ratios = {name: int(name.split(":")[0]) / int(name.split(":")[1]) for name in RATIOS}
         config = types.GenerateContentConfig(
             response_modalities=["TEXT", "IMAGE"],
             image_config=types.ImageConfig(
-                aspect_ratio=nearest_ratio(request.size, ratios), image_size=self.settings.image_size
+                aspect_ratio=nearest_ratio(request.size, self.ratios), image_size=self.settings.image_size
             ),
             seed=request.seed,
         )

@@ -17,6 +17,10 @@ from uniedit_hf.synthesis.settings import HttpEditor
 
 
 class HttpEditorBackend:
+    """Draws in any size."""
+
+    ratios: dict[str, float] = {}
+
     def __init__(self, name: str, settings: HttpEditor):
         self.name, self.settings = name, settings
         self.parameters = json.dumps(["http_editor", settings.model])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import re
 
 import openai
 from openai import AsyncOpenAI
@@ -14,6 +15,7 @@ from openai.resources.images import AsyncImages
 from uniedit_hf.synthesis.backends.arguments import check_arguments
 from uniedit_hf.synthesis.backends.remote import key_for, sorted_failure
 from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply, RowFailure
+from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, OpenAiChat, OpenAiEditor
 
 
@@ -87,7 +89,10 @@ class OpenAiChatBackend:
 
 
 class OpenAiEditorBackend:
-    """`images.edit`; the size asked for is the nearest of those that the model draws, unless `arguments` name one."""
+    """`images.edit`; the size asked for is the nearest of those that the model draws, unless `arguments` name one.
+
+    Its `ratios` are the proportions that it draws in: none where it is left to the model ("auto").
+    """
 
     SIZES = {"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 1 / 1.5}
     OURS = (*HEADERS, "image", "model", "n", "partial_images", "prompt", "response_format", "stream", "timeout")
@@ -96,12 +101,13 @@ class OpenAiEditorBackend:
         check_arguments(name, settings.arguments, EDIT_ARGUMENTS, self.OURS)
         self.name, self.settings = name, settings
         self.parameters = json.dumps(["openai_images", settings.model, settings.arguments], sort_keys=True)
+        self.ratios = _ratios(settings.arguments["size"]) if "size" in settings.arguments else self.SIZES
         self.client, self.key = _client(name, settings)
 
     async def reply(self, request: EditRequest) -> Reply:
-        from uniedit_hf.synthesis.geometry import nearest_ratio
-
-        arguments = {"size": nearest_ratio(request.size, self.SIZES), **self.settings.arguments}
+        arguments = self.settings.arguments
+        if "size" not in arguments:
+            arguments = arguments | {"size": nearest_ratio(request.size, self.SIZES)}
         try:
             made = await self.client.images.edit(
                 model=self.settings.model,
@@ -127,6 +133,12 @@ class OpenAiEditorBackend:
 
     async def close(self) -> None:
         await self.client.close()
+
+
+def _ratios(size: str) -> dict[str, float]:
+    """The one proportion of a size such as "1024x1024"."""
+    found = re.fullmatch(r"(\d+)x(\d+)", str(size))
+    return {str(size): int(found[1]) / int(found[2])} if found else {}
 
 
 def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiChat | OpenAiEditor, key: str) -> Reply:

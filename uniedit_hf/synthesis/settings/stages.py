@@ -113,7 +113,8 @@ class Edit(Section):
         pixels: About how many pixels are asked for.
         multiple: Sides asked for are multiples of this.
         max_stretch: By how much the sides of a result may differ in proportion from those of the source. Within it the
-            result is resized to the proportions of the source, beyond it `misfit` says what happens.
+            result is resized to the proportions of the source, beyond it `misfit` says what happens. An editor that
+            draws in no proportion so near gets the source with bars, which are cut off the result.
         misfit: Whether a result of other proportions is rejected or cropped around its middle.
     """
 

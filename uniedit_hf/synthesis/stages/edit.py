@@ -9,7 +9,7 @@ from uniedit_hf.images import ImageError
 from uniedit_hf.randomness import derive_seed
 from uniedit_hf.synthesis.calls.caller import Caller
 from uniedit_hf.synthesis.calls.messages import EditRequest, Picture, RowFailure, encoded, off_loop
-from uniedit_hf.synthesis.geometry import fitted, size_to_ask
+from uniedit_hf.synthesis.geometry import fitted, frame_for, size_to_ask, with_bars, without_bars
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Edit
@@ -24,8 +24,13 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
     what was done to fit them are recorded."""
     if draft.unchanged:
         return draft.with_(target=draft.image, editor=COPY)
-    size = size_to_ask(draft.image.size, settings)
-    request = EditRequest(prompt_for(draft), draft.image, size, derive_seed(seed, draft.id, "edit") % 2**31)
+    source = frame = draft.image.size
+    if draft.canvas == "scene":
+        frame = frame_for(source, caller.backend.ratios, settings)
+    bars = frame != source
+    picture = await asyncio.to_thread(_framed, draft.image, frame) if bars else draft.image
+    size = size_to_ask(frame, settings)
+    request = EditRequest(prompt_for(draft, bars), picture, size, derive_seed(seed, draft.id, "edit") % 2**31)
     try:
         reply = await caller.reply(request)
     except RowFailure as failure:
@@ -38,19 +43,22 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
         return draft.rejected(STAGE, "the editor gave no picture", str(error))
     drawn, target, resized = result.size, reply.picture, "none"
     if draft.canvas == "scene":
-        fit = fitted(result, draft.image.size, settings)
+        fit = fitted(result, frame, settings)
         if fit is None:
-            detail = f"the source is {draft.image.size}, the result {drawn}."
-            return draft.rejected(STAGE, "other proportions", detail)
+            return draft.rejected(STAGE, "other proportions", f"{frame} was sent, the result is {drawn}.")
         result, resized = fit
+        if bars:
+            result, resized = without_bars(result, source, frame), "bars"
         target = target if resized == "none" else Picture(await asyncio.to_thread(encoded, result))
     choices = {**draft.choices, "asked": _text(size), "drawn": _text(drawn), "resize": resized}
     return draft.with_(target=target, editor=reply.model, choices=choices)
 
 
-def prompt_for(draft: Draft) -> str:
+def prompt_for(draft: Draft, bars: bool = False) -> str:
     """What the editor is told; unlike the model that learns from the result, it is told the answer."""
     canvas = prompt("edit_scene" if draft.canvas == "scene" else "edit_new").text
+    if bars:
+        canvas = f"{canvas} {prompt('edit_bars').text}"
     return Template(prompt("edit").text).substitute(
         question=draft.question,
         answer=draft.short_answer,
@@ -58,6 +66,10 @@ def prompt_for(draft: Draft) -> str:
         instruction=draft.instruction,
         canvas=canvas,
     )
+
+
+def _framed(picture: Picture, frame: tuple[int, int]) -> Picture:
+    return Picture(encoded(with_bars(picture.pixels(), frame)))
 
 
 def _text(size: tuple[int, int]) -> str:

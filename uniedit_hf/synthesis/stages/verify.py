@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -39,47 +40,77 @@ async def verify(
     draft: Draft, judge: Caller | None, quality: Caller | None, reader: TextReader | None, settings: Verify
 ) -> Draft | Rejection:
     """The draft with its scores: the cheap looks first, then the judges, so that little is paid for what is wrong."""
-    if draft.editor == COPY:
-        return draft.with_(judge=COPY, scores={"preservation": 1.0})
-    scores: dict[str, float] = {}
-    if draft.canvas == "scene":
-        same = await off_loop(unchanged_share, draft.image, draft.target)
-        if same >= CHANGED_AT_ALL:
-            return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the picture is as it was.")
-        if same < settings.min_unchanged:
-            return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the picture is as it was.")
-        scores["preservation"] = round(same, 4)
-    if reader is not None and draft.text is not None:
-        found = await reader.read(draft.target)
-        match = text_match(draft.text, found)
-        if match < settings.min_text_match:
-            detail = f"{match:.0%} of {draft.text[:80]!r} was found."
-            return draft.rejected(STAGE, "the text is not as asked", detail, found)
-        scores["instruction"] = round(match, 4)
-    judges = []
-    if judge is not None:
-        verdict = await judge.answer(_judge_request(draft))
-        if isinstance(verdict, NoAnswer):
-            return draft.rejected(STAGE, verdict.reason, verdict.detail, verdict.reply)
-        wrong = [name for name in ("premise", "change", "rest") if not getattr(verdict, name)]
-        if wrong:
-            reason = f"the judge found the {wrong[0]} wrong"
-            return draft.rejected(STAGE, reason, verdict.reason, verdict.model_dump_json())
-        scores["instruction"] = min(scores.get("instruction", 1.0), 1.0)
-        judges.append(judge.settings.model)
-    if quality is not None:
-        grade = await quality.answer(
-            ChatRequest(prompt("quality").text, "Grade this picture.", Grade, (draft.target,))
+    if draft.editor == COPY:  # nothing was drawn, so all that can be wrong is that nothing was to be drawn
+        looks = [partial(_judged, judge)]
+        draft = draft.with_(scores={"preservation": 1.0})
+    else:
+        looks = [partial(_compared, settings), partial(_read, reader, settings)]
+        looks += [partial(_judged, judge), partial(_graded, quality, settings)]
+    for look in looks:
+        draft = await look(draft)
+        if isinstance(draft, Rejection):
+            return draft
+    return draft
+
+
+async def _compared(settings: Verify, draft: Draft) -> Draft | Rejection:
+    """Pixels: something has changed, and not too much."""
+    if draft.canvas == "new":
+        return draft
+    same = await off_loop(unchanged_share, draft.image, draft.target)
+    if same >= CHANGED_AT_ALL:
+        return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the picture is as it was.")
+    if same < settings.min_unchanged:
+        return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the picture is as it was.")
+    return _scored(draft, "preservation", round(same, 4))
+
+
+async def _read(reader: TextReader | None, settings: Verify, draft: Draft) -> Draft | Rejection:
+    """Text that was to be rendered."""
+    if reader is None or draft.text is None:
+        return draft
+    found = await reader.read(draft.target)
+    match = text_match(draft.text, found)
+    if match < settings.min_text_match:
+        return draft.rejected(
+            STAGE, "the text is not as asked", f"{match:.0%} of {draft.text[:80]!r} was found.", found
         )
-        if isinstance(grade, NoAnswer):
-            return draft.rejected(STAGE, grade.reason, grade.detail, grade.reply)
-        if grade.quality < settings.min_quality:
-            return draft.rejected(
-                STAGE, "low quality", f"grade {grade.quality}: {grade.reason}", grade.model_dump_json()
-            )
-        scores["quality"] = float(grade.quality)
-        judges.append(quality.settings.model)
-    return draft.with_(judge=" ".join(dict.fromkeys(judges)) or None, scores=scores)
+    return _scored(draft, "instruction", round(match, 4))
+
+
+async def _judged(judge: Caller | None, draft: Draft) -> Draft | Rejection:
+    """Source and result beside each other."""
+    if judge is None:
+        return draft
+    verdict = await judge.answer(_judge_request(draft))
+    if isinstance(verdict, NoAnswer):
+        return draft.rejected(STAGE, verdict.reason, verdict.detail, verdict.reply)
+    wrong = [name for name in ("premise", "change", "rest") if not getattr(verdict, name)]
+    if wrong:
+        reason = f"the judge found the {wrong[0]} wrong"
+        return draft.rejected(STAGE, reason, verdict.reason, verdict.model_dump_json())
+    return _scored(draft, "instruction", draft.scores.get("instruction", 1.0), judge)
+
+
+async def _graded(quality: Caller | None, settings: Verify, draft: Draft) -> Draft | Rejection:
+    """How well the result is made."""
+    if quality is None:
+        return draft
+    grade = await quality.answer(ChatRequest(prompt("quality").text, "Grade this picture.", Grade, (draft.target,)))
+    if isinstance(grade, NoAnswer):
+        return draft.rejected(STAGE, grade.reason, grade.detail, grade.reply)
+    if grade.quality < settings.min_quality:
+        found = f"grade {grade.quality}: {grade.reason}"
+        return draft.rejected(STAGE, "low quality", found, grade.model_dump_json())
+    return _scored(draft, "quality", float(grade.quality), quality)
+
+
+def _scored(draft: Draft, name: str, score: float, by: Caller | None = None) -> Draft:
+    """The draft with one more score, and the model that gave it."""
+    judges = (draft.judge or "").split()
+    if by is not None and by.settings.model not in judges:
+        judges.append(by.settings.model)
+    return draft.with_(scores={**draft.scores, name: score}, judge=" ".join(judges) or None)
 
 
 def unchanged_share(source: Picture, target: Picture) -> float:
