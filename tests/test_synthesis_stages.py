@@ -12,6 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset, Image as ImageFeature
 from hypothesis import given, strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +20,8 @@ from uniedit_hf.cli import main
 from uniedit_hf.cli.parsing import CommandParser
 from uniedit_hf.cli.synthesize import run as command
 from uniedit_hf.schema import TASK_CATEGORIES
+from uniedit_hf.synthesis import benchmark_hashes as benchmark_hashes_module
+from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
 from uniedit_hf.synthesis.calls.caller import NoAnswer
 from uniedit_hf.synthesis.calls.messages import Picture, Reply, encoded
 from uniedit_hf.synthesis.flow import Passed, at_once
@@ -251,7 +254,7 @@ def test_what_fails_in_the_flow_stops_it_and_leaves_nothing_running():
 
 
 def test_duplicates_are_found_and_others_kept(tmp_path):
-    look, seen = Look(Decontaminate()), SeenBefore(tmp_path / "seen.sqlite", similarity=0.8)
+    look, seen = Look([], near=True), SeenBefore(tmp_path / "seen.sqlite", similarity=0.8)
     jpeg = tmp_path / "a.jpg"
     photo(1).save(jpeg, quality=60)
     pictures = [encoded(photo(1)), encoded(photo(1)), jpeg.read_bytes(), encoded(photo(2)), encoded(photo(1))]
@@ -272,9 +275,44 @@ def test_duplicates_are_found_and_others_kept(tmp_path):
 def test_pictures_of_a_benchmark_are_kept_out(tmp_path):
     (tmp_path / "bench").mkdir()
     photo(5).resize((192, 128)).save(tmp_path / "bench" / "x.jpg", quality=70)
-    look = Look(Decontaminate(benchmarks=[tmp_path / "bench"]))
-    results = [asyncio.run(look(draft(number))) for number in (4, 5)]
-    assert isinstance(results[0], Draft) and results[1].reason == "in a benchmark" and "x.jpg" in results[1].detail
+    (tmp_path / "bench" / "notes.png").write_bytes(b"no picture")
+    flat = Image.new("RGB", (20, 20), "red")  # tells nothing but its pixels
+    flat.save(tmp_path / "bench" / "flat.png")
+    settings = Decontaminate(benchmarks=[tmp_path / "bench"])
+    with pytest.warns(UserWarning, match="1 files of .*bench cannot be read, the first is notes.png"):
+        first = benchmark_hashes(settings, tmp_path / "kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark_hashes_module, "read_benchmarks", None)  # they are not read a second time
+        again = benchmark_hashes(settings, tmp_path / "kept")
+    for benchmarks in (first, again):
+        look = Look(benchmarks, near=True)
+        rows = [draft(4), draft(5), draft(6, image=Picture(encoded(flat)))]
+        results = [asyncio.run(look(row)) for row in rows]
+        assert isinstance(results[0], Draft) and {each.reason for each in results[1:]} == {"in a benchmark"}
+        assert "x.jpg" in results[1].detail and "flat.png: same pixels" in results[2].detail
+    photo(4).save(tmp_path / "bench" / "y.png")
+    with pytest.warns(UserWarning):
+        changed = benchmark_hashes(settings, tmp_path / "kept")
+    assert asyncio.run(Look(changed, near=True)(draft(4))).reason == "in a benchmark"
+
+
+def test_pictures_of_a_benchmark_data_set_are_kept_out(tmp_path):
+    Dataset.from_dict({"picture": [photo(5)]}).cast_column("picture", ImageFeature()).to_parquet(
+        tmp_path / "bench" / "test.parquet"
+    )
+    known = Decontaminate(benchmark_datasets=[{"dataset": str(tmp_path / "bench"), "image": "picture"}])
+    for _ in range(2):
+        look = Look(benchmark_hashes(known, tmp_path / "kept"), near=False)
+        assert asyncio.run(look(draft(5))).reason == "in a benchmark" and isinstance(
+            asyncio.run(look(draft(4))), Draft
+        )
+    other = Decontaminate(benchmark_datasets=[{"dataset": str(tmp_path / "bench")}])
+    with pytest.raises(ValueError, match="has no column 'image' of images but picture"):
+        benchmark_hashes(other, tmp_path / "kept")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "q.txt").write_text("how many lamps are there here?")
+    with pytest.raises(ValueError, match="holds no picture that can be read"):
+        benchmark_hashes(Decontaminate(benchmarks=[tmp_path / "texts"]), tmp_path / "kept")
 
 
 # ---- geometry and verification

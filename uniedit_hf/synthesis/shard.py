@@ -10,6 +10,7 @@ from typing import Any
 
 from uniedit_hf.randomness import python_random
 from uniedit_hf.synthesis.backends.making import make_backend
+from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
 from uniedit_hf.synthesis.calls.budget import Budget, BudgetReached
 from uniedit_hf.synthesis.calls.cache import CallCache, Spent
 from uniedit_hf.synthesis.calls.caller import Caller
@@ -86,6 +87,8 @@ class Shard:
                 closing.push_async_callback(backend.close)
                 self.callers[name] = Caller(name, backend, settings.backends[name], cache, self.budget)
             self.reader = TextReader(cache) if settings.verify.ocr else None
+            benchmarks = benchmark_hashes(settings.decontaminate, work / "benchmarks")
+            look = Look(benchmarks, near=settings.decontaminate.near_duplicates)
             seen = SeenBefore(work / "seen" / f"{self.number:05d}.sqlite", settings.screen.similarity)
             closing.callback(seen.close)
             title = f"Shard {self.number + 1} of {settings.shards}" if settings.shards > 1 else "Synthesis"
@@ -93,13 +96,13 @@ class Shard:
             closing.callback(self.progress.close)
             watching = asyncio.create_task(self.progress.watch(self.passed, self.callers, self.budget))
             closing.push_async_callback(_cancel, watching)
-            return await self._write(self._flow(seen), files, cache)
+            return await self._write(self._flow(look, seen), files, cache)
 
-    def _flow(self, seen: SeenBefore) -> AsyncGenerator[Result]:
+    def _flow(self, look: Look, seen: SeenBefore) -> AsyncGenerator[Result]:
         """Every stage behind the one before it: those that look back take one row at a time, the others many."""
-        settings, window = self.settings, self.settings.window
+        window = self.settings.window
         rows = self._source()
-        rows = at_once(rows, Look(settings.decontaminate), window, self._counted("look"))
+        rows = at_once(rows, look, window, self._counted("look"))
         rows = in_turn(rows, seen.question, self._counted("duplicates"))
         rows = at_once(rows, self._until_spent(self._classify), window, self._counted("classify"))
         rows = in_turn(rows, self.balance, self._counted("balance"))

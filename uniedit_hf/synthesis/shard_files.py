@@ -39,6 +39,7 @@ BESIDE_NAMES = tuple(BESIDE.names)
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 64 * 2**20
 REJECTS_PER_GROUP = 4096
+BYTES_AT_ONCE = 2 * 2**20
 # What may change between two runs without making a finished shard outdated.
 NOT_OF_A_SHARD = {"output_dir", "engine", "budget", "export"}
 
@@ -65,7 +66,9 @@ class ShardWriter:
         files.summary.unlink(missing_ok=True)
         files.records.parent.mkdir(parents=True, exist_ok=True)
         self.schema = pa.schema([*row_features().arrow_schema, *BESIDE])
-        self.records = pq.ParquetWriter(files.records, self.schema, write_statistics=False)
+        # Small pages, so that a few rows can be read without the rest of their group.
+        pages = {"write_batch_size": 8, "use_dictionary": False}
+        self.records = pq.ParquetWriter(files.records, self.schema, write_statistics=False, **pages)
         self.rejects = pq.ParquetWriter(files.rejects, REJECTS, write_statistics=False)
         self.record_rows: list[dict[str, Any]] = []
         self.reject_rows: list[dict[str, Any]] = []
@@ -110,10 +113,13 @@ class ShardWriter:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, a group at a time."""
-    with pq.ParquetFile(file) as table:
-        for group in range(table.num_row_groups):
-            yield from table.read_row_group(group).to_pylist()
+    """The rows of a Parquet file, a few at a time: all shards are read at once when they are merged."""
+    with pq.ParquetFile(file, memory_map=True) as table:
+        groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
+        row_bytes = 1 + sum(group.total_byte_size for group in groups) // max(1, table.metadata.num_rows)
+        at_once = min(max(1, BYTES_AT_ONCE // row_bytes), ROWS_PER_GROUP)
+        for batch in table.iter_batches(at_once):
+            yield from batch.to_pylist()
 
 
 def fingerprint(settings: Settings) -> str:

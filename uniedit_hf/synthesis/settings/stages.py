@@ -25,7 +25,7 @@ class Decontaminate(Section):
     """What is kept out before anything is paid for.
 
     Args:
-        benchmarks: Folders of benchmark images and questions.
+        benchmarks: Folders of benchmark images.
         benchmark_datasets: Data sets whose images are looked for.
         near_duplicates: Whether the same question about a picture that looks the same is dropped; the same question
             about the very same picture always is.

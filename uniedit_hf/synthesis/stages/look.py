@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
-
 from uniedit_hf.images import ImageError
-from uniedit_hf.release.decontamination import (
-    Benchmarks,
-    Match,
-    perceptual_hash,
-    pixel_hash,
-    read_benchmarks,
-    tells_apart,
-)
+from uniedit_hf.release.decontamination import Benchmarks, Match, perceptual_hash, pixel_hash, tells_apart
 from uniedit_hf.synthesis.calls.messages import Picture, off_loop
 from uniedit_hf.synthesis.records import Draft, Rejection
-from uniedit_hf.synthesis.settings import BenchmarkDataset, Decontaminate
-from uniedit_hf.synthesis.sources.stream import stream
 
 
 STAGE = "look"
 
 
 class Look:
-    """Pictures are decoded once, however many questions are asked about them in a row."""
+    """Pictures are decoded once, however many questions are asked about them in a row.
 
-    def __init__(self, settings: Decontaminate):
-        self.benchmarks = [read_benchmarks(folder) for folder in settings.benchmarks]
-        self.benchmarks += [images_of_dataset(dataset) for dataset in settings.benchmark_datasets]
-        self.near = settings.near_duplicates
+    Args:
+        benchmarks: What is kept out.
+        near: Whether perceptual hashes are taken, for `duplicates`.
+    """
+
+    def __init__(self, benchmarks: Sequence[Benchmarks], near: bool):
+        self.benchmarks, self.near = benchmarks, near
         self.seen = lru_cache(maxsize=256)(self._seen)
 
     async def __call__(self, draft: Draft) -> Draft | Rejection:
@@ -52,31 +45,3 @@ class Look:
             perceptual = hashed.tobytes() if tells_apart(hashed) else None
         matches = (benchmark.image_match("", "source_image", pixels) for benchmark in self.benchmarks)
         return picture, (pixel_hash(pixels), perceptual), next(filter(None, matches), None)
-
-
-def images_of_dataset(settings: BenchmarkDataset) -> Benchmarks:
-    """The hashes of a data set's images.
-
-    Raises:
-        ValueError: There is no such data set, or it has no such column of images.
-    """
-    from datasets import Image
-
-    rows = stream(settings.dataset, settings.config, settings.split, "decontaminate.benchmark_datasets")
-    if not isinstance((rows.features or {}).get(settings.image), Image):
-        raise ValueError(
-            f"The benchmark {settings.dataset} has no column {settings.image!r} of images but "
-            f"{', '.join(rows.features or {})}: name it under decontaminate.benchmark_datasets."
-        )
-    benchmarks, hashes = Benchmarks(), []
-    for number, row in enumerate(rows.select_columns([settings.image])):
-        pixels = row[settings.image].convert("RGB")
-        name = f"row {number} of {settings.dataset}"
-        benchmarks.pixels[pixel_hash(pixels)] = name
-        hashed = perceptual_hash(pixels)
-        if tells_apart(hashed):
-            hashes.append(hashed)
-            benchmarks.names.append(name)
-    if hashes:
-        benchmarks.hashes = np.stack(hashes)
-    return benchmarks
