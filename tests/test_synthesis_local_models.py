@@ -151,6 +151,17 @@ def test_a_diffusers_pipeline_edits_in_batches(editor_folder):
     asyncio.run(backend.close())
 
 
+def test_a_pipeline_is_loaded_in_the_dtype_asked_for(editor_folder):
+    given = {"kind": "diffusers", "model": str(editor_folder), "arguments": {"num_inference_steps": 1}}
+    backend = make_backend("editor", DiffusersEditor(**given, dtype="bfloat16"))
+    assert backend.pipeline.unet.dtype == backend.pipeline.vae.dtype == torch.bfloat16
+    replies, _ = ask_all(backend, [EditRequest("paint", picture(24, 16, "red"), (48, 32), seed=1)])
+    assert replies[0].picture.size == (48, 32)
+    asyncio.run(backend.close())
+    with pytest.raises(BackendError, match="float33"):
+        make_backend("editor", DiffusersEditor(**given, dtype="float33"))
+
+
 def test_a_vision_language_model_answers_in_batches(chat_folder):
     settings = TransformersChat(kind="transformers", model=str(chat_folder), batch_size=3, max_new_tokens=6)
     backend = make_backend("chat", settings)
@@ -163,6 +174,9 @@ def test_a_vision_language_model_answers_in_batches(chat_folder):
     assert alone[0] == replies[1]  # padding changes nothing
     two, _ = ask_all(backend, [ChatRequest("look", "same?", Word, (picture(9, 9, "red"), picture(40, 9, "blue")))])
     assert two[0].tokens_in > alone[0].tokens_in
+    none = ChatRequest("look", "which label?", Word)
+    mixed, batches = ask_all(backend, [none, requests[0], none, requests[1]])
+    assert batches == [2, 2] and mixed[1] == replies[0] and mixed[0].tokens_in < mixed[1].tokens_in
     asyncio.run(backend.close())
 
 

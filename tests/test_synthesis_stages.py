@@ -553,7 +553,7 @@ def test_the_command_makes_edits_by_rules_and_prices_them_first(tmp_path, capsys
     settings |= {"output_dir": str(tmp_path / "few"), "source": {"kind": "easy_vqa", "limit": 12}}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
     assert main(["synthesize", "--config", str(tmp_path / "few.yaml")]) == 0
-    assert "20 edits were asked for; the source has no more" in capsys.readouterr().out
+    assert "20 edits were asked for; the source ended before" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").exists() and list((tmp_path / "out" / "official").glob("*148k.jsonl"))
 
 

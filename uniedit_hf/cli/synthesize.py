@@ -64,7 +64,7 @@ def _tell(merged: Merged, wanted: int | None, report: Path) -> None:
     if merged.stopped:
         print(f"Not whole: {merged.stopped}. Start again with a larger one to go on.")
     elif wanted is not None and made < wanted:
-        print(f"{wanted:,} edits were asked for; the source has no more for the shares of balance.")
+        print(f"{wanted:,} edits were asked for; the source ended before there were enough for the shares of balance.")
     if merged.failed:
         print(again)
     print(f"Finished: open {report}")

@@ -18,18 +18,21 @@ SECONDS_IN_A_LOG = 30.0
 
 
 class Progress:
-    """Bars on a terminal; elsewhere a line now and then.
+    """Bars on a terminal; elsewhere a line now and then. `read` and `made` are the rows and the edits so far.
 
     Args:
         title: What is being made.
-        total: Rows of the source, if known.
+        rows: Of the source, if known.
+        edits: To be made, if that is what ends the run; then they are what the time left is reckoned from.
     """
 
-    def __init__(self, title: str, total: int | None):
-        self.read = 0
+    def __init__(self, title: str, rows: int | None, edits: int | None):
+        self.read = self.made = 0
+        self.of_edits = edits is not None
         self.live = sys.stderr.isatty()
         every = SECONDS if self.live else SECONDS_IN_A_LOG
-        self.bar = tqdm(total=total, desc=title, unit=" rows", mininterval=every, maxinterval=every, leave=True)
+        total, unit = (edits, " edits") if self.of_edits else (rows, " rows")
+        self.bar = tqdm(total=total, desc=title, unit=unit, mininterval=every, maxinterval=every, leave=True)
         self.lines: dict[str, tqdm] = {}
 
     async def watch(self, stages: Mapping[str, Passed], callers: Mapping[str, Caller], budget: Budget) -> None:
@@ -39,9 +42,11 @@ class Progress:
             await asyncio.sleep(SECONDS)
 
     def show(self, stages: Mapping[str, Passed], callers: Mapping[str, Caller], budget: Budget) -> None:
-        self.bar.update(self.read - self.bar.n)
+        self.bar.update((self.made if self.of_edits else self.read) - self.bar.n)
         calls = sum(caller.made for caller in callers.values())
-        self.bar.set_postfix_str(f"{calls:,} calls, {budget.tokens:,} tokens, {budget.money:.2f} spent", refresh=False)
+        other = f"{self.read:,} rows" if self.of_edits else f"{self.made:,} edits"
+        spent = f"{calls:,} calls, {budget.tokens:,} tokens, {budget.money:.2f} spent"
+        self.bar.set_postfix_str(f"{other}, {spent}", refresh=False)
         if not self.live:
             return
         for name, passed in stages.items():

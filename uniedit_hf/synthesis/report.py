@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
-from uniedit_hf.schema import TASK_CATEGORIES
-from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.merging import Merged
-from uniedit_hf.synthesis.records import variant_choices
 from uniedit_hf.synthesis.settings import Settings
 
 
-THUMBNAIL = 256
 MOST_REJECTED_EXAMPLES = 30
 SPENT = ("calls", "tokens", "money", "made", "kept")
 
@@ -48,7 +41,7 @@ def write_report(merged: Merged, settings: Settings) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         **facts,
-        examples=[_example(row) for row in _spread(counts.examples, settings.export.examples)],
+        examples=_spread(counts.examples, settings.export.examples),
         rejected=list(counts.rejected_examples.values())[:MOST_REJECTED_EXAMPLES],
     )
     path = output_dir / "report.html"
@@ -67,31 +60,11 @@ def _backends(merged: Merged, settings: Settings) -> list[dict[str, Any]]:
     return table
 
 
-def _spread(rows: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """So many of the rows, one category in turn with another."""
+def _spread(examples: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """So many of the examples, one category in turn with another."""
     by_category: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_category.setdefault(row["task_category"], []).append(row)
+    for each in examples:
+        by_category.setdefault(each["category"], []).append(each)
     turns = [each for _, each in sorted(by_category.items())]
     deep = max(map(len, turns), default=0)
     return [each[depth] for depth in range(deep) for each in turns if depth < len(each)][:number]
-
-
-def _example(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "category": TASK_CATEGORIES[row["task_category"]],
-        "choices": variant_choices(row["variant"] or ""),
-        "scores": {name: score for name, score in row["scores"].items() if score is not None},
-        **{name: row[name] for name in ("instruction", "question", "answer", "source_size", "target_size")},
-        "source": _thumbnail(row["source_image"]["bytes"]),
-        "target": _thumbnail(row["target_image"]["bytes"]),
-    }
-
-
-def _thumbnail(data: bytes) -> str:
-    """A small picture as text that a page can hold."""
-    image = Picture(data).pixels()
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

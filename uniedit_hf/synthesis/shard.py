@@ -67,10 +67,10 @@ class Shard:
         self.limits, self.earlier = budget, earlier
         self.stopped: str | None = None
         self.passed: dict[str, Passed] = {}
-        places = None
+        self.wanted = places = None
         if settings.balance.size is not None:
-            of_shard = quotas(settings.balance.size, dict.fromkeys(range(settings.shards), 1.0))[number]
-            places = quotas(of_shard, settings.balance.weights)
+            self.wanted = quotas(settings.balance.size, dict.fromkeys(range(settings.shards), 1.0))[number]
+            places = quotas(self.wanted, settings.balance.weights)
         self.balance = Balance(places, lag=2 * settings.window + 8)
 
     async def make(self, files: ShardFiles) -> dict[str, Any]:
@@ -92,7 +92,8 @@ class Shard:
             seen = SeenBefore(work / "seen" / f"{self.number:05d}.sqlite", settings.screen.similarity)
             closing.callback(seen.close)
             title = f"Shard {self.number + 1} of {settings.shards}" if settings.shards > 1 else "Synthesis"
-            self.progress = Progress(title, count_source(settings.source))
+            rows = count_source(settings.source) if self.wanted is None else None
+            self.progress = Progress(title, rows, self.wanted)
             closing.callback(self.progress.close)
             watching = asyncio.create_task(self.progress.watch(self.passed, self.callers, self.budget))
             closing.push_async_callback(_cancel, watching)
@@ -156,6 +157,7 @@ class Shard:
                 not_reached += 1
             else:
                 writer.write(result)
+                self.progress.made = writer.num_records
                 read = result.position[0] + 1
         _check_counts(self.passed, count)
         self.progress.show(self.passed, self.callers, self.budget)

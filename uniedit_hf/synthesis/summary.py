@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 from collections import Counter
 from typing import Any
 
+from PIL import Image
+
 from uniedit_hf.schema import TASK_CATEGORIES
+from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.records import STAGES, variant_choices
 
 
 # Choices with few values; the others, such as the phrasing, say nothing when they are counted.
 COUNTED_CHOICES = ("variant", "depth", "condition", "changed", "edit", "medium", "font", "distractor", "resize")
 MOST_EXAMPLES = 200
+THUMBNAIL = 256
 
 
 class Counts:
@@ -31,9 +37,8 @@ class Counts:
         self.draw = random.Random(0)
 
     def record(self, row: dict[str, Any]) -> None:
-        category = row["task_category"]
         named = {
-            "category": TASK_CATEGORIES[category] if isinstance(category, int) else category,
+            "category": _category(row),
             "source": row["source"],
             "editor": row["editor"],
             "judge": row["judge"],
@@ -45,9 +50,9 @@ class Counts:
         self.records += 1
         # Reservoir sampling: every record has the same chance to be an example.
         if len(self.examples) < MOST_EXAMPLES:
-            self.examples.append(row)
+            self.examples.append(example(row))
         elif (place := self.draw.randrange(self.records)) < MOST_EXAMPLES:
-            self.examples[place] = row
+            self.examples[place] = example(row)
 
     def reject(self, row: dict[str, Any]) -> None:
         key = (row["stage"], row["reason"])
@@ -64,3 +69,29 @@ class Counts:
             table.append({"stage": stage, "taken": left, "rejected": rejected, "given": left - rejected})
             left -= rejected
         return table
+
+
+def example(row: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a row: as little that many can be kept in memory."""
+    return {
+        "category": _category(row),
+        "choices": variant_choices(row["variant"] or ""),
+        "scores": {name: score for name, score in row["scores"].items() if score is not None},
+        **{name: row[name] for name in ("instruction", "question", "answer", "source_size", "target_size")},
+        "source": _thumbnail(row["source_image"]["bytes"]),
+        "target": _thumbnail(row["target_image"]["bytes"]),
+    }
+
+
+def _thumbnail(data: bytes) -> str:
+    """A small picture as text that a page can hold."""
+    image = Picture(data).pixels()
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _category(row: dict[str, Any]) -> str | None:
+    category = row["task_category"]
+    return TASK_CATEGORIES[category] if isinstance(category, int) else category

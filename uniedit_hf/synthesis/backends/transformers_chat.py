@@ -35,7 +35,10 @@ class TransformersChatBackend:
             raise BackendError(f"The backend {name} cannot load {settings.model!r} ({first}): check model.") from error
         self.model.to(settings.device).eval()
         self.processor.tokenizer.padding_side = "left"
-        self.batches = Batches(self._replies, settings.batch_size, kind=lambda request: request.attempt)
+        # Not every processor takes questions with and without pictures in one batch.
+        self.batches = Batches(
+            self._replies, settings.batch_size, kind=lambda request: (request.attempt, len(request.pictures))
+        )
 
     async def reply(self, request: ChatRequest) -> Reply:
         return await self.batches.reply(request)
