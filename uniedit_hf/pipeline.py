@@ -194,7 +194,8 @@ class UniEditPipeline:
         """Answers a question about an image.
 
         Args:
-            image: What `uniedit_hf.images.open_image` takes, `None` for a question about nothing, or a list.
+            image: What `uniedit_hf.images.open_image` takes, `None` for a question about nothing, or a list; within a
+                list, a list is several images that one question is about.
             question: The question, or a list as long.
             max_new_tokens: The longest answer.
             thinking_budget: Tokens of reasoning before the answer at most, which the answer does not count; 0 answers
@@ -285,8 +286,10 @@ class UniEditPipeline:
         for index, request in enumerate(requests):
             segments: list = []
             if name == "instruction" or request.get("image") is not None:
-                picture = self.processor.open_source(request["image"], name=f"image {index}" if many else "image")
-                segments = [ImageSegment(picture, view) for view in views]
+                image = request["image"]
+                for each in image if name == "question" and isinstance(image, list) else [image]:
+                    picture = self.processor.open_source(each, name=f"image {index}" if many else "image")
+                    segments += [ImageSegment(picture, view) for view in views]
             words = _text(request[name], f"{name} {index}" if many else name)
             samples.append(Sample([*segments, TextSegment(words)]))
         return samples, many

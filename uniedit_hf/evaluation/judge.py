@@ -109,10 +109,11 @@ class Judge:
         questions = iter(questions)
         with ThreadPoolExecutor(self.settings.workers) as pool, tqdm(total=total, desc="judging") as bar:
             while batch := list(islice(questions, 2 * self.settings.workers)):
-                for _ in pool.map(lambda each: self._ask_once(*each, journal), batch):
+                for _ in pool.map(lambda each: self.ask(*each, journal), batch):
                     bar.update()
 
-    def _ask_once(self, about: str, question: Question, journal: Journal) -> None:
+    def ask(self, about: str, question: Question, journal: Journal) -> None:
+        """Asks one question, unless the journal holds its reply, as `ask_all` does."""
         messages, digest = self._messages(question)
         known = journal.entries.get(entry_key(about, question.name), {})
         if known.get("asked") == digest and known.get("status") in ("ok", "refused"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -68,8 +68,9 @@ def draw(
     Args:
         rank: Which of `ranks` processes this is; each draws its share.
     """
-    pending = [(item, seed) for item in items for seed in seeds if not picture_path(folder, item, seed).exists()]
-    pending = pending[rank::ranks]
+    # shares are of all pictures: which of them are missing changes while the other processes draw
+    share = [(item, seed) for item in items for seed in seeds][rank::ranks]
+    pending = [(item, seed) for item, seed in share if not picture_path(folder, item, seed).exists()]
     # the pipeline takes a list as one value a picture
     drawing = {name: tuple(value) if isinstance(value, list) else value for name, value in drawing.items()}
     starts = range(0, len(pending), pipeline.batch_size)
@@ -146,8 +147,6 @@ def detect(
     Raises:
         ValueError: Pictures are missing.
     """
-    from uniedit_hf.evaluation.scorers import geneval
-
     check_pictures(items, seeds, folder)
     journal = Journal(folder / "detections.jsonl")
     for item in tqdm(items, desc="detecting"):
@@ -156,18 +155,23 @@ def detect(
             if key in journal.entries:
                 continue
             image = open_image(picture_path(folder, item, seed))
-            found = {name: geneval.kept(each, item.row["tag"]) for name, each in detector(image).items()}
-            right, wrong = geneval.evaluate(found, item.row, partial(colors, image))
-            boxes = {
-                name: [[*each.box, round(each.score, 4)] for each in kept] for name, kept in found.items() if kept
-            }
-            journal.append({"key": key, "found": "right" if right else "; ".join(wrong), "objects": boxes})
+            journal.append({"key": key} | detected(detector, colors, image, item.row))
     journal.close()
     return {
         (item.name, seed): suite.score(item, {"detector": journal.entries[f"{item.name}/{seed}"]["found"]})
         for item in items
         for seed in seeds
     }
+
+
+def detected(detector: Callable, colors: Callable, image, row: Mapping) -> dict:
+    """What GenEval's detector says of a picture: `found`, "right" or what is wrong, and the boxes of its `objects`."""
+    from uniedit_hf.evaluation.scorers import geneval
+
+    found = {name: geneval.kept(each, row["tag"]) for name, each in detector(image).items()}
+    right, wrong = geneval.evaluate(found, row, partial(colors, image))
+    boxes = {name: [[*each.box, round(each.score, 4)] for each in kept] for name, kept in found.items() if kept}
+    return {"found": "right" if right else "; ".join(wrong), "objects": boxes}
 
 
 def _write(path: Path, data: bytes) -> None:
