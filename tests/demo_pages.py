@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 from PIL import Image
-from tiny_models import picture, tiny_bagel, tiny_bagel_processor
+from tiny_models import FAMILIES, picture
 
 from uniedit_hf.demo.limits import Limits
 from uniedit_hf.demo.main import build
@@ -20,9 +20,10 @@ from uniedit_hf.pipeline import UniEditPipeline
 INSTRUCTION = "if the circle is red, make it blue; otherwise make it bigger"
 
 
-def tiny_pair() -> Pair:
+def tiny_pair(family: str = "bagel") -> Pair:
     """Two tiny models that draw different things."""
-    pipes = [UniEditPipeline(tiny_bagel(seed), tiny_bagel_processor()) for seed in (0, 1)]
+    tiny = FAMILIES[family]
+    pipes = [UniEditPipeline(tiny.model(seed), tiny.processor()) for seed in (0, 1)]
     return Pair(*pipes, "tiny/base", "tiny/tuned")
 
 

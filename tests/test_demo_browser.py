@@ -32,7 +32,7 @@ SHOTS = ROOT / "runs" / "browser"
 EXAMPLE = ROOT / "spaces" / "uniedit_demo" / "demo" / "examples" / "red_circle.png"
 BASE = ROOT / "assets" / "small_bagel"
 TUNED = ROOT / "runs" / "quickstart" / "model"
-INSTRUCTION = "if the shape is red, paint it blue; otherwise leave it as it is."
+INSTRUCTION = "if the shape is in the left half of the image, make it green; otherwise change nothing."
 SECONDS = int(os.environ.get("BROWSER_PATIENCE", "60")) * 1000  # of patience, on a busy machine
 
 
@@ -122,9 +122,30 @@ def test_edit(page):
     assert handle.bounding_box()["x"] > box["x"] + 30, "the slider follows"
     page.get_by_label("Source and tuned").check()
     page.get_by_text("Why: what the models see").click()
-    page.get_by_role("cell", name="is the shape red?").wait_for()
+    asked = page.get_by_role("row").filter(has_text="is the shape in the left half of the image?")
+    asked.wait_for()
+    answers = asked.get_by_role("cell").all_inner_texts()[1:]
+    assert set(answers) <= {"yes", "no"}, "an answer to the question, of both models"
     page.locator(".gallery img").first.wait_for()
     shot(page, "edit")
+
+
+def test_thoughts_stream_before_an_edit(page):
+    """The fold-out shows what either model thinks while nothing is drawn yet."""
+    page.locator("button:visible", has_text="Settings").click()
+    page.get_by_label("number input for Think first").locator("visible=true").fill("32")
+    page.locator("button:visible", has_text="Thoughts").click()
+    start_edit(page)
+    boxes = page.locator(".results .pair textarea:visible")
+    thought_first = None
+    while not status(page).startswith("Finished"):
+        thoughts = [boxes.nth(number).input_value() for number in range(2)]
+        if thought_first is None and any(thoughts):
+            thought_first = not results(page)
+        time.sleep(0.01)
+    assert thought_first
+    assert all(boxes.nth(number).input_value() for number in range(2))
+    shot(page, "thoughts")
 
 
 def test_the_seed_is_kept(page):

@@ -1,4 +1,5 @@
-"""Runs pushed to a Hub on loopback and loaded by a fresh process: model, average, adapters, merged adapters."""
+"""Runs pushed to a Hub on loopback and loaded by a fresh process: model, average, adapters, merged adapters; and what
+every `hub_strategy` leaves there."""
 
 from __future__ import annotations
 
@@ -70,23 +71,33 @@ found["tuned"] = outputs(UniEditPipeline(tuned.model, tuned.processing_class))
 average = UniEditPipeline.from_pretrained(folder / "tuned", subfolder="ema")
 found["average"] = outputs(average)
 lora = run("lora", peft_config=LoraConfig(r=4, init_lora_weights="gaussian"), learning_rate=0.05)
-lora.push_to_hub()
+lora.push_to_hub(license="mit")
 found["lora"] = outputs(UniEditPipeline(lora.model, lora.processing_class))
 pipe = UniEditPipeline.from_pretrained("ORG/lora").merge_adapters()
 pipe.push_to_hub("ORG/merged")
 found["merged"] = outputs(pipe)
+saves = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+for strategy in ("every_save", "all_checkpoints"):
+    run(strategy.replace("_", "-"), hub_strategy=strategy, **saves)
 found["base"] = outputs(UniEditPipeline.from_pretrained("ORG/base"))
 """
 
 LOAD = """
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub import hf_hub_download, list_repo_commits, list_repo_files, snapshot_download
 
 for name in ("tuned", "lora", "merged"):
     found[name] = outputs(UniEditPipeline.from_pretrained(f"ORG/{name}"))
     found[f"{name} files"] = list_repo_files(f"ORG/{name}")
-    found[f"{name} card"] = hf_hub_download(f"ORG/{name}", "README.md") if name != "merged" else None
+    found[f"{name} card"] = hf_hub_download(f"ORG/{name}", "README.md")
 found["average"] = outputs(UniEditPipeline.from_pretrained("ORG/tuned", subfolder="ema"))
 found["curve"] = hf_hub_download("ORG/tuned", "loss.png")
+for name in ("every-save", "all-checkpoints"):
+    found[name] = outputs(UniEditPipeline.from_pretrained(f"ORG/{name}"))
+    found[f"{name} files"] = list_repo_files(f"ORG/{name}")
+    found[f"{name} commits"] = [commit.title for commit in list_repo_commits(f"ORG/{name}")]
+    found[f"{name} card"] = hf_hub_download(f"ORG/{name}", "README.md")
+found["kept checkpoints"] = snapshot_download("ORG/all-checkpoints", allow_patterns="checkpoint-*/*")
+found["first checkpoint"] = outputs(UniEditPipeline.from_pretrained(found["kept checkpoints"] + "/checkpoint-2"))
 found["checkpoint"] = snapshot_download("ORG/tuned", allow_patterns="last-checkpoint/*") + "/last-checkpoint"
 """
 
@@ -144,6 +155,31 @@ def test_the_pushed_checkpoint_is_whole(pushed):
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4
 
 
+def test_every_save_is_pushed(pushed):
+    """`hub_strategy="every_save"`: a commit for every save, and in the end the model of the last one with its card."""
+    loaded = pushed[1]
+    files = set(loaded["every-save files"])
+    assert {"model.safetensors", "processor_config.json", "README.md", "loss.png"} <= files
+    assert not any(name.startswith(("checkpoint-", "last-checkpoint")) for name in files)
+    titles = loaded["every-save commits"]
+    assert [f"Training in progress, step {step}" for step in (4, 2)] == [t for t in titles if "step" in t]
+    metadata = metadata_load(loaded["every-save card"])
+    assert metadata["base_model"] == f"{ORGANISATION}/base" and "license" not in metadata
+    assert loaded["every-save"] != pushed[0]["base"]
+
+
+def test_all_checkpoints_are_kept(pushed):
+    """`hub_strategy="all_checkpoints"`: each in a folder of its own, whole, though only one is kept on the machine."""
+    loaded, folder = pushed[1], Path(pushed[1]["kept checkpoints"])
+    steps = {}
+    for checkpoint in folder.iterdir():
+        assert what_is_missing(checkpoint) is None
+        steps[checkpoint.name] = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    assert steps == {"checkpoint-2": 2, "checkpoint-4": 4}
+    assert loaded["all-checkpoints"] == loaded["every-save"], "at the root lies the last one"
+    assert loaded["first checkpoint"] != loaded["all-checkpoints"]
+
+
 def test_the_card(pushed):
     trained, loaded = pushed
     metadata = metadata_load(loaded["tuned card"])
@@ -169,9 +205,19 @@ def test_the_sources_of_data(pushed):
 def test_the_card_of_adapters(pushed):
     metadata = metadata_load(pushed[1]["lora card"])
     assert metadata["base_model_relation"] == "adapter" and metadata["library_name"] == "peft"
-    assert (
-        "license" not in metadata and "No evaluation came with this card" in Path(pushed[1]["lora card"]).read_text()
-    )
+    assert metadata["license"] == "mit"
+    assert "No evaluation came with this card" in Path(pushed[1]["lora card"]).read_text()
+
+
+def test_the_card_of_merged_adapters(pushed):
+    """It names base and adapters, and carries the data sets and the licence of the adapters' own card."""
+    metadata = metadata_load(pushed[1]["merged card"])
+    assert metadata["base_model"] == f"{ORGANISATION}/base" and metadata["base_model_relation"] == "finetune"
+    assert metadata["datasets"] == [f"{ORGANISATION}/edits"] and metadata["license"] == "mit"
+    assert metadata["library_name"] == "transformers"
+    text = Path(pushed[1]["merged card"]).read_text()
+    assert f"[{ORGANISATION}/lora](https://huggingface.co/{ORGANISATION}/lora) made part of its weights" in text
+    assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/merged")' in text and "Licence: mit." in text
 
 
 def test_a_report_of_another_kind(tmp_path):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo, HfApi
 from PIL import Image
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
+from uniedit_hf.models.card import pushed_card
 from uniedit_hf.models.drawing import DrawingStep
-from uniedit_hf.models.loading import load_model, load_processor, merge_adapters
+from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
@@ -56,6 +60,7 @@ class UniEditPipeline:
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
+        self.loaded_from: str | None = None
         self._interrupt = False
 
     @classmethod
@@ -73,7 +78,9 @@ class UniEditPipeline:
             ValueError: If its tensors and its configuration do not belong together.
         """
         model = load_model(pretrained_model_name_or_path, **kwargs)
-        return cls(model, load_processor(pretrained_model_name_or_path, model.config, **kwargs), batch_size)
+        pipe = cls(model, load_processor(pretrained_model_name_or_path, model.config, **kwargs), batch_size)
+        pipe.loaded_from = str(pretrained_model_name_or_path)
+        return pipe
 
     @property
     def device(self) -> torch.device:
@@ -90,10 +97,33 @@ class UniEditPipeline:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """Uploads model and processor and returns the last commit; `kwargs` as in `push_to_hub` of transformers."""
-        self.model.push_to_hub(repo_id, **kwargs)
-        return self.processor.push_to_hub(repo_id, **kwargs)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload model",
+        **kwargs,
+    ) -> CommitInfo:
+        """Uploads model and processor, and a card that says what they were made from unless the repository has one.
+
+        Args:
+            repo_id: `USER/NAME`; it is created if need be.
+            private: Whether a new repository is private.
+            token: Of the Hub; the one that was logged in with by default.
+            commit_message: Of the one commit.
+            kwargs: What `upload_folder` of huggingface_hub takes: `revision`, `create_pr` ...
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if not api.file_exists(repo_id, "README.md"):
+                base = inner_model(self.model).config._name_or_path or None
+                adapted = bool(getattr(self.model, "peft_config", None))
+                pushed_card(repo_id, self.loaded_from, base, adapted, token).save(Path(folder) / "README.md")
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, **kwargs)
 
     def merge_adapters(self) -> UniEditPipeline:
         """Makes the adapters that were loaded with the model part of its weights.

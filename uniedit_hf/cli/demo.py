@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 
-QUICKSTART = Path("runs/quickstart/model")
+QUICKSTART = Path("runs/quickstart")
 
 
 @dataclass
@@ -42,20 +43,27 @@ def run(options: DemoOptions) -> None:
         return
     if find_spec("gradio") is None:
         raise ValueError('The demo needs gradio, which is not installed: pip install "uniedit_hf[demo]".')
+    tuned = options.tuned or str(_tuned())
+    base = options.base or str(_base())
     from uniedit_hf.demo.main import launch
 
-    launch(options.base or str(_base()), options.tuned or str(_tuned()), host=options.host, port=options.port)
-
-
-def _base() -> Path:
-    from uniedit_hf.quickstart.tuning import base_folder
-
-    return base_folder(None, "bagel")
+    launch(base, tuned, host=options.host, port=options.port)
 
 
 def _tuned() -> Path:
-    if not QUICKSTART.is_dir():
+    """The quickstart's result."""
+    folder = QUICKSTART / "model"
+    if not (folder / "config.json").is_file():
         raise OSError(
-            f'There is no tuned model at {QUICKSTART}: run "uniedit quickstart" here first, or give one with --tuned.'
+            f'There is no tuned model at {folder}: run "uniedit quickstart" here first, or give one with --tuned.'
         )
-    return QUICKSTART
+    return folder
+
+
+def _base() -> Path:
+    """What the quickstart tuned; the small base if it has not been run."""
+    from uniedit_hf.quickstart.tuning import base_folder
+
+    report = QUICKSTART / "report.json"
+    settings = json.loads(report.read_text())["settings"] if report.is_file() else {"base": "assets", "model": "bagel"}
+    return base_folder(None if settings["base"] == "assets" else settings["base"], settings["model"])

@@ -10,6 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from uniedit_hf.models.card import RISKS, usage
+
 from .config import UniEditConfig
 from .provenance import DataSource
 
@@ -25,11 +27,7 @@ TEMPLATE = """---
 Made with uniedit_hf, an independent implementation of
 [{{ paper_title }}](https://huggingface.co/papers/{{ paper_id }}).
 
-```python
-from uniedit_hf import UniEditPipeline
-pipe = UniEditPipeline.from_pretrained("{{ model_id }}")
-pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
-```
+{{ usage }}
 {% if ema_decay %}
 The average of the weights (decay {{ ema_decay }}) is in the folder `ema`: `from_pretrained("{{ model_id }}", subfolder="ema")`.
 {% endif %}
@@ -54,7 +52,7 @@ Versions: {{ versions | join(", ") }}.
 
 ## Limits and licence
 
-{% if abilities %}What is not in the table was not measured.{% else %}No evaluation came with this card: what tuning gained or cost is not known from it.{% endif %} The model can follow an instruction wrongly, answer wrongly, and draw people and things that look real and are not; edits of a picture of a person need that person's consent. What the base model and the training data do not show, it has not learned.
+{% if abilities %}What is not in the table was not measured.{% else %}No evaluation came with this card: what tuning gained or cost is not known from it.{% endif %} {{ risks }}
 
 {% if license %}Licence: {{ license }}. {% endif %}The terms of the base model{{ " and of the training data" if sources }} hold as well.
 """  # noqa: E501  a paragraph is one line
@@ -129,6 +127,8 @@ def model_card(
         template_str=TEMPLATE,
         model_name=model_name,
         model_id=hub_model_id or model_name,
+        usage=usage(hub_model_id or model_name),
+        risks=RISKS,
         base_model=base_model,
         sources=sources,
         adapters=adapters,

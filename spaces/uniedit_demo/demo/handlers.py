@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ COMPARISONS = ("Base and tuned", "Source and base", "Source and tuned")
 HISTORY = 12  # pictures that a visitor's history holds
 THUMBNAIL = 256  # their longest side, in pixels
 SIDES = ("Base", "Tuned")
+UNKNOWN = 5  # words at most that are named as unknown
 PAUSE = 0.1  # seconds between two changes of the page: each costs the server some 20 ms
 
 
@@ -85,7 +87,7 @@ class Handlers:
             picture: The picture to edit.
             instruction: What to change; it may hold questions about the picture, as in "if the sign is red, ...".
             seed: Of the noise, a whole number; drawn if not given.
-            steps: Steps of the drawing; 0 takes the models' own number.
+            steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
             text_guidance: How strongly the instruction guides, from 1; 0 takes the models' own.
             image_guidance: How strongly the picture guides, from 1; 0 takes the models' own.
             thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
@@ -93,7 +95,7 @@ class Handlers:
         Returns:
             The pictures of base and tuned model, their thoughts, the seed, and how it went.
         """
-        instruction = self.limits.check_text(instruction, "an instruction")
+        instruction = self._read(instruction, "an instruction")
         if picture is None:
             raise gr.Error("Please upload a picture first.", title="Something is missing")
         defaults, chosen = self.pair.defaults, _seed(seed)
@@ -105,7 +107,8 @@ class Handlers:
             "text_guidance_scale": text_guidance or defaults.text_guidance,
             "image_guidance_scale": image_guidance or defaults.image_guidance,
             "guidance_renorm": defaults.edit_renorm,
-            "thinking_budget": min(int(thinking), defaults.thinking),
+            "temperature": defaults.temperature,
+            "thinking_budget": self._thinking_budget(thinking),
         }
         yield from self._draw("stream_edit", settings)
 
@@ -117,14 +120,14 @@ class Handlers:
         Args:
             prompt: What to draw.
             seed: Of the noise, a whole number; drawn if not given.
-            steps: Steps of the drawing; 0 takes the models' own number.
+            steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
             text_guidance: How strongly the description guides, from 1; 0 takes the models' own.
             thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
 
         Returns:
             The pictures of base and tuned model, their thoughts, the seed, and how it went.
         """
-        prompt = self.limits.check_text(prompt, "what to draw")
+        prompt = self._read(prompt, "what to draw")
         defaults = self.pair.defaults
         settings = {
             "prompt": prompt,
@@ -132,7 +135,8 @@ class Handlers:
             "num_timesteps": (int(steps) or defaults.steps) + 1,
             "text_guidance_scale": text_guidance or defaults.text_guidance,
             "guidance_interval": defaults.drawing_interval,
-            "thinking_budget": min(int(thinking), defaults.thinking),
+            "temperature": defaults.temperature,
+            "thinking_budget": self._thinking_budget(thinking),
         }
         yield from self._draw("stream_generate", settings)
 
@@ -147,12 +151,12 @@ class Handlers:
         Returns:
             The answers of base and tuned model, their thoughts, and how it went.
         """
-        question = self.limits.check_text(question, "a question")
+        question = self._read(question, "a question")
         settings = {
             "image": picture,
             "question": question,
             "max_new_tokens": self.pair.defaults.answer_tokens,
-            "thinking_budget": min(int(thinking), self.pair.defaults.thinking),
+            "thinking_budget": self._thinking_budget(thinking),
         }
         begun, sides = time.perf_counter(), (Side(), Side())
         for base, tuned, status in self._progress("stream_answer", settings, sides):
@@ -181,6 +185,21 @@ class Handlers:
         ]
         rows = [f"| {_cell(q)} | {_cell(b)} | {_cell(t)} |" for q, b, t in zip(questions, *answers)]
         return "\n".join(["| Asked about the source | Base | Tuned |", "|---|---|---|", *rows])
+
+    # --- what came in ---------------------------------------------------------------------------------------------
+
+    def _read(self, text: str, what: str) -> str:
+        """The text within limits; says which of its words mean nothing to the models."""
+        text = self.limits.check_text(text, what)
+        if words := self.pair.unknown_words(text):
+            named = html.escape(", ".join(words[:UNKNOWN]))
+            gr.Warning(f"These small models do not know: {named}. See the examples.", title="Unknown words")
+        return text
+
+    def _thinking_budget(self, tokens: float) -> int:
+        if tokens and not self.pair.thinks:
+            raise gr.Error("These models cannot be asked to think first: leave it at 0.", title="That did not work")
+        return min(int(tokens), self.pair.defaults.thinking)
 
     # --- both models ----------------------------------------------------------------------------------------------
 
@@ -277,7 +296,7 @@ def _done(begun: float, *facts: str) -> str:
 
 def _cell(text: str) -> str:
     """A text as a cell of a table in Markdown: nothing in it may end the cell or become mark-up."""
-    text = " ".join(text.split()) or "(nothing)"
+    text = " ".join(text.split()) or "(no answer)"
     for mark in ("\\", "|", "<", ">", "[", "]", "*", "_", "`", "!", "$"):
         text = text.replace(mark, f"&#{ord(mark)};")
     return text

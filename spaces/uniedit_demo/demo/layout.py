@@ -63,7 +63,7 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
             picture = upload(limits, label="Source picture", height=260, elem_id="edit-source")
-            text = _text("Instruction", "If the shape is red, make it blue; otherwise leave it as it is.")
+            text = _text("Instruction", _examples(pair, "edit"))
             run, stop = _buttons("Edit")
             settings = _settings(pair, image_guidance=True)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
@@ -73,8 +73,8 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
                 why = gr.Markdown(
                     "After an edit, both models answer the questions that the instruction holds.", elem_classes="why"
                 )
-            thoughts = _thoughts()
-    _examples(pair, "edit", [picture, text])
+            thoughts = _thoughts(pair)
+    _show_examples(pair, "edit", [picture, text])
     return Tab(
         "edit", run, stop, text, results=results, thoughts=thoughts, status=status, picture=picture, reuse=reuse,
         used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, why=why, **settings,
@@ -86,7 +86,7 @@ def ask_tab(pair: Pair, limits: Limits) -> Tab:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
             picture = upload(limits, label="Picture", height=260, elem_id="ask-source")
-            text = _text("Question", "What color is the shape?")
+            text = _text("Question", _examples(pair, "ask"))
             run, stop = _buttons("Ask")
             with gr.Accordion("Settings", open=False):
                 thinking, link = _thinking(pair), _link()
@@ -94,8 +94,8 @@ def ask_tab(pair: Pair, limits: Limits) -> Tab:
             with gr.Row(elem_classes="pair"):
                 results = [gr.Textbox(label=name, lines=4, interactive=False, buttons=["copy"]) for name in SIDES]
             status = gr.Markdown("", elem_classes="status")
-            thoughts = _thoughts()
-    _examples(pair, "ask", [picture, text])
+            thoughts = _thoughts(pair)
+    _show_examples(pair, "ask", [picture, text])
     return Tab("ask", run, stop, text, thinking, results, thoughts, status, link, picture=picture)
 
 
@@ -103,14 +103,14 @@ def generate_tab(pair: Pair) -> Tab:
     """A description on the left, both drawings on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            text = _text("Description", "a big red circle at the left")
+            text = _text("Description", _examples(pair, "generate"))
             run, stop = _buttons("Generate")
             settings = _settings(pair, image_guidance=False)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             results, status, used_seed, reuse = _pictures()
             comparison, slider, fold = _comparison(COMPARISONS[:1])
-            thoughts = _thoughts()
-    _examples(pair, "generate", [text])
+            thoughts = _thoughts(pair)
+    _show_examples(pair, "generate", [text])
     return Tab(
         "generate", run, stop, text, results=results, thoughts=thoughts, status=status, reuse=reuse,
         used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, **settings,
@@ -137,8 +137,8 @@ def privacy(limits: Limits) -> None:
 # --- pieces ---------------------------------------------------------------------------------------------------------
 
 
-def _text(label: str, placeholder: str) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=6)
+def _text(label: str, examples: list[list[str]]) -> gr.Textbox:
+    return gr.Textbox(label=label, placeholder=examples[0][-1], lines=1, max_lines=6)
 
 
 def _buttons(verb: str) -> tuple[gr.Button, gr.Button]:
@@ -152,7 +152,7 @@ def _settings(pair: Pair, image_guidance: bool) -> dict:
     defaults = pair.defaults
     with gr.Accordion("Settings", open=False):
         seed = gr.Number(label="Seed", info="Empty draws a new one every time.", value=None, precision=0)
-        steps = gr.Slider(1, 99, value=defaults.steps, step=1, label="Steps")
+        steps = gr.Slider(1, 99, value=defaults.steps, step=1, label="Steps", visible=pair.draws_in_steps)
         guidance = gr.Slider(1, 10, value=defaults.text_guidance, step=0.1, label="Text guidance")
         image = None
         if image_guidance:
@@ -167,8 +167,9 @@ def _link() -> gr.Button:
 
 def _thinking(pair: Pair) -> gr.Slider:
     return gr.Slider(
-        0, pair.defaults.thinking, value=0, step=1, label="Think first", info="Tokens of reasoning at most; 0 is off."
-    )
+        0, pair.defaults.thinking, value=0, step=1, label="Think first", info="Tokens of reasoning at most; 0 is off.",
+        visible=pair.thinks,
+    )  # fmt: skip
 
 
 def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
@@ -203,16 +204,18 @@ def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider, gr.
     return comparison, slider, fold
 
 
-def _thoughts() -> list[gr.Textbox]:
-    with gr.Accordion("Thoughts", open=False):
+def _thoughts(pair: Pair) -> list[gr.Textbox]:
+    with gr.Accordion("Thoughts", open=False, visible=pair.thinks):
         with gr.Row(elem_classes="pair"):
             return [gr.Textbox(label=side, lines=3, interactive=False) for side in SIDES]
 
 
-def _examples(pair: Pair, tab: str, inputs: list) -> None:
-    """Examples that suit the models."""
+def _examples(pair: Pair, tab: str) -> list[list[str]]:
+    """Examples that suit the models: a text, or a picture's file and a text."""
     kind = "small" if pair.side <= SMALL_WORLD else "large"
     rows = json.loads((EXAMPLES / "examples.json").read_text())[kind][tab]
-    if len(inputs) == 2:
-        rows = [[str(EXAMPLES / picture), text] for picture, text in rows]
-    gr.Examples(rows, inputs, label="Examples", api_visibility="private")
+    return [[*(str(EXAMPLES / picture) for picture in pictures), text] for *pictures, text in rows]
+
+
+def _show_examples(pair: Pair, tab: str, inputs: list) -> None:
+    gr.Examples(_examples(pair, tab), inputs, label="Examples", api_visibility="private")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 from gradio.data_classes import ImageData
+from gradio.exceptions import InvalidPathError
 from PIL import Image
 
 from uniedit_hf.images import DECODE_ERRORS, FORMATS, open_image
@@ -72,6 +73,18 @@ class Limits:
             raise gr.Error(
                 "This file is damaged, or no picture that can be read here. Please upload a PNG, JPEG or WebP file.",
                 title="Not a picture",
+            ) from error
+
+
+class Page(gr.Blocks):
+    """gr.Blocks, which refuses files that were not uploaded, but in a user's words and without the server's paths."""
+
+    async def preprocess_data(self, *args, **options):
+        try:
+            return await super().preprocess_data(*args, **options)
+        except InvalidPathError as error:
+            raise gr.Error(
+                "Only a picture that was uploaded here can be read. Please upload it.", title="Not a picture"
             ) from error
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from . import layout
 from .handlers import Handlers, compare, remember
-from .limits import Limits
+from .limits import Limits, Page
 from .links import COPY, TABS, or_skip, read_link
 from .models import SMALL_WORLD, Decorate, Pair, load_pair, zero_gpu
 from .theme import CSS, HEAD, SMALL_PICTURES, theme
@@ -27,7 +27,7 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
     """
     limits = limits or Limits()
     handlers, on_gpu = Handlers(pair, limits), (gpu or zero_gpu())(limits.seconds)
-    with gr.Blocks(
+    with Page(
         title="Uni-Edit, before and after",
         analytics_enabled=False,
         delete_cache=(60, limits.keep_seconds),

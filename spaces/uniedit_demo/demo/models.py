@@ -27,6 +27,7 @@ class Defaults:
         image_guidance: Of edits.
         edit_renorm: Of the guidance of edits.
         drawing_interval: Flow times at which drawings are guided.
+        temperature: Of models that draw token by token.
         answer_tokens: The longest answer.
         thinking: The largest budget of thoughts.
     """
@@ -36,11 +37,12 @@ class Defaults:
     image_guidance: float = 2.0
     edit_renorm: str = "text_channel"
     drawing_interval: tuple[float, float] = (0.4, 1.0)
+    temperature: float = 1.0
     answer_tokens: int = 512
     thinking: int = 1024
 
 
-SMALL = Defaults(11, 2.5, 1.0, "global", (0.0, 1.0), 16, 32)
+SMALL = Defaults(11, 2.5, 1.0, "global", (0.0, 1.0), 0.5, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,26 @@ class Pair:
         own = self.base.model.image_settings.editing
         return Defaults(text_guidance=own["text_guidance_scale"], image_guidance=own["image_guidance_scale"])
 
+    @property
+    def draws_in_steps(self) -> bool:
+        """Whether the number of steps can be chosen; a family that draws token by token has none to choose."""
+        return "num_timesteps" in self.base.known_settings
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the models can be asked to think first."""
+        return hasattr(self.base.processor, "thinking_prompts")
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that the tokenizer does not know, each once; those of large models know all."""
+        tokenizer = self.base.processor.tokenizer
+        if tokenizer.unk_token_id is None:
+            return []
+        tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pieces = zip(tokens["input_ids"], tokens["offset_mapping"])
+        unknown = [text[start:end].strip() for token, (start, end) in pieces if token == tokenizer.unk_token_id]
+        return list(dict.fromkeys(word for word in unknown if any(sign.isalnum() for sign in word)))
+
     def what_runs(self) -> list[str]:
         """What is running, in a few words each."""
         millions = sum(parameter.numel() for parameter in self.base.model.parameters()) / 1e6
@@ -84,7 +106,7 @@ def load_pair(base: str, tuned: str) -> Pair:
 
     Raises:
         OSError: If one of them is not there.
-        ValueError: If a checkpoint is broken.
+        ValueError: If a checkpoint is broken, or the two are of different families.
     """
     import torch
 
@@ -93,6 +115,11 @@ def load_pair(base: str, tuned: str) -> Pair:
     on_gpu = torch.cuda.is_available()
     options = {"dtype": torch.bfloat16} if on_gpu else {"dtype": torch.float32}
     pipes = [UniEditPipeline.from_pretrained(name, **options) for name in (base, tuned)]
+    if type(pipes[0].model) is not type(pipes[1].model):
+        kinds = " and ".join(pipe.model.config.model_type for pipe in pipes)
+        raise ValueError(
+            f"{base} and {tuned} are of different families, {kinds}: give a model and the same model tuned."
+        )
     if on_gpu:
         pipes = [pipe.to("cuda") for pipe in pipes]
     else:

@@ -1,0 +1,108 @@
+"""The card of a model that was loaded and is pushed under another name, as with adapters made part of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
+
+
+TAGS = ["uni-edit", "image-editing"]
+KEPT = ("license", "license_name", "license_link", "datasets")  # of the metadata of what was loaded
+
+# What the model may do wrong; on the cards of a trainer as well.
+RISKS = (
+    "The model can follow an instruction wrongly, answer wrongly, and draw people and things that look real and are "
+    "not; edits of a picture of a person need that person's consent. What the base model and the training data do not "
+    "show, it has not learned."
+)
+
+TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+{{ origin }}
+
+{{ usage }}
+
+## Limits and licence
+
+{{ risks }}
+
+{% if license %}Licence: {{ license }}. {% endif %}The terms of what it was made from hold as well.
+"""
+
+
+def usage(model_id: str) -> str:
+    """How a model is loaded and used, as Markdown."""
+    return f'''```python
+from uniedit_hf import UniEditPipeline
+pipe = UniEditPipeline.from_pretrained("{model_id}")
+pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
+```'''
+
+
+def pushed_card(repo_id: str, loaded: str | None, base: str | None, adapted: bool, token=None) -> ModelCard:
+    """The card of a model that is pushed as it is.
+
+    Args:
+        repo_id: Where it goes.
+        loaded: What it was loaded from: a Hub id or a folder.
+        base: The model in its configuration: the same, or the one below the adapters that were loaded.
+        adapted: Whether it still has adapters, and so only these are pushed.
+        token: To read the card of what was loaded.
+    """
+    metadata = {} if loaded is None else _metadata(loaded, token)
+    adapters = loaded if loaded != base else None
+    base_id = base if base and not Path(base).exists() else None
+    relation = {"base_model_relation": "adapter" if adapted else "finetune"} if base_id and adapters else {}
+    data = ModelCardData(
+        base_model=base_id,
+        library_name="peft" if adapted else "transformers",
+        pipeline_tag="image-to-image",
+        tags=TAGS,
+        **relation | metadata,
+    )
+    origin = _origin(base, adapters, adapted)
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        model_name=repo_id.split("/")[-1],
+        usage=usage(repo_id),
+        risks=RISKS,
+        origin=origin[0].upper() + origin[1:],
+        license=metadata.get("license"),
+    )
+
+
+def _origin(base: str | None, adapters: str | None, adapted: bool) -> str:
+    """What it was made from, in a sentence."""
+    if adapters is None:
+        return f"{_link(base)}, saved with uniedit_hf."
+    if adapted:
+        return f"The adapters of {_link(adapters)}, which are loaded together with their base, {_link(base)}."
+    return (
+        f"{_link(base)} with the adapters of {_link(adapters)} made part of its weights; how they were trained stands "
+        "on their own card."
+    )
+
+
+def _link(name: str | None) -> str:
+    """A Hub id as a link; a folder of this machine is not named."""
+    if name is None or Path(name).exists():
+        return "a unified multimodal model"
+    return f"[{name}](https://huggingface.co/{name})"
+
+
+def _metadata(name: str, token) -> dict:
+    """What of the metadata holds for a copy as well, if there is a card."""
+    if Path(name).is_dir() and not (Path(name) / "README.md").is_file():
+        return {}
+    try:
+        card = ModelCard.load(str(Path(name) / "README.md") if Path(name).is_dir() else name, token=token)
+    except EntryNotFoundError:
+        return {}
+    return {key: value for key in KEPT if (value := card.data.get(key)) is not None}
