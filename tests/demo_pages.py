@@ -28,11 +28,11 @@ def tiny_pair(family: str = "bagel") -> Pair:
 
 
 @contextmanager
-def served(pair: Pair, limits: Limits | None = None) -> Iterator[tuple[gr.Blocks, str]]:
-    """The page at an address on loopback, until the block ends."""
+def served(pair: Pair, limits: Limits | None = None, **options) -> Iterator[tuple[gr.Blocks, str]]:
+    """The page at an address on loopback, until the block ends; `options` are Gradio's."""
     page = build(pair, limits)
     _, address, _ = page.launch(
-        quiet=True, ssr_mode=False, prevent_thread_lock=True, show_error=True, max_file_size="20mb"
+        quiet=True, ssr_mode=False, prevent_thread_lock=True, show_error=True, max_file_size="20mb", **options
     )
     try:
         yield page, address

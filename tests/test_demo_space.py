@@ -4,8 +4,10 @@ folder without the repository; the command's mistakes."""
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,7 +18,7 @@ from hub import ORGANISATION, USER, running_hub
 from huggingface_hub import metadata_load
 from training_data import save_checkpoint
 
-from uniedit_hf.cli import main
+from uniedit_hf.cli import demo, main
 
 
 pytest.importorskip("gradio", reason="the page needs the extra demo")
@@ -98,6 +100,31 @@ def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):
     assert "Uni-Edit, before and after" in page
 
 
+def test_a_taken_port_is_told_before_the_models_load(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["demo", "--base", "no/model", "--tuned", "no/model", "--port", str(port)]) == 1
+    assert f"127.0.0.1, port {port} (Address already in use): choose another port" in capsys.readouterr().err
+
+
+def test_two_families_are_refused(tmp_path, capsys):
+    folders = [str(save_checkpoint(tmp_path / family, family)) for family in ("bagel", "janus")]
+    assert main(["demo", "--base", folders[0], "--tuned", folders[1]]) == 1
+    error = capsys.readouterr().err
+    assert "of different families, bagel and janus: give a model and the same model tuned" in error
+
+
+def test_the_quickstarts_models(tmp_path, monkeypatch):
+    """Its result, and the base that its report names; the project's own if it names none."""
+    result, base = tmp_path / "runs" / "quickstart", save_checkpoint(tmp_path / "base", "janus")
+    save_checkpoint(result / "model", "janus")
+    monkeypatch.chdir(tmp_path)
+    assert demo._tuned() == Path("runs/quickstart/model")
+    assert demo._base() == ROOT / "assets" / "small_bagel"
+    (result / "report.json").write_text(json.dumps({"settings": {"model": "janus", "base": str(base)}}))
+    assert demo._base() == base
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -105,6 +132,8 @@ def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):
         (["--deploy", "me/space", "--base", "tests", "--tuned", "a/b"], "tests is not a model on the Hub"),
         (["--tuned", "no/such/folder", "--base", "no/such/folder"], "no/such/folder"),
         ([], "There is no tuned model at runs/quickstart/model"),
+        (["--base", "a/b", "--tuned", "a/b", "--port", "99999"], "There is no port 99999: choose one from 1 to 65535"),
+        (["--base", "a/b", "--tuned", "a/b", "--host", "nowhere.invalid", "--port", "7860"], "choose another port"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):

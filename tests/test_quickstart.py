@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from collections import defaultdict
 
 import pytest
@@ -13,6 +17,7 @@ from safetensors.torch import load_file
 from uniedit_hf import UniEditPipeline, quickstart
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
+from uniedit_hf.quickstart.tuning import base_folder, tune
 
 
 SMALL = {"steps": 2, "edits": 60, "items": 4}
@@ -98,6 +103,23 @@ def test_edits_follow_their_source_and_their_instruction(report):
     assert followed["neither"] == {"right": report["abilities"]["editing"]["seeds"]["tuned"][0], "n": 8}
     for name in ("source", "instruction"):
         assert followed[name]["different"] > 0.5 and followed[name]["right"] <= followed["neither"]["right"]
+
+
+@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_ends_more_than_the_training(folder, tmp_path, number, ends_with):
+    """Neither the control is tuned then, nor anything measured."""
+    base, edits = base_folder(None, "bagel"), load_dataset(str(folder / "data" / "intelligent"), split="train")
+    before = signal.getsignal(number)
+
+    def send():
+        while signal.getsignal(number) == before:  # until training listens
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(ends_with):
+        tune(base, edits, tmp_path / "model", steps=10_000, seed=0)
+    assert signal.getsignal(number) == before
 
 
 def test_a_missing_base_is_one_sentence(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def tune(
     )
     trainer = UniEditTrainer(str(base), args, train_dataset=data)
     trainer.train()
+    if trainer.stop_signal.asked:  # it ended the training; what would have come after ends with it
+        raise KeyboardInterrupt if trainer.stop_signal.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     trainer.average.copy_to(trainer.model)
     trainer.model.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from uniedit_hf.streams import Event, Finished, Preview, TextPiece
 
-from .limits import Limits
+from .limits import Limits, refusal
 from .models import Pair
 from .questions import embedded_questions
 
@@ -97,7 +97,7 @@ class Handlers:
         """
         instruction = self._read(instruction, "an instruction")
         if picture is None:
-            raise gr.Error("Please upload a picture first.", title="Something is missing")
+            raise refusal("Please upload a picture first.", title="Something is missing")
         defaults, chosen = self.pair.defaults, _seed(seed)
         settings = {
             "image": picture,
@@ -198,7 +198,7 @@ class Handlers:
 
     def _thinking_budget(self, tokens: float) -> int:
         if tokens and not self.pair.thinks:
-            raise gr.Error("These models cannot be asked to think first: leave it at 0.", title="That did not work")
+            raise refusal("These models cannot be asked to think first: leave it at 0.", title="That did not work")
         return min(int(tokens), self.pair.defaults.thinking)
 
     # --- both models ----------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Handlers:
         except gr.Error:  # ours, which is a ValueError as well
             raise
         except ValueError as error:  # of the pipeline, which says what is wrong in one sentence
-            raise gr.Error(str(error), title="That did not work") from error
+            raise refusal(str(error), title="That did not work") from error
 
 
 def merged(streams: Sequence[Iterator[Event]], seconds: float) -> Iterator[tuple[int, Event]]:
@@ -252,7 +252,7 @@ def merged(streams: Sequence[Iterator[Event]], seconds: float) -> Iterator[tuple
                 if isinstance(event, Finished):
                     del running[which]
                 elif time.monotonic() > end:
-                    raise gr.Error(
+                    raise refusal(
                         f"This took longer than {seconds:.0f} seconds and was stopped. Please try fewer steps.",
                         title="Out of time",
                     )
@@ -286,7 +286,7 @@ def _seed(seed: float | None) -> int:
     if seed is None:
         return secrets.randbits(31)
     if not (float(seed).is_integer() and 0 <= seed < 2**31):
-        raise gr.Error("The seed must be a whole number from 0 to 2,147,483,647, or empty.", title="Not a seed")
+        raise refusal("The seed must be a whole number from 0 to 2,147,483,647, or empty.", title="Not a seed")
     return int(seed)
 
 

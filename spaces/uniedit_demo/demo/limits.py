@@ -12,6 +12,11 @@ from PIL import Image
 from uniedit_hf.images import DECODE_ERRORS, FORMATS, open_image
 
 
+def refusal(message: str, title: str) -> gr.Error:
+    """What is shown as a toast; the server's log has nothing of a visitor's mistakes."""
+    return gr.Error(message, title=title, print_exception=False)
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much one user may ask for.
@@ -39,9 +44,9 @@ class Limits:
             gr.Error: If there is none or too much.
         """
         if not text or not text.strip():
-            raise gr.Error(f"Please write {what} first.", title="Something is missing")
+            raise refusal(f"Please write {what} first.", title="Something is missing")
         if len(text) > self.characters:
-            raise gr.Error(
+            raise refusal(
                 f"This text has {len(text):,} characters; up to {self.characters:,} are read. Please shorten it.",
                 title="Too long",
             )
@@ -58,9 +63,9 @@ class Limits:
             with Image.open(path, formats=FORMATS) as picture:  # the header alone
                 pixels = picture.width * picture.height
                 if pixels > self.megapixels * 1e6:
-                    raise gr.Error(f"This picture has {pixels / 1e6:,.0f} megapixels; {most}", title="Too large")
+                    raise refusal(f"This picture has {pixels / 1e6:,.0f} megapixels; {most}", title="Too large")
                 if getattr(picture, "n_frames", 1) > 1:
-                    raise gr.Error(
+                    raise refusal(
                         "This is an animation. Please save one of its pictures as PNG or JPEG and upload that.",
                         title="One picture, please",
                     )
@@ -68,9 +73,9 @@ class Limits:
         except gr.Error:  # ours, which is a ValueError as well
             raise
         except Image.DecompressionBombError as error:
-            raise gr.Error(f"This picture is far too large; {most}", title="Too large") from error
+            raise refusal(f"This picture is far too large; {most}", title="Too large") from error
         except DECODE_ERRORS as error:
-            raise gr.Error(
+            raise refusal(
                 "This file is damaged, or no picture that can be read here. Please upload a PNG, JPEG or WebP file.",
                 title="Not a picture",
             ) from error
@@ -83,7 +88,7 @@ class Page(gr.Blocks):
         try:
             return await super().preprocess_data(*args, **options)
         except InvalidPathError as error:
-            raise gr.Error(
+            raise refusal(
                 "Only a picture that was uploaded here can be read. Please upload it.", title="Not a picture"
             ) from error
 
@@ -100,7 +105,7 @@ def upload(limits: Limits, **options) -> gr.Image:
         if payload is None:
             return None
         if payload.path is None:
-            raise gr.Error("Please upload the picture as a file.", title="Not a picture")
+            raise refusal("Please upload the picture as a file.", title="Not a picture")
         return limits.open_picture(payload.path)
 
     place.preprocess = preprocess

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from importlib.util import find_spec
 
 import gradio as gr
@@ -146,8 +147,11 @@ def launch(
 
     Raises:
         OSError: If a model is not there, or the port is taken.
+        ValueError: If there is no such port, or the models do not belong together.
     """
     limits = limits or Limits()
+    if port is not None:
+        _check_port(host, port)  # before the models, which take longer
     pair = load_pair(base, tuned)
     page = build(pair, limits, gpu)
     _, address, _ = page.launch(
@@ -166,7 +170,23 @@ def launch(
         prevent_thread_lock=True,
     )
     print("; ".join(pair.what_runs()))  # noqa: T201
+    if page.mcp_server:
+        print(f"MCP tools: {address}gradio_api/mcp/")  # noqa: T201
+    elif page.mcp_error:
+        print(f"No MCP tools, the page itself runs. {page.mcp_error}")  # noqa: T201
     print(f"Open {address} (Ctrl-C ends it).", flush=True)  # noqa: T201
     if wait:
         page.block_thread()
     return page, address
+
+
+def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 2**16:
+        raise ValueError(f"There is no port {port}: choose one from 1 to {2**16 - 1}.")
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise OSError(
+            f"Nothing can listen at {host}, port {port} ({error.strerror}): choose another port, or leave it out for "
+            "the first free one."
+        ) from error
