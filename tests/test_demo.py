@@ -25,7 +25,6 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from uniedit_hf.demo import models  # noqa: E402
 from uniedit_hf.demo.handlers import Handlers, _cell, compare, merged, remember  # noqa: E402
 from uniedit_hf.demo.limits import Limits  # noqa: E402
 from uniedit_hf.demo.links import read_link  # noqa: E402
@@ -331,18 +330,6 @@ def test_comparison_and_history():
     for number in range(14):
         history, _ = remember(history, first, second, f"edit {number}", number)
     assert len(history) == 12 and history[0][1] == "edit 13 (seed 13)" and history[0][0].size == (96, 48)
-
-
-def test_zero_gpu_is_not_taken_for_the_folder(tmp_path, monkeypatch):
-    """In a clone's root `import spaces` finds our own folder, which has no `GPU`."""
-    monkeypatch.chdir(SPACE.parents[1])
-    assert not (SPACE.parent / "__init__.py").exists()
-    assert models.zero_gpu()(5)(len) is len
-    (tmp_path / "spaces.py").write_text("def GPU(duration): return lambda function: (function, duration)")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "spaces", raising=False)
-    assert models.zero_gpu()(5)(len) == (len, 5)
-    monkeypatch.delitem(__import__("sys").modules, "spaces")
 
 
 def test_the_examples_are_there():

@@ -58,6 +58,49 @@ for name in ("base", "tuned"):
 """
 
 
+ZERO_GPU = """
+asked = []
+
+def GPU(duration):
+    def decorate(function):
+        asked.append((function.__name__, duration))
+        return function
+    return decorate
+"""
+
+ON_ZERO_GPU = """
+import json, sys
+from uniedit_hf.demo import models
+gpu = models.zero_gpu()
+found = {"torch": "torch" in sys.modules}
+import spaces
+from demo_pages import tiny_pair
+from uniedit_hf.demo.main import build
+page = build(tiny_pair(), gpu=gpu)
+found |= {"file": getattr(spaces, "__file__", None), "asked": sorted(getattr(spaces, "asked", []))}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_zero_gpu_in_the_root_of_a_clone(tmp_path, installed):
+    """The package `spaces` of Hugging Face wins over our folder of that name, and gets what needs a GPU; without it
+    the folder is found, which has no `GPU`, and nothing is decorated."""
+    paths = [str(ROOT / "tests")]
+    if installed:
+        (tmp_path / "spaces").mkdir()
+        (tmp_path / "spaces" / "__init__.py").write_text(ZERO_GPU)
+        paths.append(str(tmp_path))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    found = json.loads(run([sys.executable, "-c", ON_ZERO_GPU], environment, ROOT).splitlines()[-1])
+    assert found["torch"] is False, "ZeroGPU wants to be imported first"
+    if installed:
+        assert found["file"] == str(tmp_path / "spaces" / "__init__.py")
+        assert found["asked"] == [["ask", 180], ["edit", 180], ["generate", 180], ["why", 180]]
+    else:
+        assert found["file"] is None and found["asked"] == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_space_is_deployed_and_starts_where_there_is_nothing_else(tmp_path):

@@ -184,7 +184,9 @@ def _check_port(host: str, port: int) -> None:
     if not 0 < port < 2**16:
         raise ValueError(f"There is no port {port}: choose one from 1 to {2**16 - 1}.")
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
     except OSError as error:
         raise OSError(
             f"Nothing can listen at {host}, port {port} ({error.strerror}): choose another port, or leave it out for "
