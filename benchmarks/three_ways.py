@@ -7,6 +7,8 @@ Tunes the small base on the same pictures, targets and draws of noise, and asks 
     answer     the shape is red, the color of grass is green, so make it green.
     plain      make it green.
 
+A step shows about 22 edits in every way: instructions differ in length, so packs do, too.
+
 Edits that leave the picture as it is stay in all three: the question leads there, the answer says why, and the plain
 edit is "leave it as it is". Measures all of them on the test items of `benchmarks.small_world`, with its settings,
 processes, folders and resume, and prints a table in Markdown: differences to the base, and of the question to the two
@@ -26,6 +28,8 @@ from uniedit_hf.synthesis.output import write_parquet
 from uniedit_hf.synthesis.pipeline import synthesize
 
 
+# 36 tokens of an edit are its pictures; its text, which is left out one time in ten, has 38, 21 or 8 on the mean.
+PACK = {"question": 1536, "answer": 1196, "plain": 938}
 PAIRS = (("question", "answer"), ("question", "plain"))
 
 
@@ -36,8 +40,8 @@ def write_edits(folder: Path, seed: int, size: int) -> None:
 
 
 def recipe(way: str, folder: Path) -> tuple[Dataset, dict]:
-    """The data of a way of asking; nothing else differs."""
-    return load_dataset(str(folder / way), split="train"), {}
+    """The data of a way of asking, and packs of as many edits."""
+    return load_dataset(str(folder / way), split="train"), {"max_tokens_per_pack": PACK[way]}
 
 
 def main() -> None:
