@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.tiny_models import save_small_janus
 from uniedit_hf import UniEditPipeline, quickstart
 from uniedit_hf.cli import main
 
 
 ROOT = Path(__file__).parents[1]
-SMALL_WORLD = ROOT / "examples" / "small_world"
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The small model as its script makes it, before it is trained."""
-    sys.path.insert(0, str(SMALL_WORLD))
-    try:
-        from janus_base import new_model
-    finally:
-        sys.path.remove(str(SMALL_WORLD))
     folder = tmp_path_factory.mktemp("base")
-    model, processor = new_model(seed=0)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_small_janus(folder)
     return folder
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.tiny_models import save_small_janus
 from uniedit_hf import UniEditPipeline
 from uniedit_hf.cli import main
+from uniedit_hf.evaluation.comparison import compare
+from uniedit_hf.evaluation.comparison_report import html
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.suites import small_world, suite
 
@@ -81,15 +83,11 @@ def test_the_command_runs_goes_on_and_compares(tuned, items, tmp_path, capsys):
 
 
 def test_a_page_shows_answers_as_text(items, tmp_path):
-    from uniedit_hf.evaluation.comparison_report import html
-
     asked = items[0]
     for name, answer in (("tuned", "a <b>"), ("baseline", asked.expected)):
         path = small_world.output_path(tmp_path / name, asked, 0)
         path.parent.mkdir(parents=True)
         path.write_text(answer)
-    from uniedit_hf.evaluation.comparison import compare
-
     folders = {name: tmp_path / name for name in ("tuned", "baseline")}
     found = {name: small_world.outcomes([asked], [0], folder) for name, folder in folders.items()}
     result = {"suite": "small_world", "preset": "of the suite", "detector": "the reader"}
@@ -119,15 +117,8 @@ def test_a_run_scores_as_the_quickstart_does(family, items, tmp_path, request):
 
 @pytest.fixture(scope="module")
 def small_janus(tmp_path_factory):
-    """The small Janus as its script makes it, before it is trained."""
-    sys.path.insert(0, str(ROOT / "examples" / "small_world"))
-    try:
-        from janus_base import new_model
-    finally:
-        sys.path.pop(0)
     folder = tmp_path_factory.mktemp("janus")
-    for part in new_model(seed=0):
-        part.save_pretrained(folder)
+    save_small_janus(folder)
     return folder
 
 
