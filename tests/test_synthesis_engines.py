@@ -1,9 +1,12 @@
-"""The same run on datatrove, with two workers on this machine and with Ray, gives the same set as the local engine."""
+"""The same run on datatrove, with two workers on this machine, with Ray, and by Slurm's scripts, gives the same set as
+the local engine."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from model_server import Behaviour, ModelServer
@@ -16,6 +19,29 @@ from uniedit_hf.synthesis.settings import settings_from
 pytest.importorskip("datatrove", reason="datatrove is not installed")
 
 pytestmark = pytest.mark.timeout(900)
+
+ARGUMENTS = {"ray": {"mem_per_cpu_gb": 0.25}, "slurm": {"partition": "cpu", "time": "00:10:00"}}
+# Takes a job as Slurm's sbatch does, and runs it at once: every task of the array, if the job it waits for went well.
+SBATCH = """#!/bin/bash
+script="${@: -1}" jobs="$(dirname "$0")/jobs"
+mkdir -p "$jobs"
+for option in "$@"; do
+  case $option in --dependency=afterok:*) [ "$(cat "$jobs/${option##*:}")" = 0 ] || exit 1 ;; esac
+done
+job=$(($(ls "$jobs" | wc -l) + 1)) code=0
+for task in $(seq 0 "$(sed -nE 's/^#SBATCH --array=0-([0-9]+).*/\\1/p' "$script")"); do
+  SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=$job SLURM_NODELIST=here bash "$script" >> "$jobs/../log" 2>&1 || code=1
+done
+echo $code > "$jobs/$job"
+echo "Submitted batch job $job"
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do [ "$1" = -n ] && shift; shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+echo "${@: -1}"
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +60,7 @@ def compare(server, folder, rows: int, executor: str) -> None:
     local = run(settings_from(settings(server, folder / "local", rows), "it"))
     calls = server.calls
     engine = {"kind": "datatrove", "executor": executor, "workers": 2}
-    if executor == "ray":
-        engine["arguments"] = {"mem_per_cpu_gb": 0.25}
+    engine["arguments"] = ARGUMENTS.get(executor, {})
     other = settings(server, folder / "datatrove", rows, engine=engine)
     finish(start(write_settings(other, folder / "run.yaml")))
     assert server.calls == 2 * calls
@@ -59,6 +84,31 @@ def test_two_local_workers_give_the_same_set(tmp_path, rows):
 def test_ray_gives_the_same_set(tmp_path):
     with ModelServer(Behaviour(faults=0.05, others=0.03)) as server:
         compare(server, tmp_path, 200, "ray")
+
+
+@pytest.mark.slow
+def test_the_scripts_for_slurm_give_the_same_set(tmp_path, monkeypatch):
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    # Without the environment's programs, as if it had not been activated.
+    others = [folder for folder in os.environ["PATH"].split(":") if not (Path(folder) / "merge_stats").exists()]
+    monkeypatch.setenv("PATH", ":".join([str(tmp_path), *others]))
+    with ModelServer(Behaviour(faults=0.05, others=0.03)) as server:
+        compare(server, tmp_path, 30, "slurm")
+    script = (tmp_path / "datatrove" / "out" / "work" / "datatrove" / "launch_script.slurm").read_text()
+    assert "#SBATCH --array=0-1%2" in script and "#SBATCH --partition=cpu" in script and "sk-test" not in script
+    assert [(tmp_path / "jobs" / str(number)).read_text() for number in range(1, 5)] == ["0\n"] * 4
+
+
+def test_slurm_without_sbatch_or_with_blanks_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    engine = {"kind": "datatrove", "executor": "slurm", "arguments": ARGUMENTS["slurm"]}
+    with ModelServer() as server:
+        with pytest.raises(ValueError, match="Slurm took no job .*sbatch"):
+            run(settings_from(settings(server, tmp_path, 4, engine=engine), "it"))
+        with pytest.raises(ValueError, match="cannot name a folder with blanks"):
+            run(settings_from(settings(server, tmp_path / "a b", 4, engine=engine), "it"))
 
 
 def test_one_shard_and_three_give_the_same_set(tmp_path):

@@ -1,75 +1,34 @@
-"""The stages by themselves, on drawn inputs where a rule holds in general, and the settings with their mistakes."""
+"""The stages up to the instruction by themselves, on drawn inputs where a rule holds in general."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import hypothesis
-import numpy as np
 import pytest
-import yaml
 from datasets import Dataset, Image as ImageFeature
 from hypothesis import given, strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from synthesis_drafts import draft, photo
 
-from uniedit_hf.cli import main
-from uniedit_hf.cli.parsing import CommandParser
-from uniedit_hf.cli.synthesize import run as command
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis import benchmark_hashes as benchmark_hashes_module
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
-from uniedit_hf.synthesis.calls.caller import NoAnswer
-from uniedit_hf.synthesis.calls.messages import Picture, Reply, encoded
+from uniedit_hf.synthesis.calls.messages import Picture, encoded
 from uniedit_hf.synthesis.flow import Passed, at_once
-from uniedit_hf.synthesis.geometry import (
-    fitted,
-    frame_for,
-    nearest_ratio,
-    size_to_ask,
-    with_bars,
-    without_bars,
-)
-from uniedit_hf.synthesis.ocr import text_match
 from uniedit_hf.synthesis.plans import FONTS, MEDIA, VARIANTS, draw_choices
 from uniedit_hf.synthesis.prompt_texts import FOLDER, prompt
-from uniedit_hf.synthesis.records import Draft, Rejection, variant_choices, variant_text
-from uniedit_hf.synthesis.settings import (
-    Balance as BalanceSettings,
-    Decontaminate,
-    Edit,
-    Instruct,
-    Screen,
-    settings_from,
-)
+from uniedit_hf.synthesis.records import Draft, variant_choices, variant_text
+from uniedit_hf.synthesis.settings import Decontaminate, Instruct, Screen
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
-from uniedit_hf.synthesis.stages.edit import edit, prompt_for
+from uniedit_hf.synthesis.stages.edit import prompt_for
 from uniedit_hf.synthesis.stages.instruct import Writing, instruct
 from uniedit_hf.synthesis.stages.look import Look
 from uniedit_hf.synthesis.stages.screen import leaks, screen
-from uniedit_hf.synthesis.stages.verify import unchanged_share, verify
-
-
-ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples" / "synthesis").glob("*.yaml"))
-
-
-def photo(seed: int, size=(96, 64)) -> Image.Image:
-    """Smooth noise that no other seed gives."""
-    small = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
-def draft(number: int = 0, **fields) -> Draft:
-    given = {
-        "position": (number, 0), "id": str(number), "image": Picture(encoded(photo(number))), "question": "how many?",
-        "answer": "two", "short_answer": "two", "source": "s", "category": "count",
-    }  # fmt: skip
-    return Draft(**(given | fields))
 
 
 # ---- screen
@@ -154,8 +113,6 @@ class Writer:
         self.changes = changes
 
     async def answer(self, request):
-        import json
-
         self.request = request
         plan = json.loads(request.text)["plan"]
         conditions = [{"condition": "c", "holds": plan.get("holds", True)} for _ in range(plan["depth"])]
@@ -313,304 +270,3 @@ def test_pictures_of_a_benchmark_data_set_are_kept_out(tmp_path):
     (tmp_path / "texts" / "q.txt").write_text("how many lamps are there here?")
     with pytest.raises(ValueError, match="holds no picture that can be read"):
         benchmark_hashes(Decontaminate(benchmarks=[tmp_path / "texts"]), tmp_path / "kept")
-
-
-# ---- geometry and verification
-
-
-@given(st.integers(16, 4000), st.integers(16, 4000))
-def test_what_is_asked_for_has_the_proportions_of_the_source(width, height):
-    settings = Edit(backend="x")
-    asked = size_to_ask((width, height), settings)
-    assert all(side % 16 == 0 and side >= 16 for side in asked)
-    if 1 / 4 < width / height < 4:
-        assert asked[0] / asked[1] == pytest.approx(width / height, rel=0.04)
-        assert asked[0] * asked[1] == pytest.approx(settings.pixels, rel=0.05)
-
-
-@given(st.integers(20, 300), st.integers(20, 300), st.floats(0.7, 1.4))
-def test_results_are_fitted_to_the_source_or_rejected(width, height, stretch):
-    result = Image.new("RGB", (max(1, round(width * 2 * stretch)), height * 2))
-    for misfit in ("reject", "crop"):
-        fit = fitted(result, (width, height), Edit(backend="x", misfit=misfit))
-        if fit is None:
-            assert misfit == "reject" and abs(stretch - 1) > 0.04
-            continue
-        image, how = fit
-        assert (
-            abs(image.width - image.height * width / height) <= 1.5
-            or abs(image.height - image.width * height / width) <= 1.5
-        )
-        assert how == "none" or image.size != result.size
-
-
-def test_the_nearest_proportion_is_taken():
-    ratios = {"1:1": 1.0, "3:2": 1.5, "2:3": 2 / 3}
-    assert [nearest_ratio(size, ratios) for size in ((100, 90), (90, 60), (50, 90))] == ["1:1", "3:2", "2:3"]
-
-
-class Painter:
-    """An editor that draws one picture, or what it is sent with twice as many pixels, in some proportions only."""
-
-    def __init__(self, image: Image.Image | None = None, ratios: dict[str, float] | None = None):
-        self.image, self.ratios, self.backend = image, ratios or {}, self
-
-    async def reply(self, request):
-        self.request, sent = request, request.picture.pixels()
-        image = self.image or sent.resize((2 * sent.width, 2 * sent.height))
-        return Reply("painter-1", picture=Picture(encoded(image)))
-
-
-@given(st.integers(20, 400), st.integers(20, 400), st.sampled_from([{"1:1": 1.0}, {"3:2": 1.5, "2:3": 2 / 3}]))
-def test_bars_fill_up_to_a_proportion_and_come_off_again(width, height, ratios):
-    settings = Edit(backend="x")
-    source = photo(1, (width, height))
-    frame = frame_for(source.size, ratios, settings)
-    assert frame_for(source.size, {}, settings) == source.size
-    if frame == source.size:
-        return
-    ratio = ratios[nearest_ratio(source.size, ratios)]
-    assert abs(frame[0] - frame[1] * ratio) <= 1 or abs(frame[1] - frame[0] / ratio) <= 1
-    assert frame[0] >= width and frame[1] >= height and (frame[0] == width or frame[1] == height)
-    assert without_bars(with_bars(source, frame), source.size, frame).tobytes() == source.tobytes()
-    larger = with_bars(source, frame).resize((3 * frame[0], 3 * frame[1]), Image.Resampling.NEAREST)
-    assert without_bars(larger, source.size, frame).size == (3 * width, 3 * height)
-
-
-def test_an_editor_of_few_proportions_gets_bars_and_everything_stays_at_its_place():
-    row = draft(instruction="Do.", expected="Done.", image=Picture(encoded(photo(9, (128, 96)))))
-    painter = Painter(ratios={"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 2 / 3})
-    made = asyncio.run(edit(row, painter, Edit(backend="x", pixels=144 * 96), seed=0))
-    assert painter.request.picture.size == (144, 96) and painter.request.size == (144, 96)
-    assert prompt("edit_bars").text in painter.request.prompt
-    assert made.target.size == (256, 192) and unchanged_share(row.image, made.target) > 0.95
-    assert (made.choices["drawn"], made.choices["resize"]) == ("288x192", "bars")
-    new = asyncio.run(edit(row.with_(canvas="new"), painter, Edit(backend="x"), seed=0))
-    assert new.choices["resize"] == "none" and prompt("edit_bars").text not in painter.request.prompt
-
-
-def test_the_edit_records_its_sizes_and_an_unchanged_target_is_not_paid_for():
-    row = draft(instruction="Do.", expected="Done.")
-    wide = asyncio.run(edit(row, Painter(photo(9, (196, 128))), Edit(backend="x"), seed=0))
-    assert (wide.choices["resize"], wide.choices["drawn"], wide.target.size) == ("stretch", "196x128", (196, 131))
-    square = asyncio.run(edit(row, Painter(photo(9, (128, 128))), Edit(backend="x"), seed=0))
-    assert square.reason == "other proportions"
-    new = asyncio.run(edit(row.with_(canvas="new"), Painter(photo(9, (128, 128))), Edit(backend="x"), seed=0))
-    assert new.target.size == (128, 128)
-    same = asyncio.run(edit(row.with_(unchanged=True), None, Edit(backend="x"), seed=0))
-    assert same.target == row.image and same.editor == "copy"
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_a_source_that_was_to_be_left_as_it_is_goes_before_the_judge_too(right):
-    row = draft(instruction="Do.", expected="Done.", unchanged=True)
-    row = asyncio.run(edit(row, None, Edit(backend="x"), seed=0))
-    judge = Judge({"premise": right, "change": True, "rest": True, "reason": "r"})
-    result = asyncio.run(verify(row, judge, None, None, settings_from(minimal(), "it").verify))
-    if right:
-        assert result.scores == {"preservation": 1.0, "instruction": 1.0} and result.judge == "judge-1"
-    else:
-        assert result.reason == "the judge found the premise wrong"
-
-
-def test_pixels_tell_what_was_kept():
-    source = photo(3)
-    changed = source.copy()
-    ImageDraw.Draw(changed).rectangle((0, 0, 47, 31), fill="white")
-    share = unchanged_share(Picture(encoded(source)), Picture(encoded(changed.resize((192, 128)))))
-    assert share == pytest.approx(0.75, abs=0.06)
-    row = draft(image=Picture(encoded(source)), target=Picture(encoded(source)), editor="e", instruction="Do.")
-    settings = settings_from(minimal(verify={"min_unchanged": 0.9}), "it").verify
-    assert asyncio.run(verify(row, None, None, None, settings)).reason == "nothing was changed"
-    row = row.with_(target=Picture(encoded(changed)))
-    assert asyncio.run(verify(row, None, None, None, settings)).reason == "too much was changed"
-
-
-class Judge:
-    def __init__(self, answer):
-        self.given = answer
-        self.settings = type("Settings", (), {"model": "judge-1"})
-
-    async def answer(self, request):
-        return request.answer.model_validate(self.given) if isinstance(self.given, dict) else self.given
-
-
-@pytest.mark.parametrize(
-    ("verdict", "grade", "reason"),
-    [
-        ({"premise": False, "change": False, "rest": True, "reason": "r"}, 5, "the judge found the premise wrong"),
-        ({"premise": True, "change": True, "rest": True, "reason": "r"}, 2, "low quality"),
-        (NoAnswer("the model refused", "no"), 5, "the model refused"),
-        ({"premise": True, "change": True, "rest": True, "reason": "r"}, 4, None),
-    ],
-)
-def test_judges_decide(verdict, grade, reason):
-    row = draft(target=Picture(encoded(photo(8))), editor="e", instruction="Do.", expected="Done.")
-    settings = settings_from(minimal(), "it").verify
-    result = asyncio.run(verify(row, Judge(verdict), Judge({"reason": "r", "quality": grade}), None, settings))
-    if reason:
-        assert isinstance(result, Rejection) and result.reason == reason
-    else:
-        assert result.scores["quality"] == 4.0 and result.scores["instruction"] == 1.0 and result.judge == "judge-1"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "found", "low", "high"),
-    [
-        ("Open at 9", "shop\nOPEN AT 9\ndaily", 1, 1),
-        ("Open at 9", "0pen at 9", 0.8, 0.99),
-        ("Open at 9", "closed for good", 0, 0.6),
-        ("twelve", "the total is 12.", 1, 1),
-        ("a long text about a dog that runs over the grass", "a long text about a dog that runs ouer the gra", 0.9, 1),
-        ("a long text about a dog that runs over the grass", "something else entirely, for a change", 0, 0.4),
-        ("x", "", 0, 0),
-    ],
-)  # fmt: skip
-def test_read_text_is_compared(wanted, found, low, high):
-    assert low <= text_match(wanted, found) <= high
-
-
-def test_text_is_really_read(tmp_path):
-    pytest.importorskip("rapidocr", reason="rapidocr is not installed")
-    from uniedit_hf.synthesis.calls.cache import CallCache
-    from uniedit_hf.synthesis.ocr import TextReader
-
-    image = Image.new("RGB", (320, 96), "white")
-    ImageDraw.Draw(image).text((20, 30), "Open at 9", fill="black", font=ImageFont.load_default(36))
-    cache = CallCache(tmp_path / "c.sqlite", tmp_path / "p")
-    reader = TextReader(cache)
-    found = asyncio.run(reader.read(Picture(encoded(image))))
-    assert text_match("Open at 9", found) > 0.9 and text_match("Closed today", found) < 0.7
-    reader.engine = None  # what was read is kept
-    assert asyncio.run(TextReader.read(reader, Picture(encoded(image)))) == found
-    cache.close()
-
-
-# ---- settings and the command
-
-
-def minimal(**changes) -> dict:
-    return {
-        "output_dir": "x",
-        "source": {"kind": "easy_vqa"},
-        "classify": {"backend": "rules"},
-        "instruct": {"backend": "rules"},
-        "edit": {"backend": "exact"},
-    } | changes  # fmt: skip
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_parsed(path):
-    (options,) = CommandParser("synthesize", "", command).parse(["--config", str(path)])
-    given = dataclasses.asdict(options)
-    given.pop("dry_run")
-    settings = settings_from(given, path.name)
-    assert yaml.safe_load(path.read_text())["output_dir"].startswith("runs/") and settings.edit.backend
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"edit": {"backend": "exact", "sharp": 1}}, "edit.sharp: there is no such setting"),
-        ({"source": {"kind": "csv"}}, "source: .*conversations.*rows.*easy_vqa"),
-        ({"edit": {"backend": "gpt"}}, "edit: there is no backend 'gpt'; known are exact"),
-        ({"balance": {"shares": {"shapes": 1}}}, "balance.shares"),
-        ({"source": {"kind": "rows"}}, "needs either files or dataset"),
-        ({"instruct": {"backend": "rules", "depths": {4: 1}}}, "depths"),
-        ({"instruct": {"backend": "rules", "depths": {1: 0}}}, "needs a depth with a weight above 0"),
-        ({"verify": {"judge": "rules"}, "instruct": {"backend": "c"}, "backends": {"c": {"kind": "openai",
-          "model": "m", "api_key": "sk-oops"}}}, "backends.c.openai.api_key: there is no such setting"),
-        ({"backends": {"c": {"kind": "openai", "model": "m", "base_url": "http://me:sk-oops@host/v1"}}}, "no key"),
-        ({"instruct": {"backend": "rules", "depths": {0: 1}}}, "instruct.depths: 'rules' always writes a condition"),
-        ({"engine": {"kind": "datatrove", "executor": "slurm"}}, "engine: slurm needs partition and time"),
-        ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands pictures of the source easy_vqa"),
-        ({"edit": {"backend": "c"}, "backends": {"c": {"kind": "openai", "model": "m"}}}, "not an image editor"),
-        ({"classify": None}, "classify: this source names no categories"),
-        ({"backends": {"c": {"kind": "openai", "model": "m", "arguments": {"extra_headers": {"k": "sk-oops"}}}}},
-         "extra_headers may hold a key"),
-    ],
-)  # fmt: skip
-def test_mistakes_in_settings_are_one_sentence_without_keys(changes, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        settings_from(minimal(**changes), "it")
-    assert "\n" not in str(caught.value) and "sk-oops" not in str(caught.value)
-
-
-def test_published_shares_are_built_in():
-    for name in ("148k", "40k"):
-        weights = BalanceSettings(size=10, shares=name).weights
-        assert set(weights) == set(TASK_CATEGORIES) and sum(weights.values()) == pytest.approx(100, abs=0.2)
-
-
-def test_the_command_makes_edits_by_rules_and_prices_them_first(tmp_path, capsys):
-    settings = yaml.safe_load((ROOT / "examples" / "synthesis" / "easy_vqa.yaml").read_text())
-    settings |= {"output_dir": str(tmp_path / "out"), "balance": settings["balance"] | {"size": 20}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["synthesize", "--config", str(tmp_path / "run.yaml"), "--dry_run"]) == 0
-    assert "38,575 rows" in capsys.readouterr().out and not (tmp_path / "out").exists()
-    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 0
-    assert "20 edits in" in capsys.readouterr().out
-    settings |= {"output_dir": str(tmp_path / "few"), "source": {"kind": "easy_vqa", "limit": 12}}
-    (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["synthesize", "--config", str(tmp_path / "few.yaml")]) == 0
-    assert "20 edits were asked for; the source ended before" in capsys.readouterr().out
-    assert (tmp_path / "out" / "report.html").exists() and list((tmp_path / "out" / "official").glob("*148k.jsonl"))
-
-
-def test_a_dry_run_prices_every_stage(tmp_path, capsys):
-    settings = minimal(
-        output_dir=str(tmp_path / "out"),
-        source={"kind": "easy_vqa", "limit": 1000},
-        backends={
-            "chat": {"kind": "openai", "model": "m-1", "price": {"tokens_in": 2.0, "tokens_out": 8.0}},
-            "painter": {"kind": "http_editor", "model": "p", "base_url": "http://x/", "price": {"picture": 0.04}},
-        },
-        classify={"backend": "chat"},
-        balance={"size": 100, "shares": {"color": 1}},
-        instruct={"backend": "chat"},
-        edit={"backend": "painter"},
-        verify={"judge": "chat", "quality": "chat"},
-    )
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["synthesize", "--config", str(tmp_path / "run.yaml"), "--dry_run"]) == 0
-    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
-    assert lines["classify"][3] == "1,000" and lines["edit"][3] == "100" and float(lines["edit"][5]) == 4.0
-    assert float(lines["at"][-1]) > 4.0
-
-
-def test_a_run_that_makes_nothing_says_so(tmp_path, capsys):
-    (tmp_path / "rows.jsonl").write_text('{"image": "none.png", "question": "q?", "answer": "a", "category": "ocr"}')
-    settings = minimal(
-        output_dir=str(tmp_path / "out"),
-        source={"kind": "rows", "files": [str(tmp_path / "rows.jsonl")]},
-        backends={"c": {"kind": "openai", "model": "m", "base_url": "http://localhost:1"},
-                  "e": {"kind": "http_editor", "model": "m", "base_url": "http://localhost:1"}},
-        classify=None, instruct={"backend": "c"}, edit={"backend": "e"},
-    )  # fmt: skip
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "No edit came of 1 rows (1 source: image not found): see " in error
-    (tmp_path / "file").write_text("")
-    settings["output_dir"] = str(tmp_path / "file")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
-    assert "is a file: choose a folder as output_dir" in capsys.readouterr().err
-
-
-def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys):
-    for settings, message in (
-        (minimal() | {"sorce": {}}, "there is no option sorce; did you mean source?"),
-        (minimal(edit={"backend": "nobody"}), "there is no backend 'nobody'"),
-    ):
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-        with pytest.raises(SystemExit) if "sorce" in settings else _nothing():
-            assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-
-
-def _nothing():
-    from contextlib import nullcontext
-
-    return nullcontext()

@@ -3,7 +3,10 @@ and the files are those of the local engine."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from datatrove.data import DocumentsPipeline
@@ -63,6 +66,9 @@ def run_on_datatrove(settings: Settings) -> bool:
 
     Returns:
         Whether the shards are there; Slurm makes them later and merges them itself.
+
+    Raises:
+        ValueError: Slurm's scripts cannot name the folder, or Slurm takes no jobs.
     """
     engine, text = settings.engine, settings.model_dump_json()
     logs = settings.output_dir.absolute() / "work" / "datatrove"
@@ -84,7 +90,22 @@ def run_on_datatrove(settings: Settings) -> bool:
 
         RayPipelineExecutor([MakeShard(text)], **options).run()
         return True
-    shards = SlurmPipelineExecutor([MakeShard(text)], **options)
-    last = options | {"tasks": 1, "workers": 1, "logging_dir": str(logs / "finish")}
-    SlurmPipelineExecutor([Finish(text)], depends=shards, **last).run()
+    _submit(text, logs, options)
     return False
+
+
+def _submit(settings: str, logs: Path, options: dict[str, Any]) -> None:
+    """An array job of the shards, and a job that waits for it and merges them."""
+    if any(letter.isspace() for letter in str(logs)):
+        raise ValueError(f"Slurm's scripts cannot name a folder with blanks: choose another output_dir than {logs}.")
+    # Jobs run the programs of this environment, whether or not it was activated where they were submitted.
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    options = {"env_command": f"export PATH={programs}:$PATH", "job_name": "uniedit_shards", **options}
+    shards = SlurmPipelineExecutor([MakeShard(settings)], **options)
+    last = {"tasks": 1, "workers": 1, "logging_dir": str(logs / "finish"), "job_name": "uniedit_merge"}
+    try:
+        SlurmPipelineExecutor([Finish(settings)], depends=shards, **(options | last)).run()
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"Slurm took no job ({error}): start on a machine that has sbatch, and see what it says."
+        ) from error

@@ -1,0 +1,137 @@
+"""Settings with their mistakes, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from synthesis_drafts import minimal
+
+from uniedit_hf.cli import main
+from uniedit_hf.cli.parsing import CommandParser
+from uniedit_hf.cli.synthesize import run as command
+from uniedit_hf.schema import TASK_CATEGORIES
+from uniedit_hf.synthesis.settings import Balance, settings_from
+
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples" / "synthesis").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_parsed(path):
+    (options,) = CommandParser("synthesize", "", command).parse(["--config", str(path)])
+    given = dataclasses.asdict(options)
+    given.pop("dry_run")
+    settings = settings_from(given, path.name)
+    assert yaml.safe_load(path.read_text())["output_dir"].startswith("runs/") and settings.edit.backend
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edit": {"backend": "exact", "sharp": 1}}, "edit.sharp: there is no such setting"),
+        ({"source": {"kind": "csv"}}, "source: .*conversations.*rows.*easy_vqa"),
+        ({"edit": {"backend": "gpt"}}, "edit: there is no backend 'gpt'; known are exact"),
+        ({"balance": {"shares": {"shapes": 1}}}, "balance.shares"),
+        ({"source": {"kind": "rows"}}, "needs either files or dataset"),
+        ({"instruct": {"backend": "rules", "depths": {4: 1}}}, "depths"),
+        ({"instruct": {"backend": "rules", "depths": {1: 0}}}, "needs a depth with a weight above 0"),
+        ({"verify": {"judge": "rules"}, "instruct": {"backend": "c"}, "backends": {"c": {"kind": "openai",
+          "model": "m", "api_key": "sk-oops"}}}, "backends.c.openai.api_key: there is no such setting"),
+        ({"backends": {"c": {"kind": "openai", "model": "m", "base_url": "http://me:sk-oops@host/v1"}}}, "no key"),
+        ({"instruct": {"backend": "rules", "depths": {0: 1}}}, "instruct.depths: 'rules' always writes a condition"),
+        ({"engine": {"kind": "datatrove", "executor": "slurm"}}, "engine: slurm needs partition and time"),
+        ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands pictures of the source easy_vqa"),
+        ({"edit": {"backend": "c"}, "backends": {"c": {"kind": "openai", "model": "m"}}}, "not an image editor"),
+        ({"classify": None}, "classify: this source names no categories"),
+        ({"backends": {"c": {"kind": "openai", "model": "m", "arguments": {"extra_headers": {"k": "sk-oops"}}}}},
+         "extra_headers may hold a key"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_settings_are_one_sentence_without_keys(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        settings_from(minimal(**changes), "it")
+    assert "\n" not in str(caught.value) and "sk-oops" not in str(caught.value)
+
+
+def test_published_shares_are_built_in():
+    for name in ("148k", "40k"):
+        weights = Balance(size=10, shares=name).weights
+        assert set(weights) == set(TASK_CATEGORIES) and sum(weights.values()) == pytest.approx(100, abs=0.2)
+
+
+def test_the_command_makes_edits_by_rules_and_prices_them_first(tmp_path, capsys):
+    settings = yaml.safe_load((ROOT / "examples" / "synthesis" / "easy_vqa.yaml").read_text())
+    settings |= {"output_dir": str(tmp_path / "out"), "balance": settings["balance"] | {"size": 20}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml"), "--dry_run"]) == 0
+    assert "38,575 rows" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert "20 edits in" in capsys.readouterr().out
+    settings |= {"output_dir": str(tmp_path / "few"), "source": {"kind": "easy_vqa", "limit": 12}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "few.yaml")]) == 0
+    assert "20 edits were asked for; the source ended before" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").exists() and list((tmp_path / "out" / "official").glob("*148k.jsonl"))
+
+
+def test_a_dry_run_prices_every_stage(tmp_path, capsys):
+    settings = minimal(
+        output_dir=str(tmp_path / "out"),
+        source={"kind": "easy_vqa", "limit": 1000},
+        backends={
+            "chat": {"kind": "openai", "model": "m-1", "price": {"tokens_in": 2.0, "tokens_out": 8.0}},
+            "painter": {"kind": "http_editor", "model": "p", "base_url": "http://x/", "price": {"picture": 0.04}},
+        },
+        classify={"backend": "chat"},
+        balance={"size": 100, "shares": {"color": 1}},
+        instruct={"backend": "chat"},
+        edit={"backend": "painter"},
+        verify={"judge": "chat", "quality": "chat"},
+    )
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml"), "--dry_run"]) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["classify"][3] == "1,000" and lines["edit"][3] == "100" and float(lines["edit"][5]) == 4.0
+    assert float(lines["at"][-1]) > 4.0
+
+
+def test_a_run_that_makes_nothing_says_so(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"image": "none.png", "question": "q?", "answer": "a", "category": "ocr"}')
+    settings = minimal(
+        output_dir=str(tmp_path / "out"),
+        source={"kind": "rows", "files": [str(tmp_path / "rows.jsonl")]},
+        backends={"c": {"kind": "openai", "model": "m", "base_url": "http://localhost:1"},
+                  "e": {"kind": "http_editor", "model": "m", "base_url": "http://localhost:1"}},
+        classify=None, instruct={"backend": "c"}, edit={"backend": "e"},
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No edit came of 1 rows (1 source: image not found): see " in error
+    (tmp_path / "file").write_text("")
+    settings["output_dir"] = str(tmp_path / "file")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
+    assert "is a file: choose a folder as output_dir" in capsys.readouterr().err
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys):
+    for settings, message in (
+        (minimal() | {"sorce": {}}, "there is no option sorce; did you mean source?"),
+        (minimal(edit={"backend": "nobody"}), "there is no backend 'nobody'"),
+    ):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+        with pytest.raises(SystemExit) if "sorce" in settings else _nothing():
+            assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def _nothing():
+    from contextlib import nullcontext
+
+    return nullcontext()
