@@ -92,7 +92,9 @@ def test_edits_come_with_previews_and_are_the_pipelines_own(client, pair, source
 
 
 def test_a_seed_is_drawn_and_told(client):
-    drawings = [client.predict(prompt="a red circle", seed=None, **SETTINGS, api_name="/generate") for _ in range(2)]
+    drawings = [
+        client.predict(prompt="a red circle", seed=seed, **SETTINGS, api_name="/generate") for seed in (-1, None)
+    ]
     assert drawings[0][4] != drawings[1][4]
     again = client.predict(prompt="a red circle", seed=drawings[0][4], **SETTINGS, api_name="/generate")
     assert (pixels(again[1]) == pixels(drawings[0][1])).all()
@@ -175,7 +177,7 @@ def test_bad_pictures(client, tmp_path, source, kind, message):
         ({"instruction": ""}, "write an instruction first"),
         ({"instruction": " \n"}, "write an instruction first"),
         ({"instruction": "a" * 100_000}, "100,000 characters; up to 2,000"),
-        ({"seed": -1}, "whole number|minimum"),
+        ({"seed": -2}, "less than minimum value -1"),
         ({"steps": 10**6}, "steps|maximum|99"),
         ({"text_guidance": -3}, "guidance|minimum"),
         ({"source": None}, "upload a picture first"),

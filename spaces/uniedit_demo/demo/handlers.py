@@ -23,6 +23,7 @@ COMPARISONS = ("Base and tuned", "Source and base", "Source and tuned")
 HISTORY = 12  # pictures that a visitor's history holds
 THUMBNAIL = 256  # their longest side, in pixels
 SIDES = ("Base", "Tuned")
+ANY_SEED = -1
 UNKNOWN = 5  # words at most that are named as unknown
 PAUSE = 0.1  # seconds between two changes of the page: each costs the server some 20 ms
 
@@ -75,7 +76,7 @@ class Handlers:
         self,
         picture: Image.Image,
         instruction: str,
-        seed: float | None = None,
+        seed: float | None = ANY_SEED,
         steps: int = 0,
         text_guidance: float = 0,
         image_guidance: float = 0,
@@ -86,7 +87,7 @@ class Handlers:
         Args:
             picture: The picture to edit.
             instruction: What to change; it may hold questions about the picture, as in "if the sign is red, ...".
-            seed: Of the noise, a whole number; drawn if not given.
+            seed: Of the noise, a whole number; -1 draws one.
             steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
             text_guidance: How strongly the instruction guides, from 1; 0 takes the models' own.
             image_guidance: How strongly the picture guides, from 1; 0 takes the models' own.
@@ -113,13 +114,13 @@ class Handlers:
         yield from self._draw("stream_edit", settings)
 
     def generate(
-        self, prompt: str, seed: float | None = None, steps: int = 0, text_guidance: float = 0, thinking: int = 0
+        self, prompt: str, seed: float | None = ANY_SEED, steps: int = 0, text_guidance: float = 0, thinking: int = 0
     ) -> Iterator[tuple]:
         """Draws a picture after a description with the base model and with the tuned model, from the same seed.
 
         Args:
             prompt: What to draw.
-            seed: Of the noise, a whole number; drawn if not given.
+            seed: Of the noise, a whole number; -1 draws one.
             steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
             text_guidance: How strongly the description guides, from 1; 0 takes the models' own.
             thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
@@ -283,10 +284,12 @@ def remember(history: list, base: Image.Image | None, tuned: Image.Image | None,
 
 
 def _seed(seed: float | None) -> int:
-    if seed is None:
+    if seed is None or seed == ANY_SEED:
         return secrets.randbits(31)
     if not (float(seed).is_integer() and 0 <= seed < 2**31):
-        raise refusal("The seed must be a whole number from 0 to 2,147,483,647, or empty.", title="Not a seed")
+        raise refusal(
+            "The seed must be a whole number from 0 to 2,147,483,647, or -1 for a new one.", title="Not a seed"
+        )
     return int(seed)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from .handlers import COMPARISONS, SIDES
+from .handlers import ANY_SEED, COMPARISONS, SIDES
 from .limits import Limits, upload
 from .models import SMALL_WORLD, Pair
 
@@ -151,7 +151,9 @@ def _buttons(verb: str) -> tuple[gr.Button, gr.Button]:
 def _settings(pair: Pair, image_guidance: bool) -> dict:
     defaults = pair.defaults
     with gr.Accordion("Settings", open=False):
-        seed = gr.Number(label="Seed", info="Empty draws a new one every time.", value=None, precision=0)
+        seed = gr.Number(
+            label="Seed", info=f"{ANY_SEED} draws a new one every time.", value=ANY_SEED, minimum=ANY_SEED, precision=0
+        )  # an empty one would show 0, in Gradio 6.31
         steps = gr.Slider(1, 99, value=defaults.steps, step=1, label="Steps", visible=pair.draws_in_steps)
         guidance = gr.Slider(1, 10, value=defaults.text_guidance, step=0.1, label="Text guidance")
         image = None
@@ -182,7 +184,9 @@ def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
         ]
     with gr.Row(equal_height=True):
         status = gr.Markdown("Nothing drawn yet.", elem_classes="status")
-        used_seed = gr.Number(label="Seed of these pictures", precision=0, interactive=False, visible="hidden")
+        used_seed = gr.Number(
+            ANY_SEED, label="Seed of these pictures", precision=0, interactive=False, visible="hidden"
+        )
         reuse = gr.Button("Keep this seed", size="sm", scale=0, min_width=140)
     return results, status, used_seed, reuse
 
