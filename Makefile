@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install quickstart demo test test-slow test-browser lint clean
+.PHONY: install quickstart demo test test-slow test-browser lmms lint clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,14 @@ test-slow: install
 test-browser: install
 	$(RUN) -m pip install --quiet "playwright>=1.60" --constraint constraints.txt
 	$(RUN) -m pytest -q -m slow tests/test_demo_browser.py
+
+# lmms-eval's own pins (wandb, av, protobuf) do not go with the tested versions, so it comes without its dependencies, and
+# with those that its evaluator and the tasks of uniedit_hf/evaluation/lmms/ import.
+LMMS := lmms-eval pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet \
+	sacrebleu colorama lxml portalocker tabulate levenshtein rapidfuzz openpyxl et_xmlfile
+
+lmms: install
+	$(RUN) -m pip install --no-deps $(LMMS) --constraint constraints.txt
 
 lint: install
 	$(RUN) -m ruff check .

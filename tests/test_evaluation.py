@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.evaluation_parts import GENEVAL, write_benchmarks, write_detector
 from tests.judge_server import JudgeServer
-from tests.tiny_models import picture, tiny_bagel, tiny_bagel_processor
-from uniedit_hf import cli
+from tests.tiny_models import picture, tiny_bagel, tiny_bagel_processor, tiny_janus, tiny_janus_processor
+from uniedit_hf import UniEditPipeline, cli
 from uniedit_hf.evaluation import running
 from uniedit_hf.evaluation.detector import instances
 from uniedit_hf.evaluation.journal import Journal
@@ -103,6 +104,47 @@ def test_geneval_runs_whole(models, benchmarks, tmp_path, capsys):
     assert result["items"] == 6
     assert len(list((tmp_path / "tuned" / "images").glob("*/*.png"))) == 6
     assert "| overall |" in capsys.readouterr().out
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("name", ["wise", "imgedit"])
+def test_janus_is_drawn_judged_and_compared(name, models, benchmarks, tmp_path):
+    for seed, role in enumerate(("tuned", "base")):
+        tiny_janus(seed).save_pretrained(tmp_path / role)
+        tiny_janus_processor().save_pretrained(tmp_path / role)
+    with JudgeServer() as server:
+        flags = ("--preset", "model", "--drawing", "{}")
+        assert evaluate(name, tmp_path, benchmarks, tmp_path / "out", server, *flags) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["drawing"] == {} and result["runs"]["tuned"]["statuses"] == {"ok": result["items"]}
+    tuned, base = ([path.read_bytes() for path in sorted((tmp_path / "out" / each).rglob("*.png"))]
+                   for each in ("tuned", "baseline"))  # fmt: skip
+    assert len(tuned) == len(base) == result["items"] and tuned != base
+    assert (tmp_path / "tuned" / "README.md").read_text().startswith(f"<!-- uniedit evaluate: {name} begin -->")
+
+
+@pytest.mark.parametrize("name", ["wise", "rise"])
+def test_the_model_thinks_first_where_the_releases_do(name, models, benchmarks, tmp_path):
+    suite = suite_of(name)
+    assert all(each["thinking_budget"] == 2048 for each in suite.SETTINGS.values())
+    drawing = json.loads(FAST) | {"thinking_budget": 5}
+    with JudgeServer() as server:
+        flags = ("--preset", "uniedit", "--drawing", json.dumps(drawing), "--limit", "1")
+        assert evaluate(name, models, benchmarks, tmp_path, server, *flags) == 0
+    (item,) = suite.read(str(prompts_of(benchmarks, name)), str(benchmarks))[:1]
+    path = running.picture_path(tmp_path / "tuned", item, 0)
+    pipeline = UniEditPipeline.from_pretrained(models / "tuned")
+    settings = suite.SETTINGS["uniedit"] | drawing | {"size": (32, 32), "seed": 0}
+    source = item.sources[0]() if item.sources else None
+    assert path.with_suffix(".txt").read_text() == pipeline.think(source, item.prompt, max_new_tokens=5) != ""
+
+    def drawn(**changes):
+        options = settings | changes
+        return pipeline.edit(source, item.prompt, **options) if source else pipeline.generate(item.prompt, **options)
+
+    assert drawn().tobytes() == Image.open(path).tobytes() != drawn(thinking_budget=0).tobytes()
 
 
 # ---- a judge that fails

@@ -49,6 +49,9 @@ class EvaluateOptions:
     compat: Literal["uniedit", "upstream", "lmms-eval"] | None = field(
         default=None, metadata={"help": "score as this official script does, faults included"}
     )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "write the table into the model's card on the Hub; a folder's gets it anyway"}
+    )
 
 
 @dataclass
@@ -82,12 +85,14 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
 
     from uniedit_hf.evaluation import running
     from uniedit_hf.evaluation.comparison import check_same, compare
-    from uniedit_hf.evaluation.comparison_report import markdown, write, write_into_card
+    from uniedit_hf.evaluation.comparison_report import markdown, write
     from uniedit_hf.evaluation.suites import suite as suite_of
 
     suite, state, output = suite_of(options.suite), PartialState(), Path(options.output_dir)
     if options.prompts is None and options.suite != "small_world":
         raise ValueError(f"{options.suite} needs its prompt file: give it as prompts.")
+    if options.push_to_hub and Path(options.model).is_dir():
+        raise ValueError(f"{options.model} is a folder: push_to_hub is for a model on the Hub, so leave it out.")
     items = suite.read(options.prompts, options.images)[: options.limit]
     drawing = _drawing(options, suite)
     # what is missing for judging is told before anything is drawn
@@ -111,11 +116,20 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
     result |= {"compat": options.compat, **named}
     result |= compare(suite, items, options.seeds, outcomes["tuned"], outcomes.get("baseline"), options.compat)
     write(result, items, output, folders)
-    card = Path(options.model) / "README.md"
-    if card.is_file():
-        write_into_card(result, card)
     print(markdown(result))
     print(f"The result, with the worst and best examples, is in {output / 'result.html'}.")
+    _write_card(result, options)
+
+
+def _write_card(result: dict, options: EvaluateOptions) -> None:
+    from uniedit_hf.evaluation.result_card import push_into_card, write_into_card
+
+    if Path(options.model).is_dir():
+        print(f"The table is in {write_into_card(result, Path(options.model))}.")
+    elif options.push_to_hub:
+        print(f"The table is in the model's card: {push_into_card(result, options.model)}")
+    else:
+        print(f"The card of {options.model} on the Hub is as it was: --push_to_hub writes the table into it.")
 
 
 def _drawing(options: EvaluateOptions, suite) -> dict:

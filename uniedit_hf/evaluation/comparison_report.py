@@ -18,7 +18,6 @@ from uniedit_hf.images import open_image
 
 
 SIDE = 256
-BEGIN, END = "<!-- uniedit evaluate: begin -->", "<!-- uniedit evaluate: end -->"
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ccc;text-align:left}
 figure{display:inline-block;margin:.3rem}img{max-width:256px;display:block}"""
@@ -108,15 +107,3 @@ def _figure(image: Image.Image, caption: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     text = escape(caption)
     return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def write_into_card(result: dict, card: Path) -> None:
-    """Puts the table into a model card, in place of the one of the same suite from before."""
-    begin, end = BEGIN.replace("begin", f"{result['suite']} begin"), END.replace("end", f"{result['suite']} end")
-    section = f"{begin}\n\n### Evaluation: {result['suite']}\n\n{markdown(result)}\n{end}"
-    text = card.read_text(encoding="utf-8")
-    if begin in text and end in text:
-        text = text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    card.write_text(text, encoding="utf-8")

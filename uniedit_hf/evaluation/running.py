@@ -1,6 +1,7 @@
 """One model through one suite: pictures are drawn, then judged; what is there already is kept.
 
-A run is a folder: `settings.json`, `images/ITEM/SEED.png`, `replies.jsonl` or `detections.jsonl`.
+A run is a folder: `settings.json`, `images/ITEM/SEED.png` with a `.txt` where the model thought before,
+`replies.jsonl` or `detections.jsonl`.
 """
 
 from __future__ import annotations
@@ -76,19 +77,28 @@ def draw(
     starts = range(0, len(pending), pipeline.batch_size)
     for start in tqdm(starts, desc="drawing", disable=rank > 0):
         batch = pending[start : start + pipeline.batch_size]
-        prompts, drawn_seeds = [item.prompt for item, _ in batch], [seed for _, seed in batch]
-        if batch[0][0].sources:
-            sources = [item.sources[0]() for item, _ in batch]
-            images = pipeline.edit(sources, prompts, seed=drawn_seeds, **drawing)
-        else:
-            images = pipeline.generate(prompts, seed=drawn_seeds, **drawing)
-        for (item, seed), image in zip(batch, images):
+        for (item, seed), thought, image in zip(batch, *_drawn(pipeline, batch, drawing)):
             path = picture_path(folder, item, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
+            if thought is not None:
+                path.with_suffix(".txt").write_text(thought, encoding="utf-8")
             unfinished = path.with_suffix(f".{os.getpid()}.part")
             image.save(unfinished, "PNG")
             os.replace(unfinished, path)
     return len(pending)
+
+
+def _drawn(pipeline, batch: Sequence[tuple[Item, int]], drawing: dict) -> tuple[list, list]:
+    """The thoughts and the pictures of a batch; the thoughts are `None` where the model does not think."""
+    prompts, seeds = [item.prompt for item, _ in batch], [seed for _, seed in batch]
+    sources = [item.sources[0]() if item.sources else None for item, _ in batch]
+    drawing, thoughts = dict(drawing), [None] * len(batch)
+    if budget := drawing.pop("thinking_budget", 0):
+        views = drawing.get("source_views")
+        thoughts = drawing["thoughts"] = pipeline.think(sources, prompts, max_new_tokens=budget, source_views=views)
+    if batch[0][0].sources:
+        return thoughts, pipeline.edit(sources, prompts, seed=seeds, **drawing)
+    return thoughts, pipeline.generate(prompts, seed=seeds, **drawing)
 
 
 def check_pictures(items: Sequence[Item], seeds: Sequence[int], folder: Path) -> None:
