@@ -17,6 +17,7 @@ from uniedit_hf.evaluation.result_card import with_result
 
 RUN = {"summary": {"overall": 0.5}, "statuses": {"ok": 2}}
 RESULT = {"suite": "wise", "headline": "overall", "runs": {"tuned": RUN}, "items": 2, "seeds": [0], "preset": "bagel"}
+RESULT |= {"models": {"tuned": "me/tuned"}}
 
 
 def test_a_table_takes_the_place_of_its_older_one():

@@ -40,7 +40,9 @@ class EvaluateOptions:
     drawing: dict | str | None = field(
         default=None, metadata={"help": "settings instead of those of the preset", "metavar": "JSON"}
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "pictures of every prompt"})
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "of the noise; every prompt is drawn once with each"}
+    )
     limit: int | None = field(default=None, metadata={"help": "take the first items only"})
     batch_size: int = field(default=8, metadata={"help": "pictures drawn side by side"})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
@@ -56,12 +58,15 @@ class EvaluateOptions:
 
 @dataclass
 class JudgeOptions:
-    judge_model: str | None = field(default=None, metadata={"help": "the judge's id, best a dated one"})
+    judge_model: str | None = field(
+        default=None, metadata={"help": "the judge's id, best a dated one", "metavar": "NAME"}
+    )
     judge_base_url: str = field(
         default="https://api.openai.com/v1", metadata={"help": "any OpenAI-compatible endpoint", "metavar": "URL"}
     )
     judge_api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "environment variable of its key; none if the server needs none"}
+        default="OPENAI_API_KEY",
+        metadata={"help": "environment variable of its key; none if the server needs none", "metavar": "NAME"},
     )
     judge_prompts: str | None = field(
         default=None, metadata={"help": "JSON file of texts for the judge instead of ours", "metavar": "PATH"}
@@ -69,7 +74,8 @@ class JudgeOptions:
     judge_timeout: float = field(default=120.0, metadata={"help": "seconds"})
     judge_workers: int = field(default=8, metadata={"help": "calls at a time"})
     detector: str = field(
-        default="facebook/mask2former-swin-small-coco-instance", metadata={"help": "GenEval's Mask2Former"}
+        default="facebook/mask2former-swin-small-coco-instance",
+        metadata={"help": "GenEval's Mask2Former", "metavar": "NAME"},
     )
     detector_size: int = field(
         default=800, metadata={"help": "shortest edge in pixels to which it scales a picture; 800 is the benchmark's"}
@@ -77,7 +83,9 @@ class JudgeOptions:
     class_names: str | None = field(
         default=None, metadata={"help": "GenEval's object_names.txt, which the detector needs", "metavar": "PATH"}
     )
-    clip: str = field(default="openai/clip-vit-large-patch14", metadata={"help": "GenEval's CLIP for colours"})
+    clip: str = field(
+        default="openai/clip-vit-large-patch14", metadata={"help": "GenEval's CLIP for colours", "metavar": "NAME"}
+    )
 
 
 def run(options: EvaluateOptions, judging: JudgeOptions) -> None:

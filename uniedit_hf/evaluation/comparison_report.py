@@ -18,9 +18,14 @@ from uniedit_hf.images import open_image
 
 
 SIDE = 256
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ccc;text-align:left}
-figure{display:inline-block;margin:.3rem}img{max-width:256px;display:block}"""
+STYLE = """:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
+h1{margin-bottom:.5rem}h2{margin-top:2.2rem}
+table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #8884;text-align:left}
+th{font-weight:600}td+td,th+th{text-align:right;font-variant-numeric:tabular-nums}
+section{margin:1.2rem 0 2rem}section p{margin:.3rem 0}
+.row{display:grid;grid-template-columns:repeat(3,minmax(0,16rem));gap:.8rem}figure{margin:0}
+img{width:100%;display:block;border-radius:4px}figcaption{color:#777;font-variant-numeric:tabular-nums}"""
 
 
 def markdown(result: dict) -> str:
@@ -30,7 +35,9 @@ def markdown(result: dict) -> str:
     names = {name: None for run in runs.values() for name in run["summary"]}
     for name in sorted(names, key=lambda each: each != result["headline"]):
         lines.append(f"| {name} | " + " | ".join(_number(run["summary"].get(name)) for run in runs.values()) + " |")
-    lines += ["", *(f"{name}: {_statuses(run['statuses'])}." for name, run in runs.items())]
+    lines.append("")
+    for name, run in runs.items():
+        lines += [f"- {name}, {_short(result['models'][name])}: {_statuses(run['statuses'])}"]
     if groups := result.get("paired_groups"):  # the mean over all of them would mix abilities
         for name, paired in groups.items():
             lines += ["", f"{name}: {_sentence(paired)}"]
@@ -41,6 +48,11 @@ def markdown(result: dict) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _short(model: str) -> str:
+    """A Hub id as it is; of a folder the name alone, as cards are read elsewhere."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def _statuses(statuses: dict) -> str:
@@ -73,19 +85,27 @@ def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Pat
 
 def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
     """One page without outside parts; pictures are loaded one item at a time."""
-    text = markdown(result).splitlines()
+    name, text = escape(result["suite"]), markdown(result).splitlines()
     table = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in text if line.startswith("| ")]
-    rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in table]
-    words = [f"<p>{escape(line)}</p>" for line in text if line and not line.startswith("|")]
-    parts = [f"<h1>{escape(result['suite'])}</h1><table>{''.join(rows)}</table>", *words]
+    rows = [_row(row, "td") for row in table[1:]]
+    words = [f"<p>{escape(line.removeprefix('- '))}</p>" for line in text if line and not line.startswith("|")]
+    parts = [f"<h1>{name}</h1><table>{_row(table[0], 'th')}{''.join(rows)}</table>", *words]
+    if "paired" in result and len(result["seeds"]) > 1:
+        parts.append(
+            f"<p>Pictures below are of seed {result['seeds'][0]}, numbers beside them means of all seeds.</p>"
+        )
     by_name = {item.name: item for item in items}
-    for title, names in zip(("Worst", "Best"), extremes(result)):
-        parts.append(f"<h2>{title}</h2>" if names else "")
-        parts += [
-            _example(by_name[name], result["paired"]["by_item"][name], result["seeds"][0], runs) for name in names
-        ]
-    head = f'<meta charset="utf-8"><title>{escape(result["suite"])}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    for title, names in zip(("lost", "gained"), extremes(result)):
+        parts.append(f"<h2>Where the tuned model {title} the most</h2>" if names else "")
+        for each in names:
+            parts.append(_example(by_name[each], result["paired"]["by_item"][each], result["seeds"][0], runs))
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    body = "".join(parts)
+    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+
+
+def _row(cells: Sequence[str], kind: str) -> str:
+    return "<tr>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in cells) + "</tr>"
 
 
 def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Path]) -> str:
@@ -97,7 +117,7 @@ def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Pat
         else:  # the small world's questions have answers
             written = path.with_suffix(".txt").read_text(encoding="utf-8")
             figures.append(f"<p>{escape(f'{name}: {written}, {value:.3f}')}</p>")
-    return f"<section><p>{escape(item.prompt)}</p>{''.join(figures)}</section>"
+    return f'<section><p>{escape(item.prompt)}</p><div class="row">{"".join(figures)}</div></section>'
 
 
 def _figure(image: Image.Image, caption: str) -> str:

@@ -75,8 +75,9 @@ def draw(
 ) -> int:  # fmt: skip
     """Answers and draws what is missing, a batch of the pipeline at a time, and returns how many that were; `drawing`
     replaces single settings."""
-    missing = [(item, seed) for item in items for seed in seeds if not output_path(folder, item, seed).exists()]
-    missing = missing[rank::ranks]
+    # shares are of all items: which of them are missing changes while the other processes draw
+    share = [(item, seed) for item in items for seed in seeds][rank::ranks]
+    missing = [(item, seed) for item, seed in share if not output_path(folder, item, seed).exists()]
     with tqdm(total=len(missing), desc="drawing", disable=rank > 0) as bar:
         for batch in batches([item for item, _ in missing], pipeline.batch_size):
             asked = [missing[index] for index in batch]
