@@ -91,6 +91,7 @@ def test_a_page_shows_answers_as_text(items, tmp_path):
     folders = {name: tmp_path / name for name in ("tuned", "baseline")}
     found = {name: small_world.outcomes([asked], [0], folder) for name, folder in folders.items()}
     result = {"suite": "small_world", "preset": "of the suite", "detector": "the reader"}
+    result["models"] = {name: name for name in folders}
     result |= compare(small_world, [asked], [0], found["tuned"], found["baseline"])
     page = html(result, [asked], folders)
     assert "tuned: a &lt;b&gt;, 0.000" in page and f"baseline: {asked.expected}, 1.000" in page
