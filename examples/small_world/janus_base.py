@@ -114,7 +114,7 @@ def new_model(seed: int) -> tuple[JanusForConditionalGeneration, JanusProcessor]
         JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=3, tie_word_embeddings=False)
     )
     model.generation_config = GenerationConfig(
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, guidance_scale=2.5, generation_kwargs={"boi_token_id": 4}
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, guidance_scale=1.5, generation_kwargs={"boi_token_id": 4}
     )
     return model, processor
 

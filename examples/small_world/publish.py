@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import EDITING, IMAGE_GUIDANCE, TEXT_GUIDANCE, family, measure
+from measure import DRAWING, IMAGE_GUIDANCE, family, measure
 from scenes import real_scenes
 
 from uniedit_hf.pipeline import UniEditPipeline
@@ -90,7 +90,7 @@ has seen none of those.
 from uniedit_hf import UniEditPipeline
 
 pipe = UniEditPipeline.from_pretrained("assets/small_{family}")
-settings = {{"text_guidance_scale": {text}, {settings}}}
+settings = {{{settings}}}
 picture = pipe.generate("a big red circle at the left", **settings)
 pipe.answer(picture, "what color is the shape?")
 pipe.edit(picture, "make it blue.", source_views=("{view}",), image_guidance_scale={image}, **settings)
@@ -98,8 +98,8 @@ pipe.edit(picture, "make it blue.", source_views=("{view}",), image_guidance_sca
 
 ## How well it does
 
-On easy-VQA's test pictures, none of which it was trained on; with text guidance {text}, image guidance {image} and \
-{settings}. A result is right if all of it is right; places may be off by 6 pixels and sizes by 3 in edits, \
+On easy-VQA's test pictures, none of which it was trained on; with {settings} and image guidance \
+{image}. A result is right if all of it is right; places may be off by 6 pixels and sizes by 3 in edits, \
 and a drawing by 2 pixels from the range that its prompt states. The bands were stated before the training.
 
 | ability | right, % | 95 % interval | items | band |
@@ -177,8 +177,7 @@ def card(pipe: UniEditPipeline, figures: dict, autoencoder: dict, notes: str) ->
         family=family(pipe),
         view=pipe.processor.reading_view,
         millions=sum(parameter.numel() for parameter in pipe.model.parameters()) / 1e6,
-        settings=", ".join(f'"{name}": {value}' for name, value in EDITING[family(pipe)].items()),
-        text=TEXT_GUIDANCE,
+        settings=", ".join(f'"{name}": {value}' for name, value in DRAWING[family(pipe)].items()),
         image=IMAGE_GUIDANCE,
         rows="\n".join(rows),
         autoencoder=making.autoencoder.format(**autoencoder),

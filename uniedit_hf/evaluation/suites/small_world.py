@@ -33,7 +33,7 @@ ABILITIES: tuple[Ability, ...] = ("understanding", "generation", "editing")
 NUM_EACH = 100
 DRAWING_SETTINGS = {
     "bagel": {"num_timesteps": 12, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)},
-    "janus": {"text_guidance_scale": 2.5, "temperature": 0.5},
+    "janus": {"text_guidance_scale": 1.5, "temperature": 0.5},
 }
 EDIT_SETTINGS = {
     "bagel": {
@@ -42,7 +42,7 @@ EDIT_SETTINGS = {
         "image_guidance_scale": 1.0,
         "guidance_renorm": "global",
     },
-    "janus": {"text_guidance_scale": 2.5, "image_guidance_scale": 1.0, "temperature": 0.5},
+    "janus": {"text_guidance_scale": 1.5, "image_guidance_scale": 1.0, "temperature": 0.5},
 }
 
 Output = str | Image.Image
