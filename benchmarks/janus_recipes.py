@@ -2,8 +2,8 @@
 
     python -m benchmarks.janus_recipes
 
-Every recipe tunes the same base on the same edits and is measured on other edits of training pictures, so that the
-test pictures stay unseen by the choice. What is finished is kept, and a run that was stopped goes on.
+Every recipe tunes the same base on the same edits, intelligent and plain, and is measured on other edits of training
+pictures, so that the test pictures stay unseen by the choice. What is finished is kept, and a run that was stopped goes on.
 Prints a table in Markdown: the mean of the seeds and their range, in percent.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 
 from uniedit_hf.evaluation.scorers.small_world import score_edit
 from uniedit_hf.evaluation.suites.small_world import EDIT_SETTINGS
@@ -45,6 +45,7 @@ RECIPES = {
     "both, vq dropped 50 %, all dropped 5 %": {"vae_dropout": 0.5, "full_dropout": 0.05},
 }
 ITEM_SEED = 20260522
+LEARNING_RATE = 3e-4
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--base", help="folder of the model to tune; the project's own if not given")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/janus_recipes"))
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--edits", type=int, default=3000)
+    parser.add_argument("--edits", type=int, default=3000, help="intelligent and as many plain ones")
     parser.add_argument("--items", type=int, default=100, help="plain and as many intelligent edits")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
@@ -65,10 +66,9 @@ def main() -> None:
     done = {(line["recipe"], line["seed"]): line for line in known}
     data = options.output_dir / "edits.parquet"
     if not data.exists():
-        pipe = UniEditPipeline.from_pretrained(options.base)
-        edits, _ = make_edits(options.output_dir / "data", seed=0, size=options.edits)
-        store_image_tokens(edits["intelligent"], pipe.model, pipe.processor, batch_size=50).to_parquet(str(data))
-    runs = [run for run in itertools.product(options.recipes, range(options.seeds)) if run not in done]
+        write_edits(options, data)
+    runs = [(recipe, seed) for seed, recipe in itertools.product(range(options.seeds), options.recipes)]
+    runs = [run for run in runs if run not in done]
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
         for line in processes.map(functools.partial(tune_and_measure, options, data), runs):
             done[line["recipe"], line["seed"]] = line
@@ -77,13 +77,21 @@ def main() -> None:
     print(table(done))
 
 
+def write_edits(options: argparse.Namespace, data: Path) -> None:
+    """Intelligent edits and plain ones of the same pictures, half each, with the base's image tokens."""
+    pipe = UniEditPipeline.from_pretrained(options.base)
+    edits, _ = make_edits(options.output_dir / "data", seed=0, size=options.edits)
+    stored = [store_image_tokens(each, pipe.model, pipe.processor, batch_size=50) for each in edits.values()]
+    concatenate_datasets(stored).to_parquet(str(data))
+
+
 def tune_and_measure(options: argparse.Namespace, data: Path, run: tuple[str, int]) -> dict:
     """One recipe with one seed, from edits whose tokens are stored."""
     recipe, seed = run
     torch.set_num_threads(1)
     settings, folder = RECIPES[recipe], options.output_dir / f"{list(RECIPES).index(recipe)}-{seed}"
     edits = load_dataset("parquet", data_files=str(data), split="train", cache_dir=str(options.output_dir / "cache"))
-    tune(options.base, edits, folder, steps=options.steps, seed=seed, **settings)
+    tune(options.base, edits, folder, steps=options.steps, seed=seed, learning_rate=LEARNING_RATE, **settings)
     line = {"recipe": recipe, "seed": seed} | measure(folder, settings, options.items)
     shutil.rmtree(folder)
     return line
