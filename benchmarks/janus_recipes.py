@@ -3,7 +3,7 @@
     python -m benchmarks.janus_recipes
 
 Every recipe tunes the same base on the same edits, intelligent and plain, and is measured on other edits of training
-pictures, so that the test pictures stay unseen by the choice. What is finished is kept, and a run that was stopped goes on.
+pictures, so that the test pictures stay unseen by the choice. What is finished is kept, and a stopped run goes on.
 Prints a table in Markdown: the mean of the seeds and their range, in percent.
 """
 
