@@ -184,12 +184,13 @@ def test_stop(page, way):
     page.get_by_text(re.compile(r"step \d+ of 99")).first.wait_for()
     page.locator(".stop-button:visible").click() if way == "button" else page.keyboard.press("Escape")
     page.get_by_text("Stopped.").wait_for()
+    page.get_by_role("button", name="Edit", exact=True).click()  # at once, and the queue is free again
+    page.get_by_text(re.compile(r"step \d+ of 99")).first.wait_for()
+    page.locator(".stop-button:visible").click()
+    page.get_by_text("Stopped.").wait_for()
     before = results(page)
     time.sleep(1.5)
     assert results(page) == before and "Stopped." in status(page)
-    page.get_by_role("button", name="Edit", exact=True).click()  # the queue is free again
-    page.get_by_text(re.compile(r"step \d+ of 99")).first.wait_for()
-    page.locator(".stop-button:visible").click()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ found = {}
 TRAIN = """
 from pathlib import Path
 from datasets import load_dataset
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig
 from tiny_models import tiny_bagel, tiny_bagel_processor
 from training_data import edit_rows, settings
@@ -75,6 +75,8 @@ lora.push_to_hub(license="mit")
 found["lora"] = outputs(UniEditPipeline(lora.model, lora.processing_class))
 pipe = UniEditPipeline.from_pretrained("ORG/lora").merge_adapters()
 pipe.push_to_hub("ORG/merged")
+ModelCard("---\\nlicense: mit\\n---\\nWritten by hand.").push_to_hub("ORG/merged")
+pipe.push_to_hub("ORG/merged", revision="again", commit_message="Once more")
 found["merged"] = outputs(pipe)
 saves = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 for strategy in ("every_save", "all_checkpoints"):
@@ -89,6 +91,11 @@ for name in ("tuned", "lora", "merged"):
     found[name] = outputs(UniEditPipeline.from_pretrained(f"ORG/{name}"))
     found[f"{name} files"] = list_repo_files(f"ORG/{name}")
     found[f"{name} card"] = hf_hub_download(f"ORG/{name}", "README.md")
+(first,) = [commit.commit_id for commit in list_repo_commits("ORG/merged") if commit.title == "Upload model"]
+found["merged card"] = hf_hub_download("ORG/merged", "README.md", revision=first)
+found["again"] = outputs(UniEditPipeline.from_pretrained("ORG/merged", revision="again"))
+found["card by hand"] = hf_hub_download("ORG/merged", "README.md", revision="again")
+found["commits again"] = [commit.title for commit in list_repo_commits("ORG/merged", revision="again")]
 found["average"] = outputs(UniEditPipeline.from_pretrained("ORG/tuned", subfolder="ema"))
 found["curve"] = hf_hub_download("ORG/tuned", "loss.png")
 for name in ("every-save", "all-checkpoints"):
@@ -218,6 +225,13 @@ def test_the_card_of_merged_adapters(pushed):
     text = Path(pushed[1]["merged card"]).read_text()
     assert f"[{ORGANISATION}/lora](https://huggingface.co/{ORGANISATION}/lora) made part of its weights" in text
     assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/merged")' in text and "Licence: mit." in text
+
+
+def test_a_pipeline_is_pushed_once_more(pushed):
+    """To a branch that did not exist, in one commit, and without touching the card that somebody wrote."""
+    loaded = pushed[1]
+    assert loaded["commits again"][0] == "Once more" and loaded["again"] == loaded["merged"]
+    assert "Written by hand." in Path(loaded["card by hand"]).read_text()
 
 
 def test_a_report_of_another_kind(tmp_path):

@@ -103,6 +103,7 @@ class UniEditPipeline:
         *,
         private: bool | None = None,
         token: str | bool | None = None,
+        revision: str | None = None,
         commit_message: str = "Upload model",
         **kwargs,
     ) -> CommitInfo:
@@ -112,18 +113,22 @@ class UniEditPipeline:
             repo_id: `USER/NAME`; it is created if need be.
             private: Whether a new repository is private.
             token: Of the Hub; the one that was logged in with by default.
+            revision: Branch instead of `main`, likewise.
             commit_message: Of the one commit.
-            kwargs: What `upload_folder` of huggingface_hub takes: `revision`, `create_pr` ...
+            kwargs: What `upload_folder` of huggingface_hub takes, such as `create_pr`.
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        place = {"repo_id": repo_id, "revision": revision}
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            if not api.file_exists(repo_id, "README.md"):
+            if not api.file_exists(filename="README.md", **place):
                 base = inner_model(self.model).config._name_or_path or None
                 adapted = bool(getattr(self.model, "peft_config", None))
                 pushed_card(repo_id, self.loaded_from, base, adapted, token).save(Path(folder) / "README.md")
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, **kwargs)
+            return api.upload_folder(folder_path=folder, commit_message=commit_message, **place, **kwargs)
 
     def merge_adapters(self) -> UniEditPipeline:
         """Makes the adapters that were loaded with the model part of its weights.

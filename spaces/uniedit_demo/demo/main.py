@@ -85,7 +85,9 @@ def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
         show_progress_on=[tab.status],
         trigger_mode="once",
     )
-    tab.stop.click(lambda: "Stopped.", None, tab.status, cancels=[run], queue=False, api_visibility="private")
+    tab.stop.click(None, cancels=[run], queue=False, api_visibility="private")
+    # once it has really ended, so that whoever reads this can start anew
+    run.failure(lambda: "Stopped.", None, tab.status, queue=False, api_visibility="private", show_progress="hidden")
     return run
 
 
