@@ -6,6 +6,7 @@ python benchmarks/demo.py --base assets/small_bagel --tuned runs/quickstart/mode
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import time
@@ -27,28 +28,28 @@ from uniedit_hf.demo.models import load_pair
 
 PICTURE = Path(__file__).parents[1] / "spaces" / "uniedit_demo" / "demo" / "examples" / "red_circle.png"
 REQUESTS = {
-    "edit": {"picture": PICTURE, "instruction": "if the shape is red, paint it blue.", "seed": 1},
+    "edit": {"picture": PICTURE, "instruction": "is there a circle? if so, make it blue.", "seed": 1},
     "ask": {"picture": PICTURE, "question": "what color is the shape?"},
     "generate": {"prompt": "a big red circle at the left", "seed": 1},
 }
 
 
-def waits(run: Callable[[], Iterator], shown: Callable) -> tuple[float, float]:
-    """Seconds to the first output that shows something of a result, and to the last one."""
-    begun, first = time.perf_counter(), None
+def waits(run: Callable[[], Iterator], shown: Callable) -> tuple[float, float, float]:
+    """Seconds to the first output that shows something of a result, to the last one, and of CPU until then."""
+    begun, worked, first = time.perf_counter(), time.process_time(), None
     for output in run():
         if first is None and shown(output):
             first = time.perf_counter() - begun
-    return first, time.perf_counter() - begun
+    return first, time.perf_counter() - begun, time.process_time() - worked
 
 
-def over_the_network(client: Client, name: str) -> tuple[float, float]:
+def over_the_network(client: Client, name: str) -> tuple[float, float, float]:
     """The waits of a request to the server."""
     request = {key: handle_file(str(value)) if key == "picture" else value for key, value in REQUESTS[name].items()}
     return waits(lambda: client.submit(**request, api_name=f"/{name}"), lambda output: bool(output[0] or output[1]))
 
 
-def in_process(handlers: Handlers, name: str) -> tuple[float, float]:
+def in_process(handlers: Handlers, name: str) -> tuple[float, float, float]:
     """The waits of the same request to the function behind it."""
     request = {key: Image.open(value) if key == "picture" else value for key, value in REQUESTS[name].items()}
     return waits(
@@ -83,16 +84,18 @@ def main() -> None:
     page, address = launch(options.base, options.tuned, wait=False)
     print(f"start-up with both models: {time.perf_counter() - begun:.1f} s")
     client, handlers = Client(address, verbose=False), Handlers(load_pair(options.base, options.tuned), Limits())
-    print("| tab | first preview or word | result | the same without server | added by server and client |")
-    print("|---|---|---|---|---|")
+    print(f"load average {os.getloadavg()[0]:.1f}")
+    print("| tab | first preview or word | result | without server | added | CPU: result | CPU: without server |")
+    print("|---|---|---|---|---|---|---|")
     for name in REQUESTS:
         over_the_network(client, name), in_process(handlers, name)
         pairs = [(over_the_network(client, name), in_process(handlers, name)) for _ in tqdm(range(options.repeats))]
-        first, result = (statistics.median(served[i] for served, _ in pairs) for i in range(2))
-        alone = statistics.median(direct[1] for _, direct in pairs)
-        print(f"| {name} | {first:.2f} s | {result:.2f} s | {alone:.2f} s | {1000 * (result - alone):.0f} ms |")
-    queued, direct = empty_calls(3 * options.repeats)
-    print(f"a call that does nothing: {1000 * queued:.0f} ms through the queue, {1000 * direct:.0f} ms past it")
+        first, result, work = (statistics.median(served[i] for served, _ in pairs) for i in range(3))
+        _, alone, least = (statistics.median(direct[i] for _, direct in pairs) for i in range(3))
+        added = f"{1000 * (result - alone):.0f} ms"
+        print(f"| {name} | {first:.2f} s | {result:.2f} s | {alone:.2f} s | {added} | {work:.2f} s | {least:.2f} s |")
+    for place, (seconds, work) in empty_calls(3 * options.repeats).items():
+        print(f"a call that does nothing, {place}: {1000 * seconds:.0f} ms, of CPU {1000 * work:.0f} ms")
     sent, files, seconds = page_weight(address)
     print(f"page: {sent:.0f} KB in {files} files as sent, usable after {seconds:.1f} s")
     versions = ", ".join(f"{each} {version(each)}" for each in ("gradio", "torch", "transformers"))
@@ -100,8 +103,9 @@ def main() -> None:
     page.close()
 
 
-def empty_calls(repeats: int) -> tuple[float, float]:
-    """Median seconds of a call to a function that does nothing, through a queue of the same kind and past it."""
+def empty_calls(repeats: int) -> dict[str, tuple[float, float]]:
+    """Median seconds, and of CPU, of a call to a function that does nothing, through a queue of the same kind and past
+    it."""
     import gradio as gr
 
     with gr.Blocks() as page:
@@ -109,14 +113,14 @@ def empty_calls(repeats: int) -> tuple[float, float]:
         gr.on(None, lambda text: text, text, text, api_name="queued", concurrency_limit=1)
         gr.on(None, lambda text: text, text, text, api_name="direct", queue=False)
     _, address, _ = page.queue(max_size=20).launch(quiet=True, ssr_mode=False, prevent_thread_lock=True)
-    client, taken = Client(address, verbose=False), {"/queued": [], "/direct": []}
+    client, taken = Client(address, verbose=False), {"queued": [], "direct": []}
     for _ in range(repeats + 1):
         for name, seconds in taken.items():
-            begun = time.perf_counter()
-            client.predict("a", api_name=name)
-            seconds.append(time.perf_counter() - begun)
+            begun, worked = time.perf_counter(), time.process_time()
+            client.predict("a", api_name=f"/{name}")
+            seconds.append((time.perf_counter() - begun, time.process_time() - worked))
     page.close()
-    return tuple(statistics.median(seconds[1:]) for seconds in taken.values())
+    return {name: tuple(map(statistics.median, zip(*seconds[1:]))) for name, seconds in taken.items()}
 
 
 if __name__ == "__main__":

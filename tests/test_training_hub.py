@@ -76,8 +76,9 @@ found["lora"] = outputs(UniEditPipeline(lora.model, lora.processing_class))
 pipe = UniEditPipeline.from_pretrained("ORG/lora").merge_adapters()
 pipe.push_to_hub("ORG/merged")
 ModelCard("---\\nlicense: mit\\n---\\nWritten by hand.").push_to_hub("ORG/merged")
-pipe.push_to_hub("ORG/merged", revision="again", commit_message="Once more")
 found["merged"] = outputs(pipe)
+pipe = UniEditPipeline.from_pretrained("ORG/base")
+pipe.push_to_hub("ORG/merged", revision="again", commit_message="Once more")
 saves = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 for strategy in ("every_save", "all_checkpoints"):
     run(strategy.replace("_", "-"), hub_strategy=strategy, **saves)
@@ -228,9 +229,10 @@ def test_the_card_of_merged_adapters(pushed):
 
 
 def test_a_pipeline_is_pushed_once_more(pushed):
-    """To a branch that did not exist, in one commit, and without touching the card that somebody wrote."""
-    loaded = pushed[1]
-    assert loaded["commits again"][0] == "Once more" and loaded["again"] == loaded["merged"]
+    """To a branch that did not exist, in one commit, and without touching `main` or the card that somebody wrote."""
+    trained, loaded = pushed
+    assert loaded["commits again"][0] == "Once more" and loaded["again"] == trained["base"]
+    assert loaded["merged"] == trained["merged"]
     assert "Written by hand." in Path(loaded["card by hand"]).read_text()
 
 
