@@ -42,7 +42,11 @@ class Defaults:
     thinking: int = 1024
 
 
-SMALL = Defaults(11, 2.5, 1.0, "global", (0.0, 1.0), 0.5, 16, 32)
+# As the small world is measured with (uniedit_hf/evaluation/suites/small_world.py).
+SMALL = {
+    "bagel": Defaults(11, 2.5, 1.0, "global", (0.0, 1.0), answer_tokens=16, thinking=32),
+    "janus": Defaults(text_guidance=1.5, image_guidance=1.0, temperature=0.5, answer_tokens=16),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Pair:
     def defaults(self) -> Defaults:
         """Settings that suit the models: of small ones those of the small world, of others their family's."""
         if self.side <= SMALL_WORLD:
-            return SMALL
+            return SMALL[self.base.model.config.model_type]
         own = self.base.model.image_settings.editing
         return Defaults(text_guidance=own["text_guidance_scale"], image_guidance=own["image_guidance_scale"])
 
