@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from uniedit_hf import UniEditPipeline, cli
 from uniedit_hf.evaluation import running
 from uniedit_hf.evaluation.detector import instances
 from uniedit_hf.evaluation.journal import Journal
+from uniedit_hf.evaluation.judge import entry_key, stamp
 from uniedit_hf.evaluation.suites import SUITES, suite as suite_of
 
 
@@ -203,12 +205,12 @@ def drawn(benchmarks, tmp_path):
     return items, folder
 
 
-def judge(drawn, server, **options):
+def judge(drawn, server, seeds=(0, 1), **options):
     from uniedit_hf.evaluation.judge import Judge, JudgeSettings
 
     items, folder = drawn
     settings = JudgeSettings("judge", server.address, None, attempts=2, workers=2, **options)
-    return running.judge(suite_of("wise"), Judge(settings), items, (0, 1), folder, {})
+    return running.judge(suite_of("wise"), Judge(settings), items, seeds, folder, {})
 
 
 def test_a_killed_run_repeats_no_finished_call(drawn, benchmarks, tmp_path):
@@ -243,6 +245,50 @@ def test_a_killed_run_repeats_no_finished_call(drawn, benchmarks, tmp_path):
         fresh.mkdir()
         fresh.with_name("images").rename(fresh / "images")
         assert judge((items, fresh), other) == outcomes
+
+
+def test_a_thousand_stored_replies_are_scored_in_seconds(tmp_path, monkeypatch):
+    """A whole run of WISE: no picture is opened again, no call is made."""
+    rows = [{"Prompt": "p", "Explanation": "e", "Subcategory": "", "prompt_id": number} for number in range(1, 1001)]
+    (tmp_path / "wise.json").write_text(json.dumps(rows))
+    suite, folder = suite_of("wise"), tmp_path / "run"
+    items = suite.read(str(tmp_path / "wise.json"))
+    for item in items:
+        path = running.picture_path(folder, item, 0)
+        path.parent.mkdir(parents=True)
+        picture(16, 16, seed=int(item.name)).save(path)
+    with JudgeServer() as server:
+        judge((items[:1], folder), server, seeds=(0,))
+    replies = folder / "replies.jsonl"
+    stored = json.loads(replies.read_text())  # the others are stored as this one
+    entries = [stored | {"key": entry_key(f"{item.name}/0", "wise"), "prompt": question_of(item).text,
+                         "picture": stamp(running.picture_path(folder, item, 0))} for item in items]  # fmt: skip
+    replies.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    opened = []
+    monkeypatch.setattr(running, "open_image", opened.append)
+    start = time.perf_counter()
+    outcomes = judge((items, folder), server, seeds=(0,))  # the server is gone
+    summary = suite.summary([(item, outcomes[item.name, 0]) for item in items])
+    assert time.perf_counter() - start < 5 and not opened
+    assert len(outcomes) == 1000 and {outcome.status for outcome in outcomes.values()} == {"ok"}
+    assert summary["overall_mean"] == pytest.approx(outcomes["0001", 0].value)
+
+
+def question_of(item):
+    return suite_of("wise").questions(item, None, {})[0]
+
+
+def test_another_picture_is_judged_again(drawn):
+    items, folder = drawn
+    path = running.picture_path(folder, items[0], 0)
+    with JudgeServer() as server:
+        judge(drawn, server)
+        os.utime(path, (0, 0))
+        judge(drawn, server)
+        assert server.answered.total() == 8  # only its time differs
+        picture(32, 32, seed=99).save(path)
+        judge(drawn, server)
+        assert server.answered.total() == 9
 
 
 # ---- runs

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hub import ORGANISATION, running_hub
 
 from tests.evaluation_parts import write_benchmarks
@@ -56,6 +57,8 @@ assert cli.main([*command, "--model", missing, "--push_to_hub", "--output_dir", 
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_card_of_a_repository(tmp_path):
     write_benchmarks(tmp_path)
     drawing = json.dumps({"num_timesteps": 2, "size": [32, 32], "thinking_budget": 0})

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -93,12 +94,12 @@ class Judge:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = httpx2.Client(timeout=settings.timeout, headers=headers)
 
-    def ask_all(self, questions: Iterable[tuple[str, Question]], total: int, journal: Journal) -> None:
+    def ask_all(self, questions: Iterable[tuple[str, Question, str]], total: int, journal: Journal) -> None:
         """Asks what the journal holds no reply to. At most twice as many questions as workers wait with their
         pictures.
 
         Args:
-            questions: Each with the name of the picture that it is about.
+            questions: Each with the name of the picture that it is about, and that picture's `stamp`.
             total: How many there are, for the progress bar.
             journal: Takes an entry a call: `status`, `reply`, `reason`, `model` as the endpoint names it, and what was
                 asked.
@@ -112,14 +113,20 @@ class Judge:
                 for _ in pool.map(lambda each: self.ask(*each, journal), batch):
                     bar.update()
 
-    def ask(self, about: str, question: Question, journal: Journal) -> None:
-        """Asks one question, unless the journal holds its reply, as `ask_all` does."""
-        messages, digest = self._messages(question)
-        known = journal.entries.get(entry_key(about, question.name), {})
-        if known.get("asked") == digest and known.get("status") in ("ok", "refused"):
+    def ask(self, about: str, question: Question, stamp: str, journal: Journal) -> None:
+        """Asks one question, unless the journal holds its reply: to the same words, settings and pictures. A picture
+        with the same stamp is the same and is not opened."""
+        key = entry_key(about, question.name)
+        known = journal.entries.get(key, {})
+        entry = {"key": key, "prompt": question.text, "picture": stamp, "settings": self.settings.stored}
+        answered = known.get("status") in ("ok", "refused")
+        if answered and entry.items() <= known.items():
             return
-        entry = {"key": entry_key(about, question.name), "asked": digest, "prompt": question.text}
-        journal.append(entry | self._reply(messages) | {"settings": self.settings.stored})
+        messages, digest = self._messages(question)
+        if answered and known["asked"] == digest:
+            journal.append(known | entry)
+            return
+        journal.append(entry | {"asked": digest} | self._reply(messages))
 
     def _messages(self, question: Question) -> tuple[list[dict], str]:
         """What is sent, and its hash together with the settings."""
@@ -184,6 +191,12 @@ class Judge:
 
     def close(self) -> None:
         self.client.close()
+
+
+def stamp(path: Path) -> str:
+    """Size and time of a picture's file, by which a later run knows it again."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def entry_key(about: str, question: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.evaluation.items import Item, Outcome
 from uniedit_hf.evaluation.journal import Journal
-from uniedit_hf.evaluation.judge import Judge, Question, entry_key
+from uniedit_hf.evaluation.judge import Judge, entry_key, stamp
 from uniedit_hf.images import open_image
 
 
@@ -123,21 +124,24 @@ def judge(
     check_pictures(items, seeds, folder)
     journal = Journal(folder / "replies.jsonl")
 
-    def asked(item: Item, seed: int) -> list[Question]:
-        return suite.questions(item, partial(open_image, picture_path(folder, item, seed)), texts, compat)
-
-    questions = ((f"{item.name}/{seed}", each) for item in items for seed in seeds for each in asked(item, seed))
-    total = sum(len(asked(item, seed)) for item in items for seed in seeds)
+    asked = {}
+    for item, seed in product(items, seeds):
+        opened = partial(open_image, picture_path(folder, item, seed))
+        asked[item.name, seed] = suite.questions(item, opened, texts, compat)
+    questions = (
+        (f"{item.name}/{seed}", each, stamp(picture_path(folder, item, seed)))
+        for item, seed in product(items, seeds)
+        for each in asked[item.name, seed]
+    )
     try:
-        judge.ask_all(questions, total, journal)
+        judge.ask_all(questions, sum(map(len, asked.values())), journal)
     finally:
         journal.close()
     outcomes = {}
-    for item in items:
-        for seed in seeds:
-            names = [question.name for question in asked(item, seed)]
-            entries = {name: journal.entries[entry_key(f"{item.name}/{seed}", name)] for name in names}
-            outcomes[item.name, seed] = outcome(suite, item, entries, compat)
+    for item, seed in product(items, seeds):
+        names = [question.name for question in asked[item.name, seed]]
+        entries = {name: journal.entries[entry_key(f"{item.name}/{seed}", name)] for name in names}
+        outcomes[item.name, seed] = outcome(suite, item, entries, compat)
     return outcomes
 
 
