@@ -349,8 +349,8 @@ def test_mistakes_are_one_sentence(models, benchmarks, tmp_path, capsys, monkeyp
 
     def complaint(name, *flags) -> str:
         assert evaluate(name, models, benchmarks, tmp_path / "run", None, *flags) == 1
-        error = capsys.readouterr().err.strip()
-        assert error.startswith("uniedit evaluate: ") and error.count("\n") == 0
+        *before, error = capsys.readouterr().err.strip().splitlines()
+        assert error.startswith("uniedit evaluate: ") and all("drawing:" in line for line in before)
         return error
 
     with JudgeServer() as server:
@@ -364,7 +364,13 @@ def test_mistakes_are_one_sentence(models, benchmarks, tmp_path, capsys, monkeyp
         assert "cannot be scored as upstream" in complaint("wise", *local, "--compat", "upstream")
         (tmp_path / "two.txt").write_text("cat\ndog\n")
         assert "5 classes" in complaint("geneval", "--class_names", tmp_path / "two.txt")
+        assert "must be JSON such as" in complaint("wise", *local, "--drawing", "{steps}")
+        assert "limit is 0" in complaint("wise", *local, "--limit", "0")
         assert not (tmp_path / "run").exists()
+        assert "no setting steps" in complaint("wise", *local, "--limit", "1", "--drawing", '{"steps": 3}')
+        assert evaluate("wise", models, benchmarks, tmp_path / "run", server, "--limit", "1") == 0  # nothing was drawn
+        capsys.readouterr()
+        assert "holds a run with other settings (seeds" in complaint("wise", *local, "--limit", "1", "--seeds", "4")
 
 
 def test_a_detector_needs_its_classes(benchmarks, models, tmp_path, capsys):
@@ -381,6 +387,8 @@ def test_other_settings_are_not_compared(tmp_path, drawn, benchmarks):
     other = running.settings_of("wise", items, "b", [0], {"num_timesteps": 4})
     running.open_run(tmp_path / "a", one)
     running.open_run(tmp_path / "b", other)
+    running.picture_path(tmp_path / "a", items[0], 0).parent.mkdir(parents=True)
+    running.picture_path(tmp_path / "a", items[0], 0).touch()
     with pytest.raises(ValueError, match="cannot be compared: drawing"):
         check_same(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="holds a run with other settings"):

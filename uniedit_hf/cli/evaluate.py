@@ -101,6 +101,8 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
         raise ValueError(f"{options.suite} needs its prompt file: give it as prompts.")
     if options.push_to_hub and Path(options.model).is_dir():
         raise ValueError(f"{options.model} is a folder: push_to_hub is for a model on the Hub, so leave it out.")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit is {options.limit}, but at least one item must be taken: use 1 or more.")
     items = suite.read(options.prompts, options.images)[: options.limit]
     drawing = _drawing(options, suite)
     # what is missing for judging is told before anything is drawn
@@ -145,7 +147,12 @@ def _drawing(options: EvaluateOptions, suite) -> dict:
     if options.compat and options.compat not in suite.COMPATS:
         known = ", ".join(suite.COMPATS) or "none"
         raise ValueError(f"{options.suite} cannot be scored as {options.compat}: compat may be {known}, or left out.")
-    given = json.loads(options.drawing) if isinstance(options.drawing, str) else options.drawing
+    try:
+        given = json.loads(options.drawing) if isinstance(options.drawing, str) else options.drawing
+    except ValueError as error:
+        raise ValueError(
+            f"drawing is {options.drawing!r}, but must be JSON such as '{{\"size\": [512, 512]}}'."
+        ) from error
     return suite.SETTINGS.get(options.preset, {}) | (given or {})
 
 

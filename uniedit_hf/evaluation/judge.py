@@ -167,12 +167,13 @@ class Judge:
             return None, f"the connection broke ({type(error).__name__})"
         status, text = response.status_code, self._without_key(response.text)
         if status in (401, 403):
-            variable = settings.api_key_env or "what the server asks for"
-            raise JudgeError(f"The judge refuses the key (HTTP {status}): check {variable}.")
+            variable = settings.api_key_env
+            remedy = f"check {variable}" if variable else "name the variable of a key as judge_api_key_env"
+            raise JudgeError(f"The judge refuses the {'key' if variable else 'call'} (HTTP {status}): {remedy}.")
         if text.lstrip()[:1] == "<" and status < 500:
             raise JudgeError(
-                f"The judge at {settings.base_url} answers with HTML (HTTP {status}), expected JSON: check base_url, "
-                "which ends in /v1 for most servers."
+                f"The judge at {settings.base_url} answers with HTML (HTTP {status}), expected JSON: check "
+                "judge_base_url, which ends in /v1 for most servers."
             )
         if status == 404:
             raise JudgeError(

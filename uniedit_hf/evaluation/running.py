@@ -44,17 +44,22 @@ def differing(one: dict, other: dict, ignored: Sequence[str] = ()) -> str:
 
 
 def open_run(folder: Path, settings: dict) -> None:
-    """Begins a run, or checks that the folder holds the same one.
+    """Begins a run, or checks that the folder holds the same one; one that made nothing may become another.
 
     Raises:
-        ValueError: The folder holds a run with other settings.
+        ValueError: The folder holds a run with other settings, or is a file.
     """
     file = folder / "settings.json"
-    if file.exists():
+    if file.exists() and any(folder.glob("images/*/*")):
         if difference := differing(json.loads(file.read_text(encoding="utf-8")), settings):
             raise ValueError(f"{folder} holds a run with other settings ({difference}): choose another output_dir.")
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{error.filename} lies in or is a file, but pictures need a folder: choose another."
+        ) from error
     _write(file, json.dumps(settings, indent=2).encode())
 
 
