@@ -1,4 +1,5 @@
-"""The table of `uniedit evaluate` in a model card: in a text, and in a repository on a Hub on loopback."""
+"""The table of `uniedit evaluate` in a model card: in a text, and in a repository on a Hub on loopback, which has the
+prompts as well."""
 
 from __future__ import annotations
 
@@ -46,6 +47,12 @@ tiny_bagel_processor().push_to_hub(name)
 card = "---\\nlicense: mit\\n---\\n# On the Hub\\n"
 HfApi().upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=name)
 
+prompts, command[command.index("--prompts") + 1] = command[command.index("--prompts") + 1], "hf://datasets/ORG/bench/sets/wise.json"
+HfApi().create_repo("ORG/bench", repo_type="dataset")
+HfApi().upload_file(path_or_fileobj=prompts, path_in_repo="sets/wise.json", repo_id="ORG/bench", repo_type="dataset")
+for wrong in ("hf://datasets/ORG/bench/none.json", "hf://datasets/ORG/none/wise.json", "hf://datasets/ORG"):
+    assert cli.main([*command, "--model", name, "--prompts", wrong]) == 1
+
 def stands():
     return open(hf_hub_download(name, "README.md")).read()
 
@@ -67,7 +74,14 @@ def test_the_card_of_a_repository(tmp_path):
         command = ["evaluate", "--suite", "wise", "--prompts", tmp_path / "wise.json", "--limit", "2", "--drawing",
                    drawing, "--output_dir", tmp_path / "out", "--judge_model", "judge", "--judge_base_url",
                    server.address, "--judge_api_key_env", "none"]  # fmt: skip
-        words = [sys.executable, "-c", PROGRAM, name, f"{ORGANISATION}/none", *map(str, [tmp_path / "none", *command])]
+        words = [
+            sys.executable,
+            "-c",
+            PROGRAM.replace("ORG", ORGANISATION),
+            name,
+            f"{ORGANISATION}/none",
+            *map(str, [tmp_path / "none", *command]),
+        ]
         environment = os.environ | hub.environment
         done = subprocess.run(words, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,5 +89,7 @@ def test_the_card_of_a_repository(tmp_path):
     assert done.stdout.count("The table is in the model's card: http") == 2
     card = done.stdout[done.stdout.rindex("---\nlicense: mit\n---\n# On the Hub") :]
     assert card.count("### Evaluation: wise") == 1 and "2 items, seeds [0]" in card
-    refusal = done.stderr.strip().splitlines()[-1]
-    assert refusal.startswith("uniedit evaluate: ") and "no model that can be seen on the Hub" in refusal
+    refusals = [line for line in done.stderr.splitlines() if line.startswith("uniedit evaluate: ")]
+    assert len(refusals) == 4 and "has no file none.json" in refusals[0]
+    assert "no data set that can be seen on the Hub" in refusals[1] and "names no file" in refusals[2]
+    assert "no model that can be seen on the Hub" in refusals[3]

@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
-from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+
+KINDS = {"model": "model", "data set": "dataset"}  # as we say it, as the Hub does
+
+
+def hub_file(name: str, file: str, kind: str = "model") -> Path | None:
+    """A copy of a file of a repository on the Hub, or `None` if the repository has no such file.
+
+    Args:
+        name: Of the repository.
+        file: Its path there.
+        kind: `"model"` or `"data set"`.
+
+    Raises:
+        OSError: There is no such repository, or it cannot be seen or reached.
+    """
+    try:
+        return Path(hf_hub_download(name, file, repo_type=KINDS[kind]))
+    except (EntryNotFoundError, HTTPError, HFValidationError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise hub_error(name, kind, error) from error
 
 
 def hub_error(name: str, kind: str, error: Exception) -> OSError:

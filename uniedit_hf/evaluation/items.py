@@ -59,10 +59,15 @@ def local_file(path: str) -> Path:
         ValueError: There is no such file.
     """
     if path.startswith(HUB):
-        from huggingface_hub import hf_hub_download
+        from uniedit_hf.hub import hub_file
 
-        owner, name, file = path.removeprefix(HUB).split("/", 2)
-        return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
+        parts = path.removeprefix(HUB).split("/", 2)
+        if len(parts) < 3:
+            raise ValueError(f"{path} names no file of a data set on the Hub: write {HUB}OWNER/NAME/FILE.")
+        found = hub_file("/".join(parts[:2]), parts[2], "data set")
+        if found is None:
+            raise ValueError(f"The data set {'/'.join(parts[:2])} has no file {parts[2]}: see its files on the Hub.")
+        return found
     if not Path(path).is_file():
         raise ValueError(f"There is no prompt file {path}: give a path, or {HUB}OWNER/NAME/FILE.")
     return Path(path)

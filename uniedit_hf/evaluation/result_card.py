@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from uniedit_hf.evaluation.comparison_report import markdown
-from uniedit_hf.hub import hub_error
+from uniedit_hf.hub import hub_file
 
 
 def with_result(text: str, result: dict) -> str:
@@ -25,23 +25,6 @@ def write_into_card(result: dict, folder: Path) -> Path:
     return card
 
 
-def hub_card(name: str) -> str:
-    """The text of the card of a repository on the Hub, empty if it has none.
-
-    Raises:
-        OSError: There is no such repository, or it cannot be seen.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, "README.md")).read_text(encoding="utf-8")
-    except (LocalEntryNotFoundError, HTTPError, HFValidationError) as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            return ""
-        raise hub_error(name, "model", error) from error
-
-
 def push_into_card(result: dict, name: str) -> str:
     """Writes the table into the card of a repository on the Hub, as a commit, whose address it returns.
 
@@ -50,7 +33,8 @@ def push_into_card(result: dict, name: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    text = with_result(hub_card(name), result)
+    card = hub_file(name, "README.md")
+    text = with_result(card.read_text(encoding="utf-8") if card else "", result)
     commit = HfApi().upload_file(
         path_or_fileobj=text.encode(),
         path_in_repo="README.md",
