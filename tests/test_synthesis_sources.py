@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -12,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image as ImageFeature, Value
+from hub import running_hub
 from hypothesis import given, strategies as st
 from PIL import Image
 
@@ -99,6 +104,31 @@ def test_pictures_are_read_from_archives(folder, kind):
     lines = write_lines(folder / "rows.jsonl", {"image": "in/side.png", "question": "what?", "answer": "red"})
     drafts = read(Rows(kind="rows", files=[lines], archives=[folder / f"a.{kind}"]))
     assert [draft.image.data for draft in drafts] == [png("red")]
+
+
+ON_THE_HUB = """
+import sys
+from huggingface_hub import HfApi
+from uniedit_hf.synthesis.settings import Rows
+from uniedit_hf.synthesis.sources.reading import read_source
+
+HfApi().create_repo("uniedit-hf/signs", repo_type="dataset")
+HfApi().upload_folder(repo_id="uniedit-hf/signs", repo_type="dataset", folder_path=sys.argv[1])
+columns = {"question": "asked", "answer": "said"}
+for _, draft in read_source(Rows(kind="rows", dataset="uniedit-hf/signs", columns=columns)):
+    print(draft.question, draft.answer, draft.image.sha256)
+"""
+
+
+def test_a_data_set_of_the_hub_may_keep_its_pictures_as_files(tmp_path):
+    (tmp_path / "signs").mkdir()
+    (tmp_path / "signs" / "red.png").write_bytes(png("red"))
+    (tmp_path / "signs" / "metadata.jsonl").write_text('{"file_name": "red.png", "asked": "q?", "said": "red"}')
+    with running_hub(tmp_path / "hub") as hub:
+        environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", ON_THE_HUB, str(tmp_path / "signs")]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.stdout.split() == ["q?", "red", hashlib.sha256(png("red")).hexdigest()], found.stderr
 
 
 def test_easy_vqa_is_a_source():

@@ -1,10 +1,13 @@
-"""Pictures as rows name them: by path, as bytes, or as members of archives. Nothing is fetched from a network."""
+"""Pictures as rows name them: by path, as bytes, or as members of archives. Nothing is fetched from a network, but the
+files of a data set of the Hub that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import HfFileSystem
 
 from uniedit_hf.images import URL
 from uniedit_hf.randomness import derive_seed
@@ -21,10 +24,10 @@ class Pictures:
     Args:
         root: The folder that paths are relative to.
         archives: Tar and zip files.
-        local_paths: Whether absolute paths are allowed, of a data set that put them on this machine itself.
+        of_dataset: Whether rows come from a data set, which names its own files by absolute paths, or on the Hub.
     """
 
-    def __init__(self, root: Path, archives: Sequence[Path] = (), *, local_paths: bool = False):
+    def __init__(self, root: Path, archives: Sequence[Path] = (), *, of_dataset: bool = False):
         for archive in archives:
             if not archive.is_file():
                 raise ValueError(f"There is no archive {archive}: check source.archives.")
@@ -34,7 +37,7 @@ class Pictures:
                 f"{archive} cannot be read as {'zip' if archive.lower().endswith('.zip') else 'tar'} ({fault}): "
                 "expected a zip file or a tar file without compression; check source.archives."
             )
-        self.local_paths = local_paths
+        self.of_dataset = of_dataset
 
     def read(self, image: Any) -> Picture:
         """The picture behind a value of a row. Raises `RowFault`."""
@@ -45,14 +48,19 @@ class Pictures:
         path = image.get("path") if isinstance(image, dict) else image
         if not isinstance(path, str) or not path:
             raise RowFault("no picture", f"the picture is {str(path)[:40]!r}: expected a path or encoded bytes.")
+        try:
+            if self.of_dataset and path.startswith("hf://"):
+                return Picture(HfFileSystem().read_bytes(path))
+            if self.of_dataset and Path(path).is_absolute():
+                return Picture(Path(path).read_bytes())
+        except OSError as error:
+            raise RowFault("image not found", f"{path!r} cannot be read: {error.strerror or error}.") from error
         if URL.match(path):
             raise RowFault(
                 "picture is an address",
                 f"{path[:80]!r}: nothing is fetched here; download the picture and give its path.",
             )
         try:
-            if self.local_paths and Path(path).is_absolute():
-                return Picture(Path(path).read_bytes())
             return Picture(self.store.read(path))
         except StoreFault as fault:
             raise RowFault(fault.reason, fault.detail) from fault

@@ -52,7 +52,7 @@ class QuestionRows:
         Raises:
             ValueError: There is no such data set, or it has no such column.
         """
-        from datasets import ClassLabel, Image
+        from datasets import ClassLabel
 
         settings = self.settings
         rows = stream(settings.dataset, settings.config, settings.split, "source")
@@ -63,10 +63,8 @@ class QuestionRows:
                     f"{settings.dataset} has no column {name!r} but {', '.join(features)}: name the right ones under "
                     "source.columns."
                 )
-        if isinstance(features.get(self.columns["image"]), Image):
-            rows = rows.cast_column(self.columns["image"], Image(decode=False))
         labels, category = features.get(self.columns["category"]), self.columns["category"]
-        for row in rows:
+        for row in rows.decode(False):  # pictures as they are stored
             if isinstance(labels, ClassLabel) and row[category] is not None:
                 row[category] = labels.int2str(row[category])
             yield row

@@ -37,7 +37,7 @@ def read_source(
                 yield number + 1, draft_of_row(row, number)
         return
     understood = ConversationRows(settings) if isinstance(settings, Conversations) else QuestionRows(settings)
-    pictures = Pictures(_root(settings), settings.archives, local_paths=bool(getattr(settings, "dataset", None)))
+    pictures = Pictures(_root(settings), settings.archives, of_dataset=bool(getattr(settings, "dataset", None)))
     for number, row in enumerate(_rows(settings, understood)):
         if number == settings.limit:
             return
