@@ -39,6 +39,7 @@ class Instant:
     """Answers at once, in the form asked for."""
 
     parameters = "instant"
+    key = ""
     ratios = {}
 
     def __init__(self, *_):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -77,6 +78,31 @@ def kill_when_answered(process: subprocess.Popen, server: ModelServer, calls: in
         time.sleep(0.002)
     process.communicate()
     return False
+
+
+def killed_run(settings: dict, server: ModelServer, folder: Path, kills: int, total: int) -> tuple[int, list[int]]:
+    """Kills a run at random numbers of calls and finishes it. How often it was killed, and repeated calls per kill.
+
+    Args:
+        settings: Of the run.
+        server: That it asks, and that nobody has asked before.
+        folder: For the file of settings.
+        kills: How often it is killed.
+        total: Calls of the whole run.
+    """
+    config = write_settings(settings, folder / "killed.yaml")
+    moments = sorted(random.Random(1).sample(range(1, max(kills + 1, total - CHAT)), kills))
+    struck, repeated = 0, []
+    for moment in moments:
+        before = server.repeated
+        if kill_when_answered(start(config), server, moment + sum(repeated)):
+            struck += 1
+        time.sleep(0.3)  # what was in flight is answered into the void
+        repeated.append(server.repeated - before)
+    before = server.repeated
+    finish(start(config))
+    repeated.append(server.repeated - before)
+    return struck, repeated
 
 
 def result_of(output_dir: Path) -> tuple[list[tuple], list[dict]]:

@@ -242,6 +242,25 @@ def test_the_same_asked_at_the_same_time_is_one_call(tmp_path):
         assert server.calls == 1 and len(set(map(str, answers))) == 1
 
 
+def test_a_key_that_a_server_repeats_is_not_kept(tmp_path):
+    class Echo:
+        parameters, key = "echo", KEY
+
+        async def reply(self, request):
+            return Reply("m-1", text=f"you sent {KEY}", refusal=f"not with {KEY}")
+
+    cache = CallCache(tmp_path / "calls.sqlite", tmp_path / "pictures")
+    settings = OpenAiChat(kind="openai", model="m-1")
+
+    async def ask():
+        return await Caller("mine", Echo(), settings, cache, Budget(BudgetSettings())).reply(question())
+
+    reply = asyncio.run(ask())
+    cache.close()
+    assert (reply.text, reply.refusal, reply.model) == ("you sent ***", "not with ***", "m-1")
+    assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+
+
 def test_a_missing_key_names_the_variable(monkeypatch):
     monkeypatch.delenv("TEST_BACKEND_KEY")
     with pytest.raises(BackendError, match="environment variable TEST_BACKEND_KEY, which is empty"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from model_server import Behaviour, ModelServer
-from synthesis_runs import finish, result_of, settings_for, start, write_settings
+from synthesis_runs import CHAT, EDITOR, finish, killed_run, result_of, settings_for, start, write_settings
 
 from uniedit_hf.synthesis.run import run
 from uniedit_hf.synthesis.settings import settings_from
@@ -77,6 +77,23 @@ def compare(server, folder, rows: int, executor: str) -> None:
 def test_two_local_workers_give_the_same_set(tmp_path, rows):
     with ModelServer(Behaviour(faults=0.05, others=0.03)) as server:
         compare(server, tmp_path, rows, "local")
+
+
+@pytest.mark.slow
+def test_being_killed_with_two_workers_changes_nothing(tmp_path):
+    rows, kills = 300, 5
+    with ModelServer(Behaviour(faults=0.05, others=0.03)) as server:
+        merged = run(settings_from(settings_for(server, tmp_path / "whole", rows, shards=2), "it"))
+        total = server.calls
+    with ModelServer(Behaviour(faults=0.05, others=0.03)) as server:
+        engine = {"kind": "datatrove", "executor": "local", "workers": 2}
+        settings = settings_for(server, tmp_path / "killed", rows, shards=2, engine=engine)
+        struck, repeated = killed_run(settings, server, tmp_path, kills, total)
+        print(f"{rows} rows, {total} calls, {merged.counts.records} records; killed {struck} times, ", end="")  # noqa: T201
+        print(f"calls repeated after each: {repeated}, in flight at most {server.most_in_flight}")  # noqa: T201
+    assert struck >= kills - 1
+    assert all(number <= 2 * (CHAT + EDITOR) for number in repeated)
+    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sqlite3
 import time
@@ -13,7 +12,7 @@ from collections import Counter
 import pytest
 from datasets import load_dataset
 from model_server import Behaviour, ModelServer
-from synthesis_runs import CHAT, EDITOR, finish, kill_when_answered, result_of, settings_for, start, write_settings
+from synthesis_runs import CHAT, EDITOR, killed_run, result_of, settings_for, start, write_settings
 
 from uniedit_hf.dataset_builder.uniedit_148k import UniEdit148k
 from uniedit_hf.release.build import build
@@ -144,23 +143,6 @@ def test_the_key_is_nowhere(whole):
         assert KEY.encode() not in path.read_bytes(), path
 
 
-def killed_run(server, folder, rows: int, kills: int, total: int, **sections) -> tuple[int, list[int]]:
-    """Kills a run at random numbers of calls and finishes it. How often it was killed, and repeated calls per kill."""
-    config = write_settings(with_key(settings_for(server, folder / "out", rows, **sections)), folder / "run.yaml")
-    moments = sorted(random.Random(1).sample(range(1, max(kills + 1, total - CHAT)), kills))
-    struck, repeated, base = 0, [], server.calls
-    for moment in moments:
-        before = server.repeated
-        if kill_when_answered(start(config), server, base + moment + sum(repeated)):
-            struck += 1
-        time.sleep(0.3)  # what was in flight is answered into the void
-        repeated.append(server.repeated - before)
-    before = server.repeated
-    finish(start(config))
-    repeated.append(server.repeated - before)
-    return struck, repeated
-
-
 @pytest.mark.parametrize(
     ("rows", "kills"), [(40, 2), pytest.param(2000, 20, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
@@ -171,12 +153,13 @@ def test_being_killed_changes_nothing(tmp_path, rows, kills):
         assert merged.counts.records + merged.counts.rejects == rows
         assert in_flight <= CHAT + EDITOR and server.repeated == 0
     with ModelServer(FAILING) as server:
-        struck, repeated = killed_run(server, tmp_path / "killed", rows, kills, total)
+        settings = with_key(settings_for(server, tmp_path / "killed", rows))
+        struck, repeated = killed_run(settings, server, tmp_path, kills, total)
         print(f"{rows} rows, {total} calls, {merged.counts.records} records; killed {struck} times, ", end="")  # noqa: T201
         print(f"calls repeated after each: {repeated}, in flight at most {server.most_in_flight}")  # noqa: T201
     assert struck >= kills - 1
     assert all(number <= CHAT + EDITOR for number in repeated)
-    assert result_of(tmp_path / "killed" / "out") == result_of(tmp_path / "whole")
+    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
 def test_what_failed_is_tried_again_by_the_next_run(tmp_path):

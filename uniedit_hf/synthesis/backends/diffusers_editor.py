@@ -20,6 +20,7 @@ class DiffusersEditorBackend:
         BackendError: There is no such pipeline, it takes no image, or it lacks one of `arguments`.
     """
 
+    key = ""
     ratios: dict[str, float] = {}  # any
     OURS = ("generator", "height", "image", "num_images_per_prompt", "output_type", "prompt", "return_dict", "width")
 

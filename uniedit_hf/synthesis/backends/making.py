@@ -16,8 +16,8 @@ from uniedit_hf.synthesis.settings import (
 
 
 def make_backend(name: str, settings: BackendSettings):
-    """The backend of a name in the settings: an object with `parameters`, `async reply(request)` and `async close()`,
-    and of an editor the `ratios` that it draws in.
+    """The backend of a name in the settings: an object with `parameters`, `key`, `async reply(request)` and
+    `async close()`, and of an editor the `ratios` that it draws in.
 
     Raises:
         BackendError: A package is not installed, a key is not set, or there is no such model on this machine.

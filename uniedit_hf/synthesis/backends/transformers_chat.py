@@ -20,6 +20,8 @@ class TransformersChatBackend:
         BackendError: There is no such model.
     """
 
+    key = ""
+
     def __init__(self, name: str, settings: TransformersChat):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -28,6 +28,8 @@ from uniedit_hf.synthesis.settings import BackendSettings
 # reply that the settings are wrong: the run stops.
 FAILURES_IN_A_ROW = 20
 LONGEST_WAIT = 60.0
+# What local servers take for a key, such as "EMPTY", is no secret and may be a word of a reply.
+SHORTEST_KEY = 12
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Caller:
 
     Args:
         name: What the settings call it.
-        backend: Has `parameters`, a text that decides replies, and `async reply(request)`.
+        backend: Has `parameters`, a text that decides replies, `key`, which must not be kept, and
+            `async reply(request)`.
         settings: Limits and prices.
         cache: Where replies are kept.
         budget: What may be spent.
@@ -155,12 +158,21 @@ class Caller:
             start = max(now, self.next_start)
             self.next_start = start + 60 / self.settings.requests_per_minute
             await asyncio.sleep(start - now)
-        return await self.backend.reply(request)
+        return _without_key(await self.backend.reply(request), self.backend.key)
 
     def _wait(self, attempt: int, failure: PassingFailure) -> float:
         """Seconds before the next attempt: doubling, with chance, and what the server asked for at least."""
         doubled = self.settings.first_wait * 2**attempt * random.uniform(0.5, 1.0)
         return min(max(doubled, failure.wait), LONGEST_WAIT)
+
+
+def _without_key(reply: Reply, key: str) -> Reply:
+    """The reply without the key, should a server repeat what it was sent: replies are kept, and shown in reports."""
+    if len(key) < SHORTEST_KEY:
+        return reply
+    texts = {name: getattr(reply, name) for name in ("model", "text", "refusal")}
+    found = {name: text.replace(key, "***") for name, text in texts.items() if text and key in text}
+    return replace(reply, **found) if found else reply
 
 
 def without_fence(text: str) -> str:
