@@ -21,6 +21,10 @@ from uniedit_hf.synthesis.settings.stages import (
 )
 
 
+# Where the place of a mistake names the kind of a union, which the reader did not write there.
+KIND_AT = {"source": 1, "backends": 2}
+
+
 class BudgetSettings(Section):
     """What the run may spend in all, resumed runs included; nothing set is no limit.
 
@@ -139,7 +143,8 @@ def settings_from(options: dict[str, Any], where: str) -> Settings:
         return Settings.model_validate(options)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        kind_at = KIND_AT.get(str(first["loc"][0])) if first["loc"] else None
+        place = ".".join(str(part) for index, part in enumerate(first["loc"]) if index != kind_at)
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "there is no such setting"
