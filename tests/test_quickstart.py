@@ -17,18 +17,24 @@ from safetensors.torch import load_file
 from uniedit_hf import UniEditPipeline, quickstart
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
+from uniedit_hf.evaluation.suites.small_world import EDIT_SETTINGS
 from uniedit_hf.quickstart.tuning import base_folder, tune
 
 
 SMALL = {"steps": 2, "edits": 60, "items": 4}
 
 
+@pytest.fixture(scope="module", params=["bagel", pytest.param("janus", marks=[pytest.mark.slow])])
+def family(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(family, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    quickstart.run(str(folder), seeds=2, **SMALL)
+    quickstart.run(str(folder), model=family, seeds=2, **SMALL)
     yield folder
     torch.set_num_threads(threads)
 
@@ -44,11 +50,12 @@ def test_the_page_is_one_file(folder):
     assert 'src="http' not in page and "<script" not in page
 
 
-def test_data_and_model_load(folder):
+def test_data_and_model_load(family, folder):
     edits = load_dataset(str(folder / "data" / "intelligent"), split="train")
     assert len(edits) == 60 and edits[0]["source_image"].size == (64, 64)
     pipeline = UniEditPipeline.from_pretrained(folder / "model")
-    assert pipeline.edit(edits[0]["source_image"], edits[0]["instruction"], num_timesteps=2, seed=0).size == (64, 64)
+    drawn = pipeline.edit(edits[0]["source_image"], edits[0]["instruction"], seed=0, **EDIT_SETTINGS[family])
+    assert drawn.size == (64, 64)
 
 
 def test_the_report_follows_from_the_items(folder, report):
@@ -75,8 +82,8 @@ def test_figures_are_means_over_the_seeds(folder, report):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_same_seed_gives_the_same_files(folder, report, tmp_path):
-    quickstart.run(str(tmp_path), **SMALL)
+def test_the_same_seed_gives_the_same_files(family, folder, report, tmp_path):
+    quickstart.run(str(tmp_path), model=family, **SMALL)
     for file in ("data/intelligent", "data/plain"):
         for name in [path.name for path in (folder / file).rglob("*.parquet")]:
             first, second = (next((root / file).rglob(name)).read_bytes() for root in (folder, tmp_path))
@@ -106,9 +113,9 @@ def test_edits_follow_their_source_and_their_instruction(report):
 
 
 @pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_ends_more_than_the_training(folder, tmp_path, number, ends_with):
+def test_a_signal_ends_more_than_the_training(family, folder, tmp_path, number, ends_with):
     """Neither the control is tuned then, nor anything measured."""
-    base, edits = base_folder(None, "bagel"), load_dataset(str(folder / "data" / "intelligent"), split="train")
+    base, edits = base_folder(None, family), load_dataset(str(folder / "data" / "intelligent"), split="train")
     before = signal.getsignal(number)
 
     def send():

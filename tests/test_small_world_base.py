@@ -46,6 +46,13 @@ def test_both_views_of_a_picture_have_as_many_tokens(family, pipe):
         assert pipe.processor.num_image_tokens == pipe.model.config.vision_config.num_image_tokens == 64
 
 
+def test_janus_has_a_token_for_every_word_and_turn():
+    tokenizer = UniEditPipeline.from_pretrained(ROOT / "assets" / "small_janus").processor.tokenizer
+    ids = tokenizer("<|User|>: what color is the shape?\n\n<|Assistant|>:")["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert tokens == ["<bos>", "<user>", "what", "color", "is", "the", "shape", "?", "<turn>"]
+
+
 def test_it_draws_edits_and_answers(family, pipe):
     source = render(Scene("circle", "red", (36.0, 8.0, 58.0, 30.0), (240, 240, 250)))
     assert pipe.answer(source, "what color is the shape?", max_new_tokens=6) == "red"

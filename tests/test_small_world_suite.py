@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_models import save_small_janus
 from uniedit_hf import UniEditPipeline
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.comparison import compare
@@ -98,8 +97,8 @@ def test_a_page_shows_answers_as_text(items, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bagel", "janus"])
-def test_a_run_scores_as_the_quickstart_does(family, items, tmp_path, request):
-    folder = BASE if family == "bagel" else request.getfixturevalue("small_janus")
+def test_a_run_scores_as_the_quickstart_does(family, items, tmp_path):
+    folder = ROOT / "assets" / f"small_{family}"
     pipeline = UniEditPipeline.from_pretrained(folder, batch_size=4)
     few = items[:6]
     outputs = small_world.outputs_of(pipeline, few, family)
@@ -114,13 +113,6 @@ def test_a_run_scores_as_the_quickstart_does(family, items, tmp_path, request):
     small_world.draw(pipeline, edits, [1], tmp_path, {})
     first, second = (small_world.output_path(tmp_path, edits[0], seed).read_bytes() for seed in (0, 1))
     assert first != second
-
-
-@pytest.fixture(scope="module")
-def small_janus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("janus")
-    save_small_janus(folder)
-    return folder
 
 
 def test_processes_share_the_items_out(items, tmp_path):

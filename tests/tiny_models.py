@@ -5,10 +5,8 @@ They are the real classes at a size where a forward takes milliseconds; nothing 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,15 +209,3 @@ def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
     """Random blocks of colour, 8 pixels wide."""
     blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
-
-
-def save_small_janus(folder: Path) -> None:
-    """The small Janus as its script makes it, before it is trained."""
-    scripts = str(Path(__file__).parents[1] / "examples" / "small_world")
-    sys.path.insert(0, scripts)
-    try:
-        from janus_base import new_model
-    finally:
-        sys.path.remove(scripts)
-    for part in new_model(seed=0):
-        part.save_pretrained(folder)

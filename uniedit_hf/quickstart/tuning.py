@@ -24,11 +24,6 @@ def base_folder(base: str | None, model: str) -> Path:
         OSError: If it is not there.
     """
     folder = Path(base) if base else ASSETS / BASES[model]
-    if model == "janus" and not base and not (folder / "config.json").is_file():
-        raise OSError(
-            f"The small base model is not at {folder}: make it with `python examples/small_world/janus_base.py "
-            "--output_dir runs/small_world/janus` and pass --base runs/small_world/janus/model."
-        )
     if not (folder / "config.json").is_file():
         remedy = (
             "name the folder of a checkpoint."
