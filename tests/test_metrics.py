@@ -1,10 +1,14 @@
-"""The modules of `metrics/`, loaded from their folders as users of `evaluate` do."""
+"""The modules of `metrics/`, loaded from their folders and from a Hub on loopback as users of `evaluate` do."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hub import ORGANISATION, running_hub
 from PIL import Image
 
 from uniedit_hf.evaluation.scorers.pixels import score_edit
@@ -56,3 +60,30 @@ def test_edit_success_loads_from_its_folder():
 def test_exact_match_loads_from_its_folder():
     found = load("vqa_exact_match").compute(predictions=["Red.", "two", "no"], references=["red", "two", "yes"])
     assert found["exact_match"] == pytest.approx(2 / 3)
+
+
+PROGRAM = """
+import sys
+import evaluate
+from huggingface_hub import HfApi
+from PIL import Image
+
+owner, folder = sys.argv[1:]
+for name in ("vqa_exact_match", "edit_success"):
+    HfApi().create_repo(f"{owner}/{name}", repo_type="space", space_sdk="gradio")
+    HfApi().upload_folder(folder_path=f"{folder}/{name}", repo_id=f"{owner}/{name}", repo_type="space")
+print(evaluate.load(f"{owner}/vqa_exact_match").compute(predictions=["Red."], references=["red"]))
+red, blue = ([Image.new("RGB", (4, 4), color)] for color in ("red", "blue"))
+print(evaluate.load(f"{owner}/edit_success").compute(predictions=blue, references=blue, sources=red))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_both_load_from_a_hub(tmp_path):
+    with running_hub(tmp_path / "hub") as hub:
+        environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "-c", PROGRAM, ORGANISATION, METRICS]
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["{'exact_match': 1.0}", "{'success': 1.0, 'preservation': None}"]
