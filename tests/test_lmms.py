@@ -18,7 +18,7 @@ from uniedit_hf.evaluation.lmms import TASKS
 
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: make lmms")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[1]
 LOCAL_TASK = """
@@ -52,7 +52,7 @@ def lmms_eval(task: str, model_args: str, output: Path, *flags: str, include: Pa
     command = [sys.executable, "-m", "lmms_eval", "--model", "uniedit", "--model_args", model_args, "--tasks", task,
                "--include_path", str(include), "--output_path", str(output), *flags]  # fmt: skip
     environment = os.environ | {name: str(value) for name, value in variables.items()}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
     (written,) = output.rglob("*_results.json") if list(output.rglob("*_results.json")) else [None]
     assert written, done.stdout[-3000:] + done.stderr[-3000:]
     numbers = json.loads(written.read_text())["results"][task]
