@@ -81,7 +81,7 @@ def test_two_local_workers_give_the_same_set(tmp_path, rows):
 
 @pytest.mark.slow
 def test_being_killed_with_two_workers_changes_nothing(tmp_path):
-    rows, kills = 300, 5
+    rows, kills = 80, 3
     with ModelServer(Behaviour(faults=0.05, others=0.03)) as server:
         merged = run(settings_from(settings_for(server, tmp_path / "whole", rows, shards=2), "it"))
         total, alike = server.calls, server.repeated  # shards have a cache each, and some of their questions are alike
