@@ -70,14 +70,16 @@ def finish(process: subprocess.Popen, timeout: float = 600) -> str:
 
 def kill_when_answered(process: subprocess.Popen, server: ModelServer, calls: int) -> bool:
     """SIGKILL as soon as the server has answered so many calls. Whether it came to that."""
-    while process.poll() is None:
-        if server.calls >= calls:
+    try:
+        while process.poll() is None:
+            if server.calls >= calls:
+                return True
+            time.sleep(0.002)
+        return False
+    finally:  # a test that is stopped leaves nothing running, either
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return True
-        time.sleep(0.002)
-    process.communicate()
-    return False
+        process.communicate()
 
 
 def killed_run(settings: dict, server: ModelServer, folder: Path, kills: int, total: int) -> tuple[int, list[int]]:
