@@ -180,8 +180,8 @@ def table(
 
 def difference_in_words(difference: float, low: float, high: float) -> str:
     """In points, with its interval."""
-    points = f"{100 * difference:+.1f}"
-    return f"{f'**{points}**' if low > 0 or high < 0 else points} ({100 * low:+.1f} to {100 * high:+.1f})"
+    points, lowest, highest = (f"{round(100 * each, 1) + 0.0:+.1f}" for each in (difference, low, high))
+    return f"{f'**{points}**' if low > 0 or high < 0 else points} ({lowest} to {highest})"
 
 
 def arguments(description: str, output_dir: str, ways: Sequence[str]) -> argparse.ArgumentParser:

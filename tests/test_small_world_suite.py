@@ -51,7 +51,7 @@ def test_the_first_items_are_of_all_kinds(items):
     sizes = {name: len(indices) for name, indices in small_world.groups(items[:12]).items()}
     assert sizes == {
         "understanding": 4, "generation": 4, "editing": 4, "plain": 2, "plain, vit": 1, "plain, both": 1,
-        "intelligent": 2, "intelligent, vit": 1, "intelligent, both": 1,
+        "intelligent": 2, "intelligent, vit": 1, "intelligent, both": 1, "intelligent, to leave": 2,
     }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_the_table_follows_from_the_scores(tmp_path):
     scores = {"base": random.integers(2, size=(1, 60)), "question": random.integers(2, size=(5, 60))}
     scores["answer"] = np.ones((5, 60))
     text = table(items, scores, [("question", "answer")], tmp_path / "table.json").splitlines()
-    assert text[0] == "|  | base | question | answer | question - answer |" and len(text) == 2 + 9
+    assert text[0] == "|  | base | question | answer | question - answer |" and len(text) == 2 + 11
     facts = json.loads((tmp_path / "table.json").read_text())
     for line, (name, indices) in zip(text[2:], small_world.groups(items).items(), strict=True):
         base, question = scores["base"][0, indices], scores["question"][:, indices].mean(axis=0)
@@ -34,7 +34,7 @@ def test_the_table_follows_from_the_scores(tmp_path):
         assert facts[name]["question - answer"]["difference"] == pytest.approx(question.mean() - 1)
         assert len(facts[name]["seeds"]["question"]) == 5
         assert line.startswith(f"| {name}, n {len(indices)} | {100 * base.mean():.1f} | ")
-        points = f"{100 * difference:+.1f}"
+        points = f"{100 * difference:+.1f}".replace("-0.0", "+0.0")
         assert (f"**{points}**" if low > 0 or high < 0 else f"| {points}") in line
 
 

@@ -126,14 +126,18 @@ def summary(rows: list[tuple[SmallWorldItem, Outcome]], compat: str | None = Non
 
 
 def groups(items: Sequence[SmallWorldItem]) -> dict[str, list[int]]:
-    """Where the items of every ability stand, and those of plain and of intelligent edits, and of these by view."""
-    names = [*ABILITIES, *(f"{kind}{view}" for kind in ("plain", "intelligent") for view in ("", ", vit", ", both"))]
+    """Where the items of every ability stand, those of plain and of intelligent edits, these by view, and intelligent
+    edits by whether anything is to change."""
+    kinds = {"plain": ("vit", "both"), "intelligent": ("vit", "both", "to change", "to leave")}
+    names = [*ABILITIES, *(name for kind, parts in kinds.items() for name in (kind, *(f"{kind}, {p}" for p in parts)))]
     found: dict[str, list[int]] = {name: [] for name in names}
     for index, item in enumerate(items):
         found[item.ability].append(index)
         if item.ability == "editing":
             found[item.kind].append(index)
             found[f"{item.kind}, {item.view}"].append(index)
+        if item.kind == "intelligent":
+            found[f"intelligent, {'to leave' if item.source == item.expected else 'to change'}"].append(index)
     return {name: indices for name, indices in found.items() if indices}
 
 
