@@ -34,7 +34,7 @@ import torch
 from datasets import Dataset, load_dataset
 
 from uniedit_hf.evaluation.intervals import paired_difference
-from uniedit_hf.evaluation.running import open_run
+from uniedit_hf.evaluation.running import differing
 from uniedit_hf.evaluation.suites.small_world import groups, outputs_of, score, write_items
 from uniedit_hf.evaluation.suites.small_world_items import SmallWorldItem, test_items
 from uniedit_hf.pipeline import UniEditPipeline
@@ -137,7 +137,7 @@ def run_all(
         ValueError: The folder holds a benchmark with other settings.
     """
     decisive = ("base", "steps", "edits", "items", "learning_rate", "split")
-    open_run(options.output_dir, {name: getattr(options, name) for name in decisive})
+    open_benchmark(options.output_dir, {name: getattr(options, name) for name in decisive})
     items = test_items(options.items, options.split)
     scores = {"base": [measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))]}
     for seed in range(options.seeds):
@@ -154,6 +154,19 @@ def run_all(
         folders = [run_folder(options.output_dir, way, seed) for seed in range(options.seeds)]
         scores[way] = [measured(folder, items, None) for folder in folders]
     return items, {way: np.array(each) for way, each in scores.items()}
+
+
+def open_benchmark(folder: Path, settings: dict) -> None:
+    """Begins a benchmark, or checks that the folder holds the same one.
+
+    Raises:
+        ValueError: The folder holds one with other settings.
+    """
+    file = folder / "settings.json"
+    if file.exists() and (difference := differing(json.loads(file.read_text()), settings)):
+        raise ValueError(f"{folder} holds a benchmark with other settings ({difference}): choose another output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def table(

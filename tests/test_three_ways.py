@@ -64,5 +64,5 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
     other = run("--steps", "3")
     assert (
         other.returncode == 1
-        and "holds a run with other settings (steps is 2 in one and 3 in the other)" in other.stderr
+        and "holds a benchmark with other settings (steps is 2 in one and 3 in the other)" in other.stderr
     )
