@@ -111,7 +111,8 @@ def test_edit(page):
         time.sleep(0.01)
     assert len(seen) >= 2, "previews of both models arrive before the end"
     assert re.search(r"seed [1-9]\d+, 40 steps", status(page)), "a seed of its own, though the settings were opened"
-    assert results(page)[0] != results(page)[1]
+    alike = results(page)[0] == results(page)[1]
+    assert alike == (not TUNED.is_dir()), "the same seed for both: one model twice gives one picture"
     page.locator(".results .slider-wrap:visible, .results [role=slider]:visible").first.wait_for()
     handle = page.locator(".results .inner:visible").first
     box = handle.bounding_box()
