@@ -14,6 +14,7 @@ from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
+from uniedit_hf.synthesis.finishing import finish
 from uniedit_hf.synthesis.settings import BudgetSettings, Settings
 from uniedit_hf.synthesis.shard import make_shard
 
@@ -45,8 +46,6 @@ class Finish(PipelineStep):
         self.settings = settings
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        from uniedit_hf.synthesis.run import finish
-
         finish(Settings.model_validate_json(self.settings))
         yield from data or ()
 

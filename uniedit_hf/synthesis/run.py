@@ -1,12 +1,12 @@
-"""A whole run: every shard, one set of them, and the report."""
+"""A whole run: every shard, then the end."""
 
 from __future__ import annotations
 
 import json
 
 from uniedit_hf.synthesis.calls.cache import Spent
-from uniedit_hf.synthesis.merging import Merged, merge
-from uniedit_hf.synthesis.report import write_report
+from uniedit_hf.synthesis.finishing import finish
+from uniedit_hf.synthesis.merging import Merged
 from uniedit_hf.synthesis.settings import Settings
 from uniedit_hf.synthesis.shard import make_shard
 from uniedit_hf.synthesis.shard_files import ShardFiles, fingerprint
@@ -36,13 +36,6 @@ def run(settings: Settings) -> Merged | None:
         for number in range(settings.shards):
             make_shard(settings, number, earlier=_spent_by_others(settings, number))
     return finish(settings)
-
-
-def finish(settings: Settings) -> Merged:
-    """Merges the shards and writes the report beside the set."""
-    merged = merge(settings)
-    write_report(merged, settings)
-    return merged
 
 
 def _check_folder(settings: Settings) -> None:
