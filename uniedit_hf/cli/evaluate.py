@@ -25,8 +25,7 @@ class EvaluateOptions:
     prompts: str | None = field(
         default=None,
         metadata={
-            "help": "the suite's prompt file, or hf://datasets/OWNER/NAME/FILE; GEdit's data set; the small world has "
-            "none",
+            "help": "prompt file or hf://datasets/OWNER/NAME/FILE; GEdit: data set; small_world: none",
             "metavar": "PATH",
         },
     )
@@ -51,9 +50,7 @@ class EvaluateOptions:
     compat: Literal["uniedit", "upstream", "lmms-eval"] | None = field(
         default=None, metadata={"help": "score as this official script does, faults included"}
     )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "write the table into the model's card on the Hub; a folder's gets it anyway"}
-    )
+    push_to_hub: bool = field(default=False, metadata={"help": "write the table into the card on the Hub, too"})
 
 
 @dataclass
