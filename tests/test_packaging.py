@@ -85,10 +85,13 @@ def test_every_help(installed, outside):
 
 
 def test_the_demo_without_a_clone(installed, outside):
-    """It says what lacks; its own modules are there."""
+    """It says what lacks, as the quickstart does; its own modules are there."""
     run(installed / "python", "-c", "from uniedit_hf.demo import main, deploy", **outside)
-    result = subprocess.run([installed / "uniedit", "demo"], capture_output=True, text=True, timeout=100, **outside)
-    assert result.returncode == 1 and "it comes with a clone of the repository" in result.stderr
+    for command, lacking in (("demo", "There is no tuned model"), ("quickstart", "it comes with a clone of the repo")):
+        result = subprocess.run(
+            [installed / "uniedit", command], capture_output=True, text=True, timeout=100, **outside
+        )
+        assert result.returncode == 1 and lacking in result.stderr
 
 
 def test_the_data_set_by_its_name(installed, outside, tmp_path):
