@@ -100,7 +100,8 @@ pipe.edit(picture, "make it blue.", source_views=("{view}",), image_guidance_sca
 
 On easy-VQA's test pictures, none of which it was trained on; with {settings} and image guidance \
 {image}. A result is right if all of it is right; places may be off by 6 pixels and sizes by 3 in edits, \
-and a drawing by 2 pixels from the range that its prompt states. The bands were stated before the training.
+and a drawing by 2 pixels from the range that its prompt states. The bands were set for the small \
+BAGEL before its training.
 
 | ability | right, % | 95 % interval | items | band |
 |---|---|---|---|---|
