@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,12 +49,15 @@ def run(options: DatasetTokensOptions) -> None:
 
 
 def write(dataset, folder: Path, split: str) -> None:
-    """Parquet with all pictures inside, as `load_dataset(folder)` reads it."""
+    """Parquet with all pictures inside, as `load_dataset(folder)` reads it. The folder appears when it is complete."""
     from datasets.table import embed_table_storage
 
-    (folder / "data").mkdir(parents=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "data").mkdir(parents=True)
     files = max(1, math.ceil(len(dataset) / ROWS_PER_FILE))
     for number in range(files):
         part = dataset.shard(files, number, contiguous=True).with_format("arrow")
         whole = part.map(embed_table_storage, batched=True, batch_size=100, desc="pictures").with_format(None)
-        whole.to_parquet(str(folder / "data" / f"{split}-{number:05}-of-{files:05}.parquet"))
+        whole.to_parquet(str(unfinished / "data" / f"{split}-{number:05}-of-{files:05}.parquet"))
+    unfinished.replace(folder)
