@@ -18,10 +18,9 @@ import time
 import torch
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE, Packed, Splits, block_mask, sample_grid
-from uniedit_hf.models.bagel.configuration_bagel import BagelConfig
+from uniedit_hf.models.bagel.configuration_bagel import LATENT, TEXT, VIT, BagelConfig
 from uniedit_hf.models.bagel.generation_bagel import ImageSettings
 from uniedit_hf.models.bagel.modeling_bagel import BagelForConditionalGeneration
-from uniedit_hf.models.bagel.tokens import LATENT, TEXT, VIT
 
 
 def splits_of(lengths: list[list[tuple[int, int]]], device) -> Splits:

@@ -24,7 +24,7 @@ from transformers import DynamicCache, JanusConfig, JanusVisionConfig, JanusVQVA
 
 from uniedit_hf.models.janus import JanusForConditionalGeneration
 from uniedit_hf.models.janus.generation_janus import JanusImageSettings
-from uniedit_hf.models.janus.tokens import SIGLIP, TEXT, VQ
+from uniedit_hf.models.janus.layout import SIGLIP, TEXT, VQ
 
 
 WORDS, CODES, SIDE, TOKENS = 102_400, 16_384, 384, 576

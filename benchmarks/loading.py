@@ -31,7 +31,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from uniedit_hf.models.bagel.configuration_bagel import BagelConfig
-from uniedit_hf.models.bagel.conversion import convert
+from uniedit_hf.models.bagel.layouts_bagel import convert
 from uniedit_hf.models.bagel.modeling_bagel import BagelForConditionalGeneration
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from uniedit_hf.models.bagel.configuration_bagel import BagelConfig
 from uniedit_hf.models.bagel.generation_bagel import ImageSettings
 from uniedit_hf.models.bagel.image_processing_bagel import BagelImageProcessor, fit_size
-from uniedit_hf.models.bagel.key_mapping import to_official
+from uniedit_hf.models.bagel.layouts_bagel import to_official
 from uniedit_hf.models.bagel.modeling_bagel import BagelForConditionalGeneration
 from uniedit_hf.models.bagel.processing_bagel import BagelProcessor
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment

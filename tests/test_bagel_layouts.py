@@ -28,8 +28,7 @@ from uniedit_hf.models.bagel import (
     BagelModel,
     BagelProcessor,
 )
-from uniedit_hf.models.bagel.conversion import convert
-from uniedit_hf.models.bagel.key_mapping import to_official
+from uniedit_hf.models.bagel.layouts_bagel import convert, to_official
 from uniedit_hf.pipeline import UniEditPipeline
 
 

@@ -13,7 +13,7 @@ from tiny_models import picture, tiny_janus, tiny_janus_processor
 
 from uniedit_hf.cli import main
 from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcessor
-from uniedit_hf.models.janus.conversion import our_name
+from uniedit_hf.models.janus.conversion_janus import our_name
 from uniedit_hf.models.loading import load_model
 from uniedit_hf.pipeline import UniEditPipeline
 
@@ -121,7 +121,7 @@ def test_an_official_folder_says_how_to_convert_it(official):
 
 
 def test_what_cannot_be_converted(official, tmp_path, capsys):
-    from uniedit_hf.models.janus.conversion import convert_official
+    from uniedit_hf.models.janus.conversion_janus import convert_official
 
     pickled = tmp_path / "pickled"
     pickled.mkdir()

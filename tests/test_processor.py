@@ -15,7 +15,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from uniedit_hf.attention import CAUSAL, FULL, NOISE
 from uniedit_hf.models.bagel import BagelImageProcessor, BagelProcessor
-from uniedit_hf.models.bagel.tokens import LATENT, PADDING, TEXT, VIT
+from uniedit_hf.models.bagel.configuration_bagel import LATENT, PADDING, TEXT, VIT
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 

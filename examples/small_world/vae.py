@@ -25,7 +25,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from uniedit_hf.models.bagel.configuration_bagel import BagelVaeConfig
-from uniedit_hf.models.bagel.modeling_bagel import build_vae
+from uniedit_hf.models.bagel.encoders_bagel import build_vae
 from uniedit_hf.synthesis.reader import read
 from uniedit_hf.synthesis.scene import Scene
 

@@ -23,7 +23,7 @@ def run(options: ConvertOptions) -> None:
     config = Path(options.input_dir, "config.json")
     model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None
     if model_type == OFFICIAL_JANUS and options.to == "transformers":
-        from uniedit_hf.models.janus.conversion import convert_official
+        from uniedit_hf.models.janus.conversion_janus import convert_official
 
         convert_official(options.input_dir, options.output_dir)
     elif model_type in (JANUS, OFFICIAL_JANUS):
@@ -32,7 +32,7 @@ def run(options: ConvertOptions) -> None:
             f"in the {options.to} layout: 'multi_modality' is converted to 'transformers', and 'janus' already is."
         )
     else:
-        from uniedit_hf.models.bagel.conversion import convert
+        from uniedit_hf.models.bagel.layouts_bagel import convert
 
         convert(options.input_dir, options.output_dir, options.to)
     print(f"Wrote {options.output_dir} in the {options.to} layout.")

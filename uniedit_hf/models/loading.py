@@ -6,7 +6,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from .bagel.checkpoint_folder import CheckpointFolder
+from .bagel.checkpoint_bagel import CheckpointFolder
 from .bagel.configuration_bagel import BagelConfig
 from .bagel.modeling_bagel import BagelForConditionalGeneration
 from .bagel.processing_bagel import BagelProcessor

@@ -6,6 +6,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 
+# What a token is: decides how it is embedded and which expert it takes.
+PADDING, TEXT, VIT, LATENT = range(4)
+
+
 @strict
 class BagelTextConfig(Qwen2Config):
     """The language model: a Qwen2 decoder whose layers hold one expert for understanding and one for generation.
@@ -144,7 +148,7 @@ class BagelConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Reads our own `config.json`, or gathers the settings of an official checkpoint folder."""
-        from .official_layout import config_dict_of
+        from .layouts_bagel import config_dict_of
 
         return config_dict_of(super().get_config_dict, pretrained_model_name_or_path, **kwargs)
 

@@ -1,4 +1,7 @@
-"""Rectified flow between images and noise, and classifier-free guidance along it. Pure functions of tensors.
+"""Latents as tokens, rectified flow between images and noise, and classifier-free guidance along it. Pure functions of
+tensors.
+
+Shapes: (Z, h, w) latents, p the side of a latent token's square, P = (h / p) (w / p) tokens of C = p * p * Z channels.
 
 Time t runs from 0 (clean) to 1 (noise): x_t = (1 - t) x_0 + t eps, and the model predicts the velocity eps - x_0.
 """
@@ -11,6 +14,19 @@ import torch
 
 
 Renorm = Literal["global", "channel", "text_channel"]
+
+
+def patchify(latents: torch.Tensor, patch: int) -> torch.Tensor:
+    """(Z, h, w) to tokens (P, p * p * Z), row by row; within a token (row, column, channel), channel fastest."""
+    channels, height, width = latents.shape
+    grid = latents.view(channels, height // patch, patch, width // patch, patch)
+    return grid.permute(1, 3, 2, 4, 0).reshape(-1, patch * patch * channels)
+
+
+def unpatchify(tokens: torch.Tensor, patch: int, rows: int, columns: int) -> torch.Tensor:
+    """Tokens (rows * columns, p * p * Z) back to latents (Z, rows * p, columns * p)."""
+    grid = tokens.view(rows, columns, patch, patch, -1)
+    return grid.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch, columns * patch)
 
 
 def shift_time(time: torch.Tensor, shift: float) -> torch.Tensor:

@@ -16,9 +16,8 @@ from transformers import Cache, DynamicCache
 from uniedit_hf.attention import NOISE, Splits
 from uniedit_hf.models.drawing import DrawingStep, StepCallback
 
-from .flow import Renorm, guide, schedule
-from .latents import unpatchify
-from .tokens import LATENT, PADDING, TEXT
+from .configuration_bagel import LATENT, PADDING, TEXT
+from .flow import Renorm, guide, schedule, unpatchify
 
 
 @dataclass(frozen=True)

@@ -14,84 +14,26 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, initialization
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import Cache, DynamicCache, GenerationMixin, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 from uniedit_hf.attention import Grid, Packed, Splits, block_mask, context_mask, dense_mask, sample_grid
 from uniedit_hf.losses import Losses
 
-from .autoencoder import Fp32Autoencoder, build_vae
-from .checkpoint_folder import CheckpointFolder
-from .configuration_bagel import BagelConfig, BagelTextConfig, BagelVisionConfig
-from .decoder_layers import BagelDecoderLayer, per_expert
-from .embeddings import BagelConnector, SinCosPositions, TimeEmbedder, grid_index
-from .flow import add_noise, shift_time, velocity_target
+from .checkpoint_bagel import CheckpointFolder
+from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig, BagelVisionConfig
+from .decoder_bagel import BagelTextModel
+from .encoders_bagel import (
+    BagelConnector,
+    BagelVisionTransformer,
+    SinCosPositions,
+    TimeEmbedder,
+    build_vae,
+    grid_index,
+)
+from .flow import add_noise, patchify, shift_time, velocity_target
 from .generation_bagel import BagelImageGenerationMixin
-from .latents import patchify, sincos_table
-from .official_layout import check_loading
-from .stored_tensors import open_tensors
-from .tokens import LATENT, PADDING, TEXT, VIT
-from .vision_encoder import BagelVisionTransformer
-
-
-class BagelPreTrainedModel(PreTrainedModel):
-    """What all BAGEL classes share: initialisation, capabilities and loading that never leaves a weight random."""
-
-    config: BagelConfig
-    config_class = BagelConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["BagelDecoderLayer", "SiglipEncoderLayer", "Fp32Autoencoder"]
-    _skip_keys_device_placement = ["past_key_values"]
-    # Patterns: without the anchor and the dot, vae2llm and llm2vae would match. Quantizers skip the first as well.
-    _keep_in_fp32_modules = [r"^vae\."]
-    _keep_in_fp32_modules_strict = [r"^vae\."]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, SinCosPositions):
-            initialization.copy_(module.pos_embed, sincos_table(module.side, module.pos_embed.shape[1]))
-        elif isinstance(module, BagelModel):
-            initialization.zeros_(module.llm2vae.weight)
-            initialization.zeros_(module.llm2vae.bias)
-        else:
-            super()._init_weights(module)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """Loads our own layout, the official one or sharded official key names, as `PreTrainedModel` does.
-
-        Raises:
-            ValueError: If a tensor is missing, unexpected or of a wrong shape; the message names it.
-            OSError: If a file of the checkpoint is missing.
-        """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        check_loading(info, pretrained_model_name_or_path)
-        model.freeze_fixed_parts()
-        return (model, info) if output_loading_info else model
-
-    def freeze_fixed_parts(self) -> None:
-        """The position tables and the autoencoder are never trained."""
-        for module in self.modules():
-            if isinstance(module, (SinCosPositions, Fp32Autoencoder)):
-                module.requires_grad_(False)
-
-    @classmethod
-    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        if checkpoint_files is not None:
-            folder = CheckpointFolder(load_config.pretrained_model_name_or_path, load_config.download_kwargs)
-            checkpoint_files = folder.complete(checkpoint_files)
-            if not is_deepspeed_zero3_enabled():  # which reads the files on one process and takes nothing lazy
-                state_dict = open_tensors(checkpoint_files, load_config.dtype)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
+from .pretrained_bagel import BagelPreTrainedModel
 
 
 class BagelVisionModel(BagelPreTrainedModel):
@@ -117,54 +59,6 @@ class BagelVisionModel(BagelPreTrainedModel):
         return super().get_correct_attn_implementation(own, is_init_check)
 
 
-class BagelTextModel(BagelPreTrainedModel):
-    """The decoder: embeddings in, hidden states out."""
-
-    config: BagelTextConfig
-    config_class = BagelTextConfig
-    base_model_prefix = "language_model"
-
-    def __init__(self, config: BagelTextConfig):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([BagelDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = Qwen2RotaryEmbedding(config)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,
-        position_ids: torch.Tensor,
-        order: torch.Tensor,
-        num_und: int,
-        layout: Grid | Packed,
-        past_key_values: Cache | None = None,
-    ) -> torch.Tensor:
-        """Hidden states after the final norm.
-
-        Args:
-            inputs_embeds: (B, L, D).
-            position_ids: (B, L) rotary positions.
-            order: (N,) flat places of the tokens, understanding first; padding is left out.
-            num_und: How many of them take the understanding expert.
-            layout: How the routed tokens attend to each other and to the cache.
-            past_key_values: Keys and values of the context; the new ones are added.
-
-        Returns:
-            (B, L, D), zero at padding.
-        """
-        hidden = inputs_embeds.flatten(0, 1)[order]
-        cos, sin = self.rotary_emb(inputs_embeds, position_ids.flatten()[order][None])
-        for layer in self.layers:
-            hidden = layer(hidden, num_und, (cos[0], sin[0]), layout, past_key_values=past_key_values)
-        hidden = per_expert(hidden, num_und, self.norm, self.norm_moe_gen)
-        flat = hidden.new_zeros(inputs_embeds.shape[0] * inputs_embeds.shape[1], hidden.shape[-1])
-        return flat.index_copy(0, order, hidden).view(inputs_embeds.shape)
-
-
 class BagelModel(BagelPreTrainedModel):
     """BAGEL without the head that writes text and the autoencoder."""
 
@@ -182,6 +76,14 @@ class BagelModel(BagelPreTrainedModel):
         self.vae2llm = nn.Linear(token_size, size)
         self.llm2vae = nn.Linear(size, token_size)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if module is self:
+            initialization.zeros_(module.llm2vae.weight)
+            initialization.zeros_(module.llm2vae.bias)
+        else:
+            super()._init_weights(module)
 
     def get_input_embeddings(self):
         return self.language_model.embed_tokens

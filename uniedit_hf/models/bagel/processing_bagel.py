@@ -22,10 +22,9 @@ from uniedit_hf.randomness import torch_generator
 from uniedit_hf.recipes import PAPER
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
-from .checkpoint_folder import CheckpointFolder
-from .configuration_bagel import BagelConfig
+from .checkpoint_bagel import CheckpointFolder
+from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig
 from .image_processing_bagel import BagelImageProcessor
-from .tokens import LATENT, PADDING, TEXT, VIT
 
 
 # name of a token's attribute -> its value at padding

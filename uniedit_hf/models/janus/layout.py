@@ -18,9 +18,9 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
-from .tokens import SIGLIP, TEXT, VQ
 
-
+# What a token of a sequence is: padding, text or a marker, a token of SigLIP's view, or one of the VQ view.
+PADDING, TEXT, SIGLIP, VQ = range(4)
 USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
 TURN = f"\n\n{ASSISTANT}"
 

@@ -22,7 +22,7 @@ from uniedit_hf.losses import Losses
 
 from .generation_janus import JanusImageGenerationMixin, plain_attention
 from .image_tokens import decode_pictures, encode_pictures, fingerprint
-from .tokens import SIGLIP, VQ
+from .layout import SIGLIP, VQ
 
 
 FLEX = {"": "sdpa", "text_config": "flex_attention", "vision_config": "sdpa", "vq_config": "sdpa"}

@@ -22,8 +22,7 @@ from uniedit_hf.models.sample_images import SampleImages
 from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
-from .layout import Markers, TokenRow, lay_out, piece_length, pieces
-from .tokens import PADDING
+from .layout import PADDING, Markers, TokenRow, lay_out, piece_length, pieces
 
 
 ROW_NAMES = ("input_ids", "token_kinds", "position_ids", "labels")

@@ -1,27 +1,39 @@
-"""The files of a checkpoint, wherever it lies: in a folder on this machine or in a repository on the Hub."""
+"""The files of a checkpoint, wherever it lies: in a folder on this machine or in a repository on the Hub.
+
+Tensors are opened so that loading needs hardly more memory than the weights themselves. A large tensor that is stored
+in the requested dtype is mapped: its pages are the file's own, and processes share them. One that will be cast is read
+when its turn comes: the pages of a mapped one would stay in memory beside the copy. Small tensors are read as well,
+which costs nothing and, since a file aligns nothing, keeps the sums of small models independent of the layout they
+came from.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, parse_safetensors_file_metadata, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
+from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import has_file
 
 from uniedit_hf.hub import hub_error
-
-from .stored_tensors import open_safetensors
 
 
 EMA_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"
 INDEX_FILES = ("model.safetensors.index.json", "ema.safetensors.index.json")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+# A million bytes are small.
+SMALL = 1_000_000
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -166,3 +178,55 @@ def tensor_shapes(path: str | os.PathLike) -> dict[str, list[int]]:
     """
     with open_safetensors(path) as file:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}
+
+
+def open_safetensors(path: str | PathLike, backend: str = "mmap") -> safe_open:
+    """A safetensors file whose header has been read.
+
+    Raises:
+        OSError: If the file is missing, no safetensors file, or shorter than its header says.
+    """
+    try:
+        return safe_open(path, "pt", backend=backend)
+    except SafetensorError as error:
+        raise OSError(f"{path} is no complete safetensors file ({error}): download it again.") from error
+
+
+class StoredTensor:
+    """A tensor that is read from its file when it is sliced, with the three methods that transformers calls."""
+
+    def __init__(self, file, name: str):
+        self.file = file
+        self.name = name
+
+    def __getitem__(self, index) -> torch.Tensor:
+        return self.file.get_tensor(self.name)[index]
+
+    def get_shape(self) -> list[int]:
+        """The shape, from the header."""
+        return self.file.get_slice(self.name).get_shape()
+
+    def get_dtype(self) -> str:
+        """The dtype in the words of safetensors, from the header."""
+        return self.file.get_slice(self.name).get_dtype()
+
+
+def open_tensors(files: Sequence[str], dtype: torch.dtype) -> dict[str, StoredTensor]:
+    """All tensors of the files by name; none is read yet.
+
+    Args:
+        files: Safetensors files.
+        dtype: What most tensors will be cast to.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    tensors = {}
+    for path in files:
+        mapped, read = open_safetensors(path), open_safetensors(path, backend="pread")
+        for name in mapped.keys():
+            stored = mapped.get_slice(name)
+            large = math.prod(stored.get_shape()) * dtype.itemsize > SMALL
+            keep = large and stored.get_dtype() == NAMES.get(dtype)
+            tensors[name] = stored if keep else StoredTensor(read, name)
+    return tensors

@@ -1,6 +1,6 @@
-"""The layers of the decoder: one self-attention over all tokens between two experts with weights of their own.
+"""The decoder: layers of one self-attention over all tokens between two experts with weights of their own.
 
-Shapes: N routed tokens (no padding), U of them understanding and in front, D hidden size.
+Shapes: B rows, L tokens a row, N routed tokens (no padding), U of them understanding and in front, D hidden size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2MLP,
     Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
@@ -20,6 +21,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 from uniedit_hf.attention import Grid, Packed
 
 from .configuration_bagel import BagelTextConfig
+from .pretrained_bagel import BagelPreTrainedModel
 
 
 def per_expert(hidden: torch.Tensor, num_und: int, und: nn.Module, gen: nn.Module) -> torch.Tensor:
@@ -113,3 +115,51 @@ class BagelDecoderLayer(GradientCheckpointingLayer):
         hidden = hidden + self.self_attn(normed, num_und, position_embeddings, layout, past_key_values)
         normed = per_expert(hidden, num_und, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
         return hidden + per_expert(normed, num_und, self.mlp, self.mlp_moe_gen)
+
+
+class BagelTextModel(BagelPreTrainedModel):
+    """The decoder: embeddings in, hidden states out."""
+
+    config: BagelTextConfig
+    config_class = BagelTextConfig
+    base_model_prefix = "language_model"
+
+    def __init__(self, config: BagelTextConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([BagelDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen2RotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        order: torch.Tensor,
+        num_und: int,
+        layout: Grid | Packed,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            inputs_embeds: (B, L, D).
+            position_ids: (B, L) rotary positions.
+            order: (N,) flat places of the tokens, understanding first; padding is left out.
+            num_und: How many of them take the understanding expert.
+            layout: How the routed tokens attend to each other and to the cache.
+            past_key_values: Keys and values of the context; the new ones are added.
+
+        Returns:
+            (B, L, D), zero at padding.
+        """
+        hidden = inputs_embeds.flatten(0, 1)[order]
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids.flatten()[order][None])
+        for layer in self.layers:
+            hidden = layer(hidden, num_und, (cos[0], sin[0]), layout, past_key_values=past_key_values)
+        hidden = per_expert(hidden, num_und, self.norm, self.norm_moe_gen)
+        flat = hidden.new_zeros(inputs_embeds.shape[0] * inputs_embeds.shape[1], hidden.shape[-1])
+        return flat.index_copy(0, order, hidden).view(inputs_embeds.shape)

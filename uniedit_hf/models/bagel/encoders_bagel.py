@@ -1,0 +1,163 @@
+"""What leads into the decoder and out of it: both image encoders, places, time, and the connector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
+from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
+
+
+class Fp32Autoencoder(AutoencoderKL):
+    """Moves to any device but keeps its dtype when the model around it is cast: in bf16 pictures would show it."""
+
+    _no_split_modules = None  # it is kept whole itself, and FSDP would look for every class that diffusers names
+
+    def _apply(self, fn, recurse=True):
+        def without_cast(tensor):
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(without_cast, recurse)
+
+
+def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
+    """The autoencoder of this shape, with random weights."""
+    vae = Fp32Autoencoder(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(config.channel_multipliers),
+        up_block_types=("UpDecoderBlock2D",) * len(config.channel_multipliers),
+        block_out_channels=tuple(config.base_channels * each for each in config.channel_multipliers),
+        layers_per_block=config.num_res_blocks,
+        latent_channels=config.z_channels,
+        norm_num_groups=config.norm_num_groups,
+        scaling_factor=config.scaling_factor,
+        shift_factor=config.shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.float()  # transformers builds whole models in the asked dtype
+    return vae
+
+
+class BagelVisionTransformer(nn.Module):
+    """The layers of the understanding encoder under their official names."""
+
+    def __init__(self, config: BagelVisionConfig):
+        super().__init__()
+        self.embeddings = BagelVisionEmbeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList([SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        if len(grids) == 0:  # one blank patch goes through, so that every parameter stays in the graph
+            return self._encode(patches.new_zeros(1, 1, patches.shape[1]), 1, 1)[0, :0]
+        sizes = grids.prod(-1).tolist()
+        images = patches.split(sizes)
+        features: list[torch.Tensor | None] = [None] * len(images)
+        # Images of one size share a batch: no padding, no mask, and no image depends on its neighbours.
+        for rows, columns in {tuple(grid) for grid in grids.tolist()}:
+            same = [i for i, grid in enumerate(grids.tolist()) if tuple(grid) == (rows, columns)]
+            for i, feature in zip(same, self._encode(torch.stack([images[i] for i in same]), rows, columns)):
+                features[i] = feature
+        return torch.cat(features)
+
+    def _encode(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Images of one size, (images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
+        hidden = self.embeddings(patches, rows, columns)
+        for layer in self.encoder.layers:
+            hidden = layer(hidden, None)
+        return self.post_layernorm(hidden)
+
+
+class BagelVisionEmbeddings(nn.Module):
+    """Patches as vectors (row, column, channel) through a linear layer, plus learned positions of a square table."""
+
+    def __init__(self, config: BagelVisionConfig):
+        super().__init__()
+        self.side = config.patches_per_side
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(self.side**2, config.hidden_size)
+
+    def forward(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """(images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
+        positions = self.position_embedding(grid_index(rows, columns, self.side, patches.device))
+        return self.patch_embedding(patches.to(positions.dtype)) + positions
+
+
+class SinCosPositions(nn.Module):
+    """A frozen table of two-dimensional positions, stored with the weights: (side * side, D)."""
+
+    def __init__(self, side: int, size: int):
+        super().__init__()
+        self.side = side
+        self.pos_embed = nn.Parameter(torch.zeros(side * side, size), requires_grad=False)
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows of the table by row * side + column."""
+        return self.pos_embed[index]
+
+
+class BagelConnector(nn.Module):
+    """Leads from the understanding encoder to the language model: (..., vision size) to (..., D)."""
+
+    def __init__(self, vision_size: int, size: int, activation: str):
+        super().__init__()
+        self.fc1 = nn.Linear(vision_size, size)
+        self.activation = ACT2FN[activation]
+        self.fc2 = nn.Linear(size, size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(features)))
+
+
+class TimeEmbedder(nn.Module):
+    """Flow time (P,) in [0, 1] to (P, D), computed in `dtype`."""
+
+    def __init__(self, size: int, num_features: int = 256):
+        super().__init__()
+        self.num_features = num_features
+        self.mlp = nn.Sequential(nn.Linear(num_features, size), nn.SiLU(), nn.Linear(size, size))
+
+    def forward(self, time: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return self.mlp(time_features(time, self.num_features).to(dtype))
+
+
+def grid_index(rows: int, columns: int, side: int, device=None) -> torch.Tensor:
+    """Where the cells of a rows x columns grid stand in a square table of `side`: row * side + column.
+
+    Raises:
+        ValueError: If the grid is larger than the table.
+    """
+    if rows > side or columns > side:
+        raise ValueError(
+            f"An image of {rows} x {columns} tokens is larger than the model's table of {side} x {side} positions: "
+            "resize the image, or raise the table's size in the configuration."
+        )
+    return (torch.arange(rows, device=device)[:, None] * side + torch.arange(columns, device=device)).flatten()
+
+
+def sincos_table(side: int, size: int) -> torch.Tensor:
+    """Two-dimensional sinusoids (side * side, size), row by row: the column's in the first half of the channels, the
+    row's in the second, each half as [sin | cos] with frequencies 10000^(-i / (size / 4))."""
+    frequencies = 10000.0 ** -(torch.arange(size // 4, dtype=torch.float64) / (size / 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    columns, rows = waves[None].expand(side, -1, -1), waves[:, None].expand(-1, side, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1).float()
+
+
+def time_features(time: torch.Tensor, size: int) -> torch.Tensor:
+    """Flow time (P,) in [0, 1] as [cos | sin] of `size` / 2 frequencies from 1 to 1/10000: (P, size) in fp32."""
+    half = size // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+    angles = time.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,67 @@
+"""What all BAGEL classes share: initialisation, capabilities and loading that never leaves a weight random."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel, initialization
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from .checkpoint_bagel import CheckpointFolder, open_tensors
+from .configuration_bagel import BagelConfig
+from .encoders_bagel import Fp32Autoencoder, SinCosPositions, sincos_table
+from .layouts_bagel import check_loading
+
+
+class BagelPreTrainedModel(PreTrainedModel):
+    """What all BAGEL classes share: initialisation, capabilities and loading that never leaves a weight random."""
+
+    config: BagelConfig
+    config_class = BagelConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BagelDecoderLayer", "SiglipEncoderLayer", "Fp32Autoencoder"]
+    _skip_keys_device_placement = ["past_key_values"]
+    # Patterns: without the anchor and the dot, vae2llm and llm2vae would match. Quantizers skip the first as well.
+    _keep_in_fp32_modules = [r"^vae\."]
+    _keep_in_fp32_modules_strict = [r"^vae\."]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, SinCosPositions):
+            initialization.copy_(module.pos_embed, sincos_table(module.side, module.pos_embed.shape[1]))
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """Loads our own layout, the official one or sharded official key names, as `PreTrainedModel` does.
+
+        Raises:
+            ValueError: If a tensor is missing, unexpected or of a wrong shape; the message names it.
+            OSError: If a file of the checkpoint is missing.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        check_loading(info, pretrained_model_name_or_path)
+        model.freeze_fixed_parts()
+        return (model, info) if output_loading_info else model
+
+    def freeze_fixed_parts(self) -> None:
+        """The position tables and the autoencoder are never trained."""
+        for module in self.modules():
+            if isinstance(module, (SinCosPositions, Fp32Autoencoder)):
+                module.requires_grad_(False)
+
+    @classmethod
+    def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        if checkpoint_files is not None:
+            folder = CheckpointFolder(load_config.pretrained_model_name_or_path, load_config.download_kwargs)
+            checkpoint_files = folder.complete(checkpoint_files)
+            if not is_deepspeed_zero3_enabled():  # which reads the files on one process and takes nothing lazy
+                state_dict = open_tensors(checkpoint_files, load_config.dtype)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)

@@ -1,3 +1,0 @@
-"""What a token is: decides how it is embedded and which expert it takes."""
-
-PADDING, TEXT, VIT, LATENT = range(4)
