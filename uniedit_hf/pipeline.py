@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
+from uniedit_hf.conversations import conversation_sample
 from uniedit_hf.models.card import pushed_card
 from uniedit_hf.models.drawing import DrawingStep
 from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
@@ -246,6 +247,28 @@ class UniEditPipeline:
         answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, generate_kwargs)]
         return answers if many else answers[0]
 
+    def chat(
+        self, messages: list[dict] | list[list[dict]], *, max_new_tokens: int = 512, thinking_budget: int = 0, **kwargs
+    ) -> str | list[str]:
+        """Answers a conversation whose texts and images come in any order; `answer` asks one question after images.
+
+        Args:
+            messages: One conversation, or a list of them; see `uniedit_hf.conversations.conversation_sample`.
+            max_new_tokens: As in `answer`, and so are the others.
+            thinking_budget: Tokens of reasoning before the answer at most.
+            kwargs: What `generate()` of transformers takes; greedy by default.
+
+        Raises:
+            ValueError: If a conversation is empty, or a message is not of the form described there.
+        """
+        many = bool(messages) and isinstance(messages[0], list)
+        read = self.processor.open_source, self.processor.reading_view
+        samples = [conversation_sample(each, *read) for each in (messages if many else [messages])]
+        if thinking_budget:
+            samples = [self._asked_to_think(sample, "answer") for sample in samples]
+        answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, kwargs)]
+        return answers if many else answers[0]
+
     def think(
         self,
         image: Any | list,
@@ -355,13 +378,14 @@ class UniEditPipeline:
     ) -> list[tuple[str, str]]:
         """What the model writes behind every sample: all of it, and the same without thoughts."""
         generate_kwargs = {"do_sample": False} | generate_kwargs
+        processors = generate_kwargs.get("logits_processor") or []
         texts = []
         for start in range(0, len(samples), self.batch_size):
             inputs = self._to_device(self.processor(samples[start : start + self.batch_size]))
             length, most = inputs["input_ids"].shape[1], max_new_tokens
             if budget:
                 thinking = ThinkingBudget(self.processor.tokenizer, length, budget)
-                generate_kwargs |= {"logits_processor": [thinking]}
+                generate_kwargs |= {"logits_processor": [*processors, thinking]}  # last, so that it has its way
                 most += budget + len(thinking.close_ids)
             output = self.model.generate(**inputs, max_new_tokens=most, **generate_kwargs)
             texts += self.processor.batch_decode(output[:, length:], skip_special_tokens=True)

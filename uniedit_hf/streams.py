@@ -50,7 +50,7 @@ class Stopped(Exception):
     """Whoever listened has left."""
 
 
-class _Telling(BaseStreamer):
+class EventStreamer(BaseStreamer):
     """Tells what is written, piece by piece; takes part in `generate()` as a streamer.
 
     Args:
@@ -110,7 +110,7 @@ def stream_answer(verb: Callable[..., str], decode: Callable[[list[int]], str], 
     """The events of a verb that answers; `arguments` are its own."""
 
     def work(tell):
-        streamer = _Telling(tell, decode, thinking=bool(arguments.get("thinking_budget")))
+        streamer = EventStreamer(tell, decode, thinking=bool(arguments.get("thinking_budget")))
         answer = verb(**arguments, streamer=streamer)
         return Finished(answer, streamer.thoughts)
 
@@ -127,7 +127,7 @@ def stream_drawing(
     """The events of a verb that draws, with so many previews, evenly spaced, the result not among them."""
 
     def work(tell):
-        streamer = _Telling(tell, decode, thinking=True, only_thoughts=True)
+        streamer = EventStreamer(tell, decode, thinking=True, only_thoughts=True)
 
         def watch(pipe, index, timestep, callback_kwargs):
             step, steps = index + 1, callback_kwargs["num_steps"]
