@@ -225,7 +225,8 @@ def test_the_three_verbs(pipe):
     assert edited.size == (32, 24), "what the source takes of the square"
     many = pipe.edit([source, picture(20, 60, 2)], "paint the circle red", seed=[1, 2])
     assert [each.size for each in many] == [(32, 24), (11, 32)]
-    assert (np.asarray(many[0]) == np.asarray(edited)).all()
+    # the tokens are equal (above); a decoder may round differently for another number of images
+    assert np.abs(np.asarray(many[0], int) - np.asarray(edited, int)).max() <= 1
     assert pipe.generate("a red circle", seed=0).size == (32, 32)
     assert isinstance(pipe.answer(source, "what is this", max_new_tokens=3), str)
     questions = ["what colour is this", "is this a square"]

@@ -23,6 +23,7 @@ from scenes import as_tensor, real_scenes
 from torch import nn
 from tqdm import tqdm
 
+from uniedit_hf.arithmetic import cpu_arithmetic
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.randomness import python_random
 from uniedit_hf.synthesis.scene import PALETTE, SHAPES, SIDE
@@ -126,7 +127,7 @@ def learn_to_read(model, processor, pool: Pool, options: argparse.Namespace) -> 
             patches = [processor.image_processor.patchify_vit(x) for x in as_tensor(pool.pictures[images])]
             grids = torch.full((len(images), 2), SIDE // processor.image_processor.vit_stride)
             wanted, _ = model.latent_tokens(list(pool.latents[images]))
-            with torch.autocast("cpu", torch.bfloat16):
+            with cpu_arithmetic().autocast():
                 seen = model.model.embed_vit(torch.cat(patches), grids)
                 read, named = heads["latents"](seen), heads["scene"](seen.view(len(images), -1))
             latents = (read.float() - wanted).square().mean()
@@ -172,7 +173,7 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
         for step in progress:
             set_rate(optimizer, step, options.steps)
             mix = FIRST_MIX if step < FEWER_QUESTIONS_FROM else LATER_MIX
-            with torch.autocast("cpu", torch.bfloat16):
+            with cpu_arithmetic().autocast():
                 losses = model(**pack(processor, draws, mix, step, options.seed))
             image, text = losses.image_sum / losses.image_count, losses.text_sum / losses.text_count
             take_step(image + mix.text_weight * text, optimizer, parameters)

@@ -38,6 +38,7 @@ from transformers import (
 )
 from vae import CONTRAST, batch, measure
 
+from uniedit_hf.arithmetic import cpu_arithmetic
 from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcessor
 from uniedit_hf.randomness import python_random
 from uniedit_hf.segments import ImageSegment, ImageTokens, Sample, TextSegment
@@ -182,7 +183,7 @@ def train_autoencoder(vqmodel, images: np.ndarray, scenes: list[Scene], options:
 
 def autoencoder_loss(vqmodel, pixels: torch.Tensor, quantised: bool):
     """The loss, the features in fp32 (n, E), their tokens (n,) and the PSNR in decibels."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_arithmetic().autocast():
         encoded = vqmodel.quant_conv(vqmodel.encoder(pixels))
     flat = nn.functional.normalize(encoded.float().permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
     codes = nn.functional.normalize(vqmodel.quantize.embedding.weight, dim=-1)
@@ -193,7 +194,7 @@ def autoencoder_loss(vqmodel, pixels: torch.Tensor, quantised: bool):
     count, _, height, width = encoded.shape
     passed = flat + (chosen - flat).detach() if quantised else flat
     passed = passed.view(count, height, width, -1).permute(0, 3, 1, 2)
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_arithmetic().autocast():
         decoded = vqmodel.decoder(vqmodel.post_quant_conv(passed))
     error = decoded.float() - pixels
     brightest = nn.functional.max_pool2d(pixels, 5, stride=1, padding=2)
@@ -323,7 +324,7 @@ def learn_to_read(model, pool: Pool, options: argparse.Namespace) -> None:
         for step in progress:
             set_rate(optimizer, step, options.reading_steps, 1.5e-3)
             chosen = python_random(options.seed, "reading", step).sample(range(len(pool.scenes)), READING_BATCH)
-            with torch.autocast("cpu", torch.bfloat16):
+            with cpu_arithmetic().autocast():
                 seen = model.model.get_image_features(as_tensor(pool.pictures[chosen])).pooler_output
                 squares, whole = places(seen), scene(seen.flatten(1))
             named = nn.functional.cross_entropy(squares.float().flatten(0, 1), pool.tokens[chosen].flatten())
@@ -375,7 +376,7 @@ def losses_of(model, processor, samples: list[Sample]) -> tuple[torch.Tensor, to
     parts = []
     for start in range(0, len(samples), size):
         features = dict(processor.pack(samples[start : start + size]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with cpu_arithmetic().autocast():
             parts.append(model(**{name: each for name, each in features.items() if not name.startswith("num_")}))
     image = sum(part.image_sum for part in parts) / sum(part.image_count for part in parts)
     return image, sum(part.text_sum for part in parts) / sum(part.text_count for part in parts)

@@ -24,6 +24,7 @@ from scenes import as_pictures, as_tensor, random_picture, real_scenes
 from torch.nn import functional
 from tqdm import tqdm
 
+from uniedit_hf.arithmetic import cpu_arithmetic
 from uniedit_hf.models.bagel.configuration_bagel import BagelVaeConfig
 from uniedit_hf.models.bagel.encoders_bagel import build_vae
 from uniedit_hf.synthesis.reader import read
@@ -129,7 +130,7 @@ def crop(picture: np.ndarray, rng: random.Random) -> np.ndarray:
 
 def vae_loss(vae, pixels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
     """The weighted reconstruction loss plus a small divergence from the standard normal."""
-    with torch.autocast("cpu", torch.bfloat16):  # 1.6 times as fast
+    with cpu_arithmetic().autocast():
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(latents).sample

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,11 +45,14 @@ def run(
         ValueError: If a package of the extra `quickstart` is not installed.
     """
     _check_extra()
-    with _one_thread():
+    from uniedit_hf.arithmetic import one_thread
+
+    with one_thread():
         return _run(Path(output_dir), model, steps, range(seed, seed + seeds), edits, items, base)
 
 
 def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: int, base: str | None) -> Path:
+    from uniedit_hf.arithmetic import best_arithmetic
     from uniedit_hf.evaluation.suites.small_world import bounds, outputs_of, score
     from uniedit_hf.evaluation.suites.small_world_items import test_items
     from uniedit_hf.pipeline import UniEditPipeline
@@ -93,6 +94,8 @@ def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: 
             "steps": steps,
             "seed": seeds[0],
             "seeds": len(seeds),
+            "device": best_arithmetic().device,
+            "dtype": best_arithmetic().dtype_name,
             **small_world(start),
         },
         data=data,
@@ -113,20 +116,6 @@ def _check_extra() -> None:
             f"The quickstart needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
             'installed: pip install "uniedit_hf[quickstart]".'
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread: a small model gains nothing by more, loses much where others work, and gives the same numbers
-    whatever the machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Clock:

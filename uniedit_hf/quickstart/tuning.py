@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.training import TrainingPart, UniEditConfig, UniEditTrainer
 
 
@@ -49,11 +50,14 @@ def small_world(base: Path) -> dict[str, float | int]:
 
 
 def _fast() -> dict[str, Any]:
-    """What makes a small model fast where there is no GPU: 16 bit, and plain attention, which on short rows beats the
-    kernel for the CPU."""
-    if torch.cuda.is_available():
-        return {}
-    return {"use_cpu": True, "bf16": True, "model_init_kwargs": {"attn_implementation": "eager"}}
+    """What suits a small model on this machine: its arithmetic, and plain attention, which on short rows beats the
+    other kernels."""
+    arithmetic = best_arithmetic()
+    return {
+        "use_cpu": arithmetic.device == "cpu",
+        "bf16": arithmetic.dtype == torch.bfloat16,
+        "model_init_kwargs": {"attn_implementation": "eager"},
+    }
 
 
 def tune(

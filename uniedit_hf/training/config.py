@@ -96,7 +96,8 @@ class UniEditConfig(TrainingArguments):
     > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-5, `lr_scheduler_type`
     > `"constant_with_warmup"`, `warmup_steps` 0.05 (a share of the run; the paper's 2,000 steps are most of its
     > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, both batch sizes 1,
-    > `activation_checkpointing` True, `logging_steps` 10, `bf16` True where there is a GPU, `remove_unused_columns`
+    > `activation_checkpointing` True, `logging_steps` 10, `bf16` True where there is a GPU (`True` on a CPU without
+    > 16-bit arithmetic warns, with the measured factor), `remove_unused_columns`
     > False, `ddp_find_unused_parameters` False (every trained parameter is in the graph of every step).
 
     Raises:
@@ -159,6 +160,10 @@ class UniEditConfig(TrainingArguments):
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:
             self.activation_checkpointing = True
         super().__post_init__()
+        if self.bf16 and self.device.type == "cpu":
+            from uniedit_hf.arithmetic import warn_if_bfloat16_is_slow
+
+            warn_if_bfloat16_is_slow()
         self._check_values()
         self._check_losses()
         self._check_inherited()
