@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from datasets import concatenate_datasets, load_dataset
 
-from uniedit_hf.evaluation.scorers.small_world import score_edit
-from uniedit_hf.evaluation.suites.small_world import EDIT_SETTINGS
 from uniedit_hf.images import open_image
 from uniedit_hf.models.janus.image_tokens import store_image_tokens
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.quickstart.data import make_edits
-from uniedit_hf.quickstart.tuning import base_folder, tune
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
-from uniedit_hf.synthesis.pipeline import intelligent_edits, plain_edits
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa
+from uniedit_hf.small_world.edits import intelligent_edits, plain_edits
+from uniedit_hf.small_world.quickstart.edit_data import make_edits
+from uniedit_hf.small_world.quickstart.tuning import base_folder, tune
+from uniedit_hf.small_world.scoring import score_edit
+from uniedit_hf.small_world.suite import EDIT_SETTINGS
 from uniedit_hf.synthesis.records import Record
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from uniedit_hf.schema import TASK_CATEGORIES
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 
 
 def photograph(seed: int, width: int, height: int, kind: str, **options) -> bytes:

@@ -29,9 +29,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from uniedit_hf.randomness import python_random
-from uniedit_hf.synthesis.easy_vqa import VqaRow, load_easy_vqa, load_image
-from uniedit_hf.synthesis.reader import read
-from uniedit_hf.synthesis.scene import PALETTE, SHAPES, SIDE, Scene, coverage, overlap, render
+from uniedit_hf.small_world.easy_vqa import VqaRow, load_easy_vqa, load_image
+from uniedit_hf.small_world.reader import read
+from uniedit_hf.small_world.scene import PALETTE, SHAPES, SIDE, Scene, coverage, overlap, render
 
 
 SEED = 0

@@ -35,15 +35,15 @@ from datasets import Dataset, load_dataset
 
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import differing
-from uniedit_hf.evaluation.suites.small_world import groups, outputs_of, score, write_items
-from uniedit_hf.evaluation.suites.small_world_items import SmallWorldItem, test_items
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.quickstart.data import make_edits
-from uniedit_hf.quickstart.tuning import SMALL_WORLD, base_folder, tune
 from uniedit_hf.recipes import PAPER, answer_sample, edit_sample, generate_sample
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa, load_image, one_row_per_image
-from uniedit_hf.synthesis.questions import drawing_of
-from uniedit_hf.synthesis.reader import read
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa, load_image, one_row_per_image
+from uniedit_hf.small_world.questions import drawing_of
+from uniedit_hf.small_world.quickstart.edit_data import make_edits
+from uniedit_hf.small_world.quickstart.tuning import SMALL_WORLD, base_folder, tune
+from uniedit_hf.small_world.reader import read
+from uniedit_hf.small_world.suite import groups, outputs_of, score, write_items
+from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
 from uniedit_hf.training import TrainingPart
 
 

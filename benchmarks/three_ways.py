@@ -1,7 +1,7 @@
 """Is it the embedded question that helps? Three ways of asking for the same edits: `python -m benchmarks.three_ways`.
 
 Tunes the small base on the same pictures, targets and draws of noise, and asks for them in one of three ways
-(`uniedit_hf/synthesis/asking.py`):
+(`uniedit_hf/small_world/asking.py`):
 
     question   if the shape is red, give it the color of grass; otherwise shrink it.
     answer     the shape is red, the color of grass is green, so make it green.
@@ -22,10 +22,10 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 
 from benchmarks.small_world import arguments, run_all, table
-from uniedit_hf.synthesis.asking import ASKINGS
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
-from uniedit_hf.synthesis.output import write_parquet
-from uniedit_hf.synthesis.pipeline import synthesize
+from uniedit_hf.small_world.asking import ASKINGS
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa
+from uniedit_hf.small_world.edits import synthesize
+from uniedit_hf.small_world.output import write_parquet
 
 
 # 36 tokens of an edit are its pictures; its text, which is left out one time in ten, has 38, 21 or 8 on the mean.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from uniedit_hf.release.image_store import MAX_IMAGE_BYTES
 from uniedit_hf.schema import TASK_CATEGORIES
-from uniedit_hf.synthesis.easy_vqa import VqaRow, load_easy_vqa
+from uniedit_hf.small_world.easy_vqa import VqaRow, load_easy_vqa
 
 
 LAYOUTS = ("folder", "tar", "zip")

@@ -26,9 +26,9 @@ from uniedit_hf.release.image_store import ImageStore, safe_parts
 from uniedit_hf.release.parquet import ROWS_PER_GROUP
 from uniedit_hf.release.raw import Part, find_release, read_lines
 from uniedit_hf.schema import row_features
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
-from uniedit_hf.synthesis.output import write_parquet
-from uniedit_hf.synthesis.pipeline import synthesize
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa
+from uniedit_hf.small_world.edits import synthesize
+from uniedit_hf.small_world.output import write_parquet
 
 
 UNIEDIT = Path(sys.executable).with_name("uniedit")

@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCard
 from raw_releases import make_release
 
 from uniedit_hf.release.build import build
-from uniedit_hf.release.publishing import publish
+from uniedit_hf.release.dataset_publishing import publish
 
 
 UNIEDIT = Path(sys.executable).with_name("uniedit")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from uniedit_hf.evaluation.scorers.geneval import COLORS, Detection, evaluate
+from uniedit_hf.evaluation.scorers.geneval_scores import COLORS, Detection, evaluate
 from uniedit_hf.evaluation.suites import geneval
 
 

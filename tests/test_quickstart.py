@@ -14,11 +14,12 @@ import torch
 from datasets import load_dataset
 from safetensors.torch import load_file
 
-from uniedit_hf import UniEditPipeline, quickstart
+from uniedit_hf import UniEditPipeline
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
-from uniedit_hf.evaluation.suites.small_world import EDIT_SETTINGS
-from uniedit_hf.quickstart.tuning import base_folder, tune
+from uniedit_hf.small_world import quickstart
+from uniedit_hf.small_world.quickstart.tuning import base_folder, tune
+from uniedit_hf.small_world.suite import EDIT_SETTINGS
 
 
 SMALL = {"steps": 2, "edits": 60, "items": 4}

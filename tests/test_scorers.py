@@ -6,8 +6,15 @@ import time
 
 import pytest
 
-from uniedit_hf.evaluation.scorers import gedit, geneval, imgedit, kris, rise, wise
-from uniedit_hf.evaluation.scorers.geneval import Detection, evaluate, relative_position
+from uniedit_hf.evaluation.scorers import (
+    gedit_scores,
+    geneval_scores,
+    imgedit_scores,
+    kris_scores,
+    rise_scores,
+    wise_scores,
+)
+from uniedit_hf.evaluation.scorers.geneval_scores import Detection, evaluate, relative_position
 
 
 # ---- GenEval
@@ -62,13 +69,13 @@ def test_relative_positions(box, expected):
 def test_geneval_thresholds():
     scores = [0.2, 0.95, 0.3, 0.5, *[0.4] * 20]
     detections = [Detection((0, 0, 1, 1), score) for score in scores]
-    assert [each.score for each in geneval.kept(detections, "colors")] == [0.95, 0.5, *[0.4] * 14]
-    assert [each.score for each in geneval.kept(detections, "counting")] == [0.95]
+    assert [each.score for each in geneval_scores.kept(detections, "colors")] == [0.95, 0.5, *[0.4] * 14]
+    assert [each.score for each in geneval_scores.kept(detections, "counting")] == [0.95]
 
 
 def test_geneval_overall_is_the_mean_of_tags():
     rows = [("colors", "a", True), ("colors", "a", False), ("colors", "b", False), ("position", "c", True)]
-    assert geneval.summary(rows) == {
+    assert geneval_scores.summary(rows) == {
         "colors": pytest.approx(1 / 3), "position": 1, "overall": pytest.approx(2 / 3), "images": 0.5,
         "prompts": pytest.approx(2 / 3),
     }  # fmt: skip
@@ -91,19 +98,19 @@ READ = {"consistency": 2, "realism": 1, "aesthetic quality": 0}
     ],
 )
 def test_wise_replies(reply, marks, official):
-    found = wise.parse(reply)
+    found = wise_scores.parse(reply)
     assert found.marks == (marks or {}) and found.status == ("ok" if marks else "parse_error")
-    assert wise.parse(reply, compat=True).marks == official
+    assert wise_scores.parse(reply, compat=True).marks == official
 
 
 def test_wise_overalls_differ_by_name():
-    assert wise.wiscore(READ) == pytest.approx((0.7 * 2 + 0.2) / 2)
+    assert wise_scores.wiscore(READ) == pytest.approx((0.7 * 2 + 0.2) / 2)
     full, none = dict.fromkeys(READ, 2), dict.fromkeys(READ, 0)
-    rows = [(name, full if name in ("culture", "time") else none) for name in wise.CATEGORIES]
-    found = wise.summary(rows)
+    rows = [(name, full if name in ("culture", "time") else none) for name in wise_scores.CATEGORIES]
+    found = wise_scores.summary(rows)
     assert found["overall_mean"] == pytest.approx(1 / 3)
     assert found["overall_legacy"] == pytest.approx(0.567) and found["overall_verified"] == pytest.approx(0.52)
-    assert wise.summary(rows[:2])["overall_mean"] is None
+    assert wise_scores.summary(rows[:2])["overall_mean"] is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +119,7 @@ def test_wise_overalls_differ_by_name():
      (800, "", "biology"), (801, "", "physics"), (901, "", "chemistry"), (1000, "", "chemistry")],
 )  # fmt: skip
 def test_wise_categories(number, sub, expected):
-    assert wise.category({"prompt_id": number, "Subcategory": sub}) == expected
+    assert wise_scores.category({"prompt_id": number, "Subcategory": sub}) == expected
 
 
 def _wise_replies():
@@ -122,17 +129,17 @@ def _wise_replies():
 
 
 def test_wise_stops_as_the_official_script_does():
-    rows = [(wise.category(row), wise.parse(reply, compat=True).marks) for row, reply in _wise_replies()]
-    assert wise.summary(rows, compat=True)["overall_mean"] == pytest.approx(0.85)
+    rows = [(wise_scores.category(row), wise_scores.parse(reply, compat=True).marks) for row, reply in _wise_replies()]
+    assert wise_scores.summary(rows, compat=True)["overall_mean"] == pytest.approx(0.85)
     with pytest.raises(ValueError, match="stops at science: it has 299 of 300"):
-        wise.summary(rows[:-1], compat=True)
+        wise_scores.summary(rows[:-1], compat=True)
     with pytest.raises(ValueError, match="1 replies without marks"):
-        wise.summary([*rows[:-1], ("chemistry", wise.parse("no", compat=True).marks)], compat=True)
+        wise_scores.summary([*rows[:-1], ("chemistry", wise_scores.parse("no", compat=True).marks)], compat=True)
 
 
 def test_a_thousand_wise_replies_are_scored_in_seconds():
     start = time.perf_counter()
-    wise.summary((wise.category(row), wise.parse(reply).marks) for row, reply in _wise_replies())
+    wise_scores.summary((wise_scores.category(row), wise_scores.parse(reply).marks) for row, reply in _wise_replies())
     assert time.perf_counter() - start < 5
 
 
@@ -152,17 +159,17 @@ def test_a_thousand_wise_replies_are_scored_in_seconds():
 )
 def test_imgedit_replies(reply, ours, official, lmms):
     for compat, expected in ((None, ours), ("uniedit", official), ("lmms-eval", lmms)):
-        found = imgedit.parse(reply, compat)
+        found = imgedit_scores.parse(reply, compat)
         assert list(found.marks.values()) == (expected or []), compat
         assert found.status == ("ok" if expected else "parse_error")
 
 
 def test_imgedit_scores():
-    marks = imgedit.parse("A: 2\nB: 5\nC: 4")
-    assert imgedit.score(marks) == 3.67 and imgedit.score(marks, cap=True) == 2
+    marks = imgedit_scores.parse("A: 2\nB: 5\nC: 4")
+    assert imgedit_scores.score(marks) == 3.67 and imgedit_scores.score(marks, cap=True) == 2
     rows = [("add", 4.0), ("add", 3.33), ("style", 1.0), ("style", None)]
-    assert imgedit.summary(rows) == {"add": 3.67, "style": 1.0, "overall": 2.78}  # over items, not over types
-    assert imgedit.summary(rows, compat="lmms-eval")["overall"] == 2.08
+    assert imgedit_scores.summary(rows) == {"add": 3.67, "style": 1.0, "overall": 2.78}  # over items, not over types
+    assert imgedit_scores.summary(rows, compat="lmms-eval")["overall"] == 2.08
 
 
 # ---- GEdit
@@ -178,7 +185,7 @@ def test_imgedit_scores():
     ],
 )  # fmt: skip
 def test_gedit_replies_give_a_number_or_a_status_never_a_random_one(reply, score):
-    found = [gedit.parse(reply) for _ in range(3)]
+    found = [gedit_scores.parse(reply) for _ in range(3)]
     assert all(each.marks == ({} if score is None else {"score": score}) for each in found)
     assert found[0].status == ("parse_error" if score is None else "ok")
 
@@ -191,11 +198,11 @@ def test_gedit_averages_items_then_groups():
         row | {"group": "text_change", "sc": None, "pq": 8},
         row | {"group": "ps_human", "sc": 1, "pq": 1, "language": "cn"},
     ]  # fmt: skip
-    found = gedit.summary(rows)
+    found = gedit_scores.summary(rows)
     assert found["ps_human O"] == 3 and found["overall"] == 5.5 and found["SC"] == 5  # sqrt(2 * 9) would be 4.24
-    assert gedit.summary(rows, only_intersection=True)["overall"] == 3
-    assert gedit.summary(rows, compat="lmms-eval")["text_change O"] == 4
-    assert gedit.summary([])["overall"] is None
+    assert gedit_scores.summary(rows, only_intersection=True)["overall"] == 3
+    assert gedit_scores.summary(rows, compat="lmms-eval")["text_change O"] == 4
+    assert gedit_scores.summary([])["overall"] is None
 
 
 # ---- RISE
@@ -212,7 +219,7 @@ FREE, PLAIN, PUZZLE = "temporal_reasoning", "causal_reasoning", "logical_reasoni
     ],
 )  # fmt: skip
 def test_rise_replies(reply, logical, number, marks):
-    assert list(rise.parse(reply, logical, number).marks.values()) == (marks or [])
+    assert list(rise_scores.parse(reply, logical, number).marks.values()) == (marks or [])
 
 
 MARKS = {"consistency": 1, "reasoning": 5, "plausibility": 5}
@@ -236,23 +243,23 @@ MARKS = {"consistency": 1, "reasoning": 5, "plausibility": 5}
     ],
 )  # fmt: skip
 def test_rise_scores(row, values, any_flag, compat, score, complete):
-    assert rise.score(row, values, any_flag, compat) == pytest.approx(score)
-    assert rise.complete(row, values, compat) == complete
+    assert rise_scores.score(row, values, any_flag, compat) == pytest.approx(score)
+    assert rise_scores.complete(row, values, compat) == complete
 
 
 def test_rise_pictures_and_paths():
     row = {"category": PLAIN, "index": "c_1", "image": "in.png", "reference_img": "ref.png"}
-    assert rise.second_picture(row) == rise.second_picture(row, "upstream") == "ref.png"
+    assert rise_scores.second_picture(row) == rise_scores.second_picture(row, "upstream") == "ref.png"
     with pytest.raises(KeyError, match="reasoning_img"):
-        rise.second_picture(row, "uniedit")
-    assert rise.picture_path(row, "uniedit") == "causal_reasoning/c_1.png"
-    assert rise.picture_path(row, "upstream") == "images/causal_reasoning/c_1.png"
+        rise_scores.second_picture(row, "uniedit")
+    assert rise_scores.picture_path(row, "uniedit") == "causal_reasoning/c_1.png"
+    assert rise_scores.picture_path(row, "upstream") == "images/causal_reasoning/c_1.png"
 
 
 def test_rise_summary():
     puzzle = {"category": PUZZLE, "subtask": "maze"}
-    values = rise.dimensions(puzzle, {"consistency": 1, "reasoning": 0})
-    found = rise.summary([(puzzle, values), ({"category": PLAIN}, dict.fromkeys(MARKS, 5))])
+    values = rise_scores.dimensions(puzzle, {"consistency": 1, "reasoning": 0})
+    found = rise_scores.summary([(puzzle, values), ({"category": PLAIN}, dict.fromkeys(MARKS, 5))])
     assert values == {"consistency": 5, "reasoning": 1}
     assert found["overall accuracy"] == 50 and found["maze percent"] == pytest.approx(2.5)
     assert found["plausibility"] == 5 and found["reasoning"] == 3
@@ -273,21 +280,24 @@ def test_rise_summary():
     ],
 )  # fmt: skip
 def test_kris_replies(reply, names, ours, official):
-    assert list(kris.parse(reply, names).marks.values()) == (ours or [])
-    assert list(kris.parse(reply, names, compat=True).marks.values()) == (official or [])
+    assert list(kris_scores.parse(reply, names).marks.values()) == (ours or [])
+    assert list(kris_scores.parse(reply, names, compat=True).marks.values()) == (official or [])
 
 
 def test_kris_pools_all_marks():
     rows = [("biology", {"consistency": 5, "instruction": 5, "knowledge": 1, "quality": 1}),
             ("color_change", {"consistency": 3, "instruction": 3, "quality": 5})]  # fmt: skip
-    found = kris.summary(rows)
+    found = kris_scores.summary(rows)
     assert found["biology"] == 50 and found["factual"] == pytest.approx(200 / 3)
     assert found["overall"] == pytest.approx(400 / 7)  # over marks; the mean over items would be 58.3
 
 
 def test_kris_faults_of_what_the_judge_sees():
-    assert kris.explained("anomaly_correction") and not kris.explained("anomaly_correction", compat=True)
-    assert kris.quality_pictures() == ("edited",) and kris.quality_pictures(compat=True) == ("edited", "edited")
-    assert sum(len(kinds) for kinds in kris.META.values()) == 20
+    assert kris_scores.explained("anomaly_correction") and not kris_scores.explained("anomaly_correction", compat=True)
+    assert kris_scores.quality_pictures() == ("edited",) and kris_scores.quality_pictures(compat=True) == (
+        "edited",
+        "edited",
+    )
+    assert sum(len(kinds) for kinds in kris_scores.META.values()) == 20
     with pytest.raises(ValueError, match="no type 'magic'"):
-        kris.meta("magic")
+        kris_scores.meta("magic")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniedit_hf.evaluation.suites.small_world import DRAWING_SETTINGS, EDIT_SETTINGS
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.synthesis.scene import Scene, render
+from uniedit_hf.small_world.scene import Scene, render
+from uniedit_hf.small_world.suite import DRAWING_SETTINGS, EDIT_SETTINGS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +64,7 @@ def test_it_draws_edits_and_answers(family, pipe):
 
 def test_its_abilities_are_not_lost(asset, pipe):
     """Below the card's figures by more than chance explains on forty items, so that only a broken model fails."""
-    command = [sys.executable, "examples/small_world/measure.py", str(asset), "--items", "40"]
+    command = [sys.executable, "-m", "uniedit_hf.small_world.base.measure", str(asset), "--items", "40"]
     view = pipe.processor.reading_view
     output = subprocess.run([*command, "--views", view], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     figures = json.loads(output.splitlines()[-1])

@@ -14,7 +14,8 @@ from uniedit_hf.cli import main
 from uniedit_hf.evaluation.comparison import compare
 from uniedit_hf.evaluation.comparison_report import html
 from uniedit_hf.evaluation.intervals import paired_difference
-from uniedit_hf.evaluation.suites import small_world, suite
+from uniedit_hf.evaluation.suites import suite
+from uniedit_hf.small_world import suite as small_world
 
 
 ROOT = Path(__file__).parents[1]

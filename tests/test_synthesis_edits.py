@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.instruction_parser import Fact, answer_to, facts_of_data_set, hidden_words, measured, target_of
-from uniedit_hf.synthesis.asking import ASKINGS
-from uniedit_hf.synthesis.easy_vqa import easy_vqa_folder, load_easy_vqa
-from uniedit_hf.synthesis.pipeline import Shares, plain_counterpart, plain_edits, synthesize, synthesize_plain
-from uniedit_hf.synthesis.reader import read_all
+from uniedit_hf.small_world.asking import ASKINGS
+from uniedit_hf.small_world.easy_vqa import easy_vqa_folder, load_easy_vqa
+from uniedit_hf.small_world.edits import Shares, plain_counterpart, plain_edits, synthesize, synthesize_plain
+from uniedit_hf.small_world.reader import read_all
+from uniedit_hf.small_world.vocabulary import vocabulary
+from uniedit_hf.small_world.wording import count_words, split_words
 from uniedit_hf.synthesis.records import Record, Rejection, variant_choices
-from uniedit_hf.synthesis.vocabulary import vocabulary
-from uniedit_hf.synthesis.wording import count_words, split_words
 
 
 SIZE = 5000

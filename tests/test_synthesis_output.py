@@ -14,10 +14,10 @@ from hypothesis import given, strategies as st
 from PIL import Image, ImageFont
 
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
-from uniedit_hf.synthesis.contact_sheet import wrapped
-from uniedit_hf.synthesis.easy_vqa import VqaRow, easy_vqa_folder, load_easy_vqa, load_image, one_row_per_image
-from uniedit_hf.synthesis.output import PARQUET_NAME, write_parquet
-from uniedit_hf.synthesis.pipeline import intelligent_edits, plain_edits, synthesize, synthesize_plain
+from uniedit_hf.small_world.contact_sheet import wrapped
+from uniedit_hf.small_world.easy_vqa import VqaRow, easy_vqa_folder, load_easy_vqa, load_image, one_row_per_image
+from uniedit_hf.small_world.edits import intelligent_edits, plain_edits, synthesize, synthesize_plain
+from uniedit_hf.small_world.output import PARQUET_NAME, write_parquet
 from uniedit_hf.synthesis.records import Record, Rejection, variant_choices, variant_text
 
 

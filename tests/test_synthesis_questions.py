@@ -9,12 +9,12 @@ from hypothesis import given, settings
 
 from tests.instruction_parser import Fact, answer_to
 from tests.test_synthesis_reader import scenes
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa, load_image, one_row_per_image
-from uniedit_hf.synthesis.questions import SIZE_QUESTION, composed_questions, drawing_of
-from uniedit_hf.synthesis.reader import read
-from uniedit_hf.synthesis.scene import render
-from uniedit_hf.synthesis.vocabulary import vocabulary
-from uniedit_hf.synthesis.wording import split_words
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa, load_image, one_row_per_image
+from uniedit_hf.small_world.questions import SIZE_QUESTION, composed_questions, drawing_of
+from uniedit_hf.small_world.reader import read
+from uniedit_hf.small_world.scene import render
+from uniedit_hf.small_world.vocabulary import vocabulary
+from uniedit_hf.small_world.wording import split_words
 
 
 VOCABULARY = set(vocabulary())

@@ -13,11 +13,11 @@ from PIL import Image
 
 from benchmarks.reader import BARS, drawn_scenes, measure
 from tests.instruction_parser import facts_of_data_set, measured
-from uniedit_hf.synthesis.compare import EXACT, mismatches
-from uniedit_hf.synthesis.easy_vqa import easy_vqa_folder
-from uniedit_hf.synthesis.program import QUARTERS, Copies, apply
-from uniedit_hf.synthesis.reader import read, read_all
-from uniedit_hf.synthesis.scene import PALETTE, SHAPES, SIDE, Scene, coverage, render
+from uniedit_hf.small_world.compare import EXACT, mismatches
+from uniedit_hf.small_world.easy_vqa import easy_vqa_folder
+from uniedit_hf.small_world.program import QUARTERS, Copies, apply
+from uniedit_hf.small_world.reader import read, read_all
+from uniedit_hf.small_world.scene import PALETTE, SHAPES, SIDE, Scene, coverage, render
 
 
 @st.composite

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from uniedit_hf.synthesis.editor import edit
-from uniedit_hf.synthesis.instructions import Instruction, fault, leaks
-from uniedit_hf.synthesis.program import Copies, If, InHalf, Is, Keep, Move, Recolor, Reshape, Resize, apply, changes
-from uniedit_hf.synthesis.scene import Scene, render
-from uniedit_hf.synthesis.verify import verify
+from uniedit_hf.small_world.editor import edit
+from uniedit_hf.small_world.instructions import Instruction, fault, leaks
+from uniedit_hf.small_world.program import Copies, If, InHalf, Is, Keep, Move, Recolor, Reshape, Resize, apply, changes
+from uniedit_hf.small_world.scene import Scene, render
+from uniedit_hf.small_world.verifier import verify
 
 
 CIRCLE = Scene("circle", "red", (10.0, 20.0, 26.0, 36.0), (240, 245, 250))

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.small_world import table
 from uniedit_hf.evaluation.intervals import paired_difference
-from uniedit_hf.evaluation.suites import small_world
+from uniedit_hf.small_world import suite as small_world
 
 
 ROOT = Path(__file__).parents[1]

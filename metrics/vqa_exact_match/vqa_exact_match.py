@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from uniedit_hf.evaluation.scorers.small_world import score_answer
+from uniedit_hf.small_world.scoring import score_answer
 
 
 class VqaExactMatch(evaluate.Metric):

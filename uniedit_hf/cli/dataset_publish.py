@@ -20,8 +20,8 @@ class DatasetPublishOptions:
 
 
 def run(options: DatasetPublishOptions) -> None:
-    from uniedit_hf.release.card import Terms
-    from uniedit_hf.release.publishing import publish
+    from uniedit_hf.release.dataset_card import Terms
+    from uniedit_hf.release.dataset_publishing import publish
 
     given = {
         "source_images": options.license_source_images,

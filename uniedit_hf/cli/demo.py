@@ -62,7 +62,7 @@ def _tuned() -> Path:
 
 def _base() -> Path:
     """What the quickstart tuned; the small base if it has not been run."""
-    from uniedit_hf.quickstart.tuning import base_folder
+    from uniedit_hf.small_world.quickstart.tuning import base_folder
 
     report = QUICKSTART / "report.json"
     settings = json.loads(report.read_text())["settings"] if report.is_file() else {"base": "assets", "model": "bagel"}

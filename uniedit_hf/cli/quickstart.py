@@ -25,7 +25,7 @@ class QuickstartOptions:
 
 
 def run(options: QuickstartOptions) -> None:
-    from uniedit_hf import quickstart
+    from uniedit_hf.small_world import quickstart
 
     page = quickstart.run(
         output_dir=options.output_dir,

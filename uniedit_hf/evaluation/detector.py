@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from uniedit_hf.evaluation.items import local_file
-from uniedit_hf.evaluation.scorers.geneval import COLORS, Detection
+from uniedit_hf.evaluation.scorers.geneval_scores import COLORS, Detection
 
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"

@@ -185,10 +185,10 @@ def detect(
 
 def detected(detector: Callable, colors: Callable, image, row: Mapping) -> dict:
     """What GenEval's detector says of a picture: `found`, "right" or what is wrong, and the boxes of its `objects`."""
-    from uniedit_hf.evaluation.scorers import geneval
+    from uniedit_hf.evaluation.scorers import geneval_scores
 
-    found = {name: geneval.kept(each, row["tag"]) for name, each in detector(image).items()}
-    right, wrong = geneval.evaluate(found, row, partial(colors, image))
+    found = {name: geneval_scores.kept(each, row["tag"]) for name, each in detector(image).items()}
+    right, wrong = geneval_scores.evaluate(found, row, partial(colors, image))
     boxes = {name: [[*each.box, round(each.score, 4)] for each in kept] for name, kept in found.items() if kept}
     return {"found": "right" if right else "; ".join(wrong), "objects": boxes}
 

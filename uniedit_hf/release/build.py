@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from uniedit_hf.dataset_builder.uniedit_148k import ROWS_PER_PART, VERSION, read_part
-from uniedit_hf.release.card import write_card
+from uniedit_hf.release.dataset_card import write_card
 from uniedit_hf.release.faults import FaultyRow, RowFault, fault_table
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.release.parquet import write_rows

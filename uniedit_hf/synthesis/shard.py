@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from uniedit_hf.randomness import python_random
+from uniedit_hf.small_world.rules import classify_by_rules, draw_exactly, read_back
 from uniedit_hf.synthesis.backends.making import make_backend
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
 from uniedit_hf.synthesis.calls.budget import Budget, BudgetReached
@@ -16,9 +17,8 @@ from uniedit_hf.synthesis.calls.cache import CallCache, Spent
 from uniedit_hf.synthesis.calls.caller import Caller
 from uniedit_hf.synthesis.flow import Passed, Result, at_once, in_turn
 from uniedit_hf.synthesis.ocr import TextReader
-from uniedit_hf.synthesis.progress import Progress
+from uniedit_hf.synthesis.progress_bars import Progress
 from uniedit_hf.synthesis.records import Draft, Rejection
-from uniedit_hf.synthesis.rules import classify_by_rules, draw_exactly, read_back
 from uniedit_hf.synthesis.settings import BudgetSettings, Settings
 from uniedit_hf.synthesis.shard_files import ShardFiles, ShardWriter, fingerprint
 from uniedit_hf.synthesis.sources.reading import count_source, read_source

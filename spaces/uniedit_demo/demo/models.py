@@ -42,7 +42,7 @@ class Defaults:
     thinking: int = 1024
 
 
-# As the small world is measured with (uniedit_hf/evaluation/suites/small_world.py).
+# As the small world is measured with (uniedit_hf/small_world/suite.py).
 SMALL = {
     "bagel": Defaults(11, 2.5, 1.0, "global", (0.0, 1.0), answer_tokens=16, thinking=32),
     "janus": Defaults(text_guidance=1.5, image_guidance=1.0, temperature=0.5, answer_tokens=16),

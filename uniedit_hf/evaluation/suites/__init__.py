@@ -18,4 +18,5 @@ SUITES = ("geneval", "wise", "imgedit", "gedit", "rise", "kris", "small_world")
 
 def suite(name: str) -> ModuleType:
     """The suite of that name."""
-    return import_module(f"uniedit_hf.evaluation.suites.{name}")
+    place = "small_world.suite" if name == "small_world" else f"evaluation.suites.{name}"
+    return import_module(f"uniedit_hf.{place}")

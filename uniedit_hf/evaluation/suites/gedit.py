@@ -7,7 +7,7 @@ from functools import partial
 from uniedit_hf.evaluation.items import Item, Outcome
 from uniedit_hf.evaluation.judge import Question
 from uniedit_hf.evaluation.judge_prompts import GEDIT, fill
-from uniedit_hf.evaluation.scorers import gedit
+from uniedit_hf.evaluation.scorers import gedit_scores
 from uniedit_hf.images import open_image
 
 
@@ -56,12 +56,12 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
 
 
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
-    marks = {name: gedit.parse(replies[name]) for name in ("sc", "pq")}
+    marks = {name: gedit_scores.parse(replies[name]) for name in ("sc", "pq")}
     for name, found in marks.items():
         if found.problem:
             return Outcome(found.status, reason=f"{name}: {found.problem}")
     parts = {name: found.marks["score"] for name, found in marks.items()}
-    return Outcome("ok", gedit.overall(**parts), parts)
+    return Outcome("ok", gedit_scores.overall(**parts), parts)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
@@ -76,4 +76,4 @@ def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict
         }
         for item, outcome in rows
     ]
-    return gedit.summary(table, compat=compat)
+    return gedit_scores.summary(table, compat=compat)

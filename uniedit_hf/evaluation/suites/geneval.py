@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uniedit_hf.evaluation.items import Item, Outcome, read_rows
-from uniedit_hf.evaluation.scorers import geneval
+from uniedit_hf.evaluation.scorers import geneval_scores
 
 
 EDITS = False
@@ -25,8 +25,8 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     """
     rows = read_rows(prompts, ("tag", "include", "prompt"), "GenEval")
     for number, row in enumerate(rows, 1):
-        if row["tag"] not in geneval.TAGS:
-            known = ", ".join(geneval.TAGS)
+        if row["tag"] not in geneval_scores.TAGS:
+            known = ", ".join(geneval_scores.TAGS)
             raise ValueError(f"Row {number} of {prompts} has the tag {row['tag']!r}: expected one of {known}.")
     return [Item(f"{number:05d}", row["prompt"], row) for number, row in enumerate(rows)]
 
@@ -38,4 +38,4 @@ def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Out
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    return geneval.summary((item.row["tag"], item.name, outcome.value == 1) for item, outcome in rows)
+    return geneval_scores.summary((item.row["tag"], item.name, outcome.value == 1) for item, outcome in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uniedit_hf.evaluation.items import Item, Outcome, picture as later, read_rows
 from uniedit_hf.evaluation.judge import Question
 from uniedit_hf.evaluation.judge_prompts import IMGEDIT, fill
-from uniedit_hf.evaluation.scorers import imgedit
+from uniedit_hf.evaluation.scorers import imgedit_scores
 
 
 EDITS = True
@@ -36,11 +36,11 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
 
 
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
-    found = imgedit.parse(replies["imgedit"], compat)
+    found = imgedit_scores.parse(replies["imgedit"], compat)
     if found.problem:
         return Outcome(found.status, reason=found.problem)
-    return Outcome("ok", imgedit.score(found), found.marks)
+    return Outcome("ok", imgedit_scores.score(found), found.marks)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    return imgedit.summary(((item.row["edit_type"], outcome.value) for item, outcome in rows), compat)
+    return imgedit_scores.summary(((item.row["edit_type"], outcome.value) for item, outcome in rows), compat)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uniedit_hf.evaluation.items import Item, Outcome, picture as later, read_rows
 from uniedit_hf.evaluation.judge import Question
 from uniedit_hf.evaluation.judge_prompts import KRIS, fill
-from uniedit_hf.evaluation.scorers import kris
+from uniedit_hf.evaluation.scorers import kris_scores
 from uniedit_hf.evaluation.scorers.marks import mean
 
 
@@ -25,7 +25,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     """
     items = []
     for row in read_rows(prompts, ("id", "type", "ori_img", "ins_en"), "KRIS-Bench"):
-        kris.meta(row["type"])
+        kris_scores.meta(row["type"])
         if not isinstance(row["ori_img"], str):
             continue
         truth = row.get("gt_img") if row["type"] == "viewpoint_change" else None
@@ -39,11 +39,11 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
 
 def questions(item: Item, picture, texts: dict[str, str], compat: str | None = None) -> list[Question]:
     kind = item.row["type"]
-    explained = kris.explained(kind, compat is not None)
+    explained = kris_scores.explained(kind, compat is not None)
     values = {"instruction": item.prompt, "explanation": item.row.get("explain_en", "") if explained else ""}
     before = [*item.sources, *item.extras.values()]
-    name = "knowledge" if kind in kris.KNOWLEDGE else "instruction"
-    quality = [picture for _ in kris.quality_pictures(compat is not None)]
+    name = "knowledge" if kind in kris_scores.KNOWLEDGE else "instruction"
+    quality = [picture for _ in kris_scores.quality_pictures(compat is not None)]
     shown = {"consistency": [*item.sources, picture], name: [*before, picture], "quality": quality}
     return [Question(each, fill(texts.get(each, KRIS[each]), values), pictures) for each, pictures in shown.items()]
 
@@ -52,7 +52,7 @@ def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Out
     marks: dict[str, float] = {}
     for name, reply in replies.items():
         names = ("instruction", "knowledge") if name == "knowledge" else (name,)
-        found = kris.parse(reply, names, compat is not None)
+        found = kris_scores.parse(reply, names, compat is not None)
         if found.problem:
             return Outcome(found.status, reason=f"{name}: {found.problem}")
         marks |= found.marks
@@ -60,4 +60,4 @@ def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Out
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    return kris.summary((item.row["type"], outcome.parts) for item, outcome in rows if outcome.status == "ok")
+    return kris_scores.summary((item.row["type"], outcome.parts) for item, outcome in rows if outcome.status == "ok")

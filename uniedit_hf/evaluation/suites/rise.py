@@ -5,7 +5,7 @@ from __future__ import annotations
 from uniedit_hf.evaluation.items import Item, Outcome, picture as later, read_rows
 from uniedit_hf.evaluation.judge import Question
 from uniedit_hf.evaluation.judge_prompts import RISE, fill
-from uniedit_hf.evaluation.scorers import rise
+from uniedit_hf.evaluation.scorers import rise_scores
 
 
 EDITS = True
@@ -25,9 +25,9 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     """
     items = []
     for number, row in enumerate(read_rows(prompts, ("index", "category", "instruction", "image"), "RISE"), 1):
-        if row["category"] not in rise.CATEGORIES:
+        if row["category"] not in rise_scores.CATEGORIES:
             raise ValueError(f"Row {number} of {prompts} has the category {row['category']!r}, which RISE lacks.")
-        second = rise.second_picture(row)
+        second = rise_scores.second_picture(row)
         extras = {"second": later(images, second)} if second else {}
         items.append(Item(str(row["index"]), row["instruction"], row, [later(images, row["image"])], extras))
     return items
@@ -51,13 +51,13 @@ def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Out
     logical = item.row["category"] == "logical_reasoning"
     marks: dict[str, float] = {}
     for name, reply in replies.items():
-        found = rise.parse(reply, logical, 2 if logical else 1)
+        found = rise_scores.parse(reply, logical, 2 if logical else 1)
         if found.problem:
             return Outcome(found.status, reason=f"{name}: {found.problem}")
         marks |= dict(zip(("consistency", "reasoning"), found.marks.values())) if logical else {name: found.marks["1"]}
-    parts = rise.dimensions(item.row, marks)
-    return Outcome("ok", 100.0 * rise.complete(item.row, parts, compat), parts)
+    parts = rise_scores.dimensions(item.row, marks)
+    return Outcome("ok", 100.0 * rise_scores.complete(item.row, parts, compat), parts)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    return rise.summary(((item.row, outcome.parts) for item, outcome in rows if outcome.status == "ok"), compat)
+    return rise_scores.summary(((item.row, outcome.parts) for item, outcome in rows if outcome.status == "ok"), compat)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uniedit_hf.evaluation.items import Item, Outcome, read_rows
 from uniedit_hf.evaluation.judge import Question
 from uniedit_hf.evaluation.judge_prompts import WISE, fill
-from uniedit_hf.evaluation.scorers import wise
+from uniedit_hf.evaluation.scorers import wise_scores
 
 
 EDITS = False
@@ -27,7 +27,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     """
     rows = read_rows(prompts, ("Prompt", "Explanation", "Subcategory", "prompt_id"), "WISE")
     for row in rows:
-        wise.category(row)
+        wise_scores.category(row)
     return [Item(f"{int(row['prompt_id']):04d}", row["Prompt"], row) for row in rows]
 
 
@@ -37,12 +37,12 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
 
 
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
-    found = wise.parse(replies["wise"], compat=compat is not None)
+    found = wise_scores.parse(replies["wise"], compat=compat is not None)
     if found.problem:
         return Outcome(found.status, reason=found.problem)
-    return Outcome("ok", wise.wiscore(found.marks), found.marks)
+    return Outcome("ok", wise_scores.wiscore(found.marks), found.marks)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    marks = [(wise.category(item.row), outcome.parts) for item, outcome in rows if outcome.status == "ok"]
-    return wise.summary(marks, compat=compat is not None)
+    marks = [(wise_scores.category(item.row), outcome.parts) for item, outcome in rows if outcome.status == "ok"]
+    return wise_scores.summary(marks, compat=compat is not None)

@@ -12,7 +12,7 @@ from uniedit_hf.synthesis.settings.backends import (
     Price,
     TransformersChat,
 )
-from uniedit_hf.synthesis.settings.run import BudgetSettings, Engine, Export, Settings, settings_from
+from uniedit_hf.synthesis.settings.run_settings import BudgetSettings, Engine, Export, Settings, settings_from
 from uniedit_hf.synthesis.settings.sources import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.settings.stages import (
     Balance,

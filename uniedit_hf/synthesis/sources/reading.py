@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from uniedit_hf.schema import stable_id
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa
+from uniedit_hf.small_world.question_drafts import draft_of_row
 from uniedit_hf.synthesis.calls.messages import Picture
-from uniedit_hf.synthesis.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.sources.conversations import ConversationRows
-from uniedit_hf.synthesis.sources.easy_vqa import draft_of_row
-from uniedit_hf.synthesis.sources.pictures import Pictures, shard_of
+from uniedit_hf.synthesis.sources.image_files import Pictures, shard_of
 from uniedit_hf.synthesis.sources.question_rows import QuestionRows
 from uniedit_hf.synthesis.sources.rows_of_files import RowFault, count_rows, rows_of_files
 

@@ -1,0 +1,88 @@
+"""A built data set to the Hub: repository, card, files, tag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HTTPError
+
+from uniedit_hf.dataset_builder.uniedit_148k import VERSION
+from uniedit_hf.release.dataset_card import Terms, write_card
+from uniedit_hf.release.statistics import missing_files
+
+
+# Nothing else of the folder leaves this machine: lists of faults and reports name local files.
+PUBLISHED = ["README.md", "LICENSE.md", "assets/*", "*/*.parquet"]
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    tag: str = f"v{VERSION}",
+    terms: Terms | None = None,
+    api: HfApi | None = None,
+) -> str:
+    """Creates the repository if need be, writes the card, uploads and tags the revision.
+
+    The Hub knows files by their contents, so an upload that was stopped goes on with what has not arrived when it is
+    started again, and publishing twice changes nothing. Parquet files of an earlier release that are no longer in the
+    folder are deleted from the newest revision; its tag keeps them.
+
+    Args:
+        folder: What `build` made.
+        repo_id: `ORG/NAME`.
+        private: Whether a new repository is private.
+        tag: Name of the revision.
+        terms: Licences for the card.
+        api: The Hub; that of the environment by default.
+
+    Returns:
+        The commit that the tag names.
+
+    Raises:
+        ValueError: There is no built data set, or the tag names another revision already.
+        OSError: The Hub could not be reached, or did not take it.
+    """
+    folder = Path(folder)
+    missing = missing_files(folder)
+    if missing:
+        raise ValueError(
+            f"{folder} is not complete, {missing[0]} lacks and {len(missing) - 1} more: run `uniedit dataset build` "
+            "again, which goes on where it was stopped."
+        )
+    try:
+        return _upload(api or HfApi(), folder, repo_id, private, tag, terms)
+    except HTTPError as error:
+        if isinstance(error, OSError):
+            raise  # the Hub answered, and says what is wrong
+        raise OSError(
+            f"The Hub at {constants.ENDPOINT} could not be reached to publish {repo_id}: connect to the network and "
+            "run the same command again, which goes on with what has not arrived."
+        ) from error
+
+
+def _upload(api: HfApi, folder: Path, repo_id: str, private: bool, tag: str, terms: Terms | None) -> str:
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    write_card(folder, repo_id, terms)
+    api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=folder,
+        allow_patterns=PUBLISHED,
+        delete_patterns=["*/*.parquet"],
+        commit_message=f"Data set {tag}",
+    )
+    refs = api.list_repo_refs(repo_id, repo_type="dataset")
+    commit = next(branch.target_commit for branch in refs.branches if branch.name == "main")
+    tagged = next((each.target_commit for each in refs.tags if each.name == tag), None)
+    if tagged is None:
+        api.create_tag(repo_id, tag=tag, revision=commit, repo_type="dataset")
+    elif tagged != commit:
+        raise ValueError(
+            f"Uploaded to {repo_id}, but its tag {tag} names an earlier revision and tags do not move: run the same "
+            "command again with another --tag."
+        )
+    return commit

@@ -1,0 +1,111 @@
+"""Three ways to ask for the same edit of the same picture.
+
+    question   if the shape is red, give it the color of grass; otherwise shrink it.
+    answer     the shape is red, the color of grass is green, so make it green.
+    plain      make it green.
+
+`question` is how intelligent edits are written. `answer` tells what decides: for every condition on the way what is
+true of the picture, then what the action rests on; the branches that are not taken are gone. `plain` is the end of
+that. An action that names its result is said in the words it has in the instruction. Leaving the picture as it is
+counts as an action like any other. "The other side" and "the opposite corner" stay, for no other words name that
+place; `answer` says on which side or in which corner the shape is.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from uniedit_hf.small_world.program import (
+    Action,
+    Closer,
+    Condition,
+    Copies,
+    HasCorners,
+    If,
+    InHalf,
+    Is,
+    Move,
+    Program,
+    Recolor,
+    Reshape,
+    WiderThan,
+    taken_action,
+)
+from uniedit_hf.small_world.scene import Scene
+from uniedit_hf.small_world.wording import NOUNS, NUMBER_WORDS, action_phrases, condition_phrases
+
+
+Asking = Literal["question", "answer", "plain"]
+ASKINGS: tuple[Asking, ...] = ("question", "answer", "plain")
+OTHER_HALF = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+
+Phrases = tuple[str, ...]
+
+
+def asked(asking: Asking, instruction: str, program: Program, scene: Scene, rng: random.Random) -> str:
+    """An instruction asked in one of three ways, in the words of the closed vocabulary.
+
+    Args:
+        asking: The way.
+        instruction: As it was written, with its question.
+        program: What it means.
+        scene: What its picture shows.
+        rng: Where the phrasings come from; from the same state, `answer` ends in the words of `plain`.
+    """
+    if asking == "question":
+        return instruction
+    reasons, action = resolved(taken_action(program, scene), scene)
+    phrases = [phrase for noun in NOUNS for phrase in dict.fromkeys(action_phrases(action, noun))]
+    there = [phrase for phrase in phrases if phrase in instruction]
+    plain = f"{max(there, key=len) if there else rng.choice(phrases)}."
+    if asking == "plain":
+        return plain
+    known = dict.fromkeys((*facts(program, scene), *reasons))
+    return ", ".join((*map(rng.choice, known), f"so {plain}"))
+
+
+def facts(program: Program, scene: Scene) -> list[Phrases]:
+    """For every condition on the way that the scene takes, the phrasings of what is true of it."""
+    found = []
+    while isinstance(program, If):
+        found.append(fact(program.condition, scene))
+        program = program.then if program.condition.holds(scene) else program.otherwise
+    return found
+
+
+def fact(condition: Condition, scene: Scene) -> Phrases:
+    """What a scene shows of what a condition is about: its colour, its shape, its number of corners, its half."""
+    match condition:
+        case Is("color"):
+            return condition_phrases(Is("color", scene.color))
+        case Is("shape"):
+            return condition_phrases(Is("shape", scene.shape))
+        case HasCorners():
+            return condition_phrases(HasCorners(scene.corners))
+        case InHalf(half) if not condition.holds(scene):
+            return condition_phrases(InHalf(OTHER_HALF[half]))
+        case Closer(edge, other) if not condition.holds(scene):
+            return condition_phrases(Closer(other, edge))
+        case WiderThan(part) if not condition.holds(scene):
+            return (f"the shape is not wider than a {part} of the image",)
+    return condition_phrases(condition)
+
+
+def resolved(action: Action, scene: Scene) -> tuple[list[Phrases], Action]:
+    """What an action rests on, and the action with its result named."""
+    match action:
+        case Recolor(color, thing) if thing:
+            return [(f"the color of {thing} is {color}",)], Recolor(color)
+        case Reshape(shape, thing) if thing:
+            return [(f"the shape of {thing} is a {shape}",)], Reshape(shape)
+        case Copies(None):
+            return [fact(HasCorners(scene.corners), scene)], Copies(scene.corners)
+        case Copies(number, thing) if thing:
+            owner, _, part = thing.rpartition(" has ")
+            return [(f"{owner} has {NUMBER_WORDS[number]} {part}",)], Copies(number)
+        case Move("other side"):
+            return [fact(InHalf("left"), scene)], action
+        case Move("opposite corner"):
+            return [fact(InHalf("top"), scene), fact(InHalf("left"), scene)], action
+    return [], action

@@ -1,0 +1,177 @@
+"""What the small base learns from: answers, drawings, plain edits and redrawing, drawn from a pool of pictures."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from uniedit_hf.arithmetic import cpu_arithmetic
+from uniedit_hf.randomness import python_random
+from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+from uniedit_hf.small_world.base.scenes import as_tensor, random_scene, real_scenes
+from uniedit_hf.small_world.easy_vqa import load_easy_vqa
+from uniedit_hf.small_world.instructions import Instruction, draw_plain_edit
+from uniedit_hf.small_world.program import Keep, apply
+from uniedit_hf.small_world.questions import composed_questions, drawing_of
+from uniedit_hf.small_world.scene import Scene, render
+from uniedit_hf.small_world.topics import PLAIN_KINDS
+from uniedit_hf.small_world.wording import action_phrases
+
+
+EDITS_PER_PICTURE = 1.5  # on average
+TEXT_DROPOUT, IMAGE_DROPOUT = 0.1, 0.05
+BLANK = torch.zeros(3, 64, 64)  # only the size of a VAE view matters: its latents are in the pool
+VIEWS = {("vit",): 0.6, ("vae",): 0.1, ("vae", "vit"): 0.3}
+ENCODING_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures with their latents, and the edits that lead from one to another.
+
+    Args:
+        pictures: uint8 (n, 64, 64, 3); the real training pictures come first.
+        scenes: What each shows, one scene or several.
+        latents: (n, 8, 8, 8), scaled and shifted.
+        edits: Source, target and instruction.
+        questions: Per real picture easy-VQA's questions and answers.
+    """
+
+    pictures: np.ndarray
+    scenes: list[tuple[Scene, ...]]
+    latents: torch.Tensor
+    edits: list[tuple[int, int, str]]
+    questions: list[list[tuple[str, str]]]
+
+    @property
+    def single(self) -> list[int]:
+        """The pictures that show one shape."""
+        return [index for index, scenes in enumerate(self.scenes) if len(scenes) == 1]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample, and the pictures of its VAE views in order, as numbers in the pool."""
+
+    sample: Sample
+    latents: tuple[int, ...]
+
+
+class Drawings(NamedTuple):
+    """Pictures, what they show, edits and questions, as `Pool` has them."""
+
+    pictures: np.ndarray
+    scenes: list[tuple[Scene, ...]]
+    edits: list[tuple[int, int, str]]
+    questions: list[list[tuple[str, str]]]
+
+
+def make_pool(model, seed: int, random_pictures: int, kept: Path) -> Pool:
+    """The drawings of `draw_pictures` with the latents of the model's autoencoder, which are kept in a file."""
+    drawn = draw_pictures(seed, random_pictures)
+    if not kept.exists():
+        save_file({"latents": encode(model, drawn.pictures).contiguous()}, kept)
+    return Pool(drawn.pictures, drawn.scenes, load_file(kept)["latents"], drawn.edits, drawn.questions)
+
+
+def draw_pictures(seed: int, random_pictures: int) -> Drawings:
+    """All training pictures, drawn ones beside them, and the targets of plain edits of both.
+
+    Args:
+        seed: Of everything that is drawn.
+        random_pictures: How many to draw beside the real ones.
+    """
+    real, found = real_scenes("train")
+    sources = [*found, *(random_scene(found, python_random(seed, "source", i)) for i in range(random_pictures))]
+    pictures = [*real, *(np.asarray(render(scene)) for scene in sources[len(found) :])]
+    scenes = [(scene,) for scene in sources]
+    edits = []
+    for index, source in enumerate(sources):
+        rng = python_random(seed, "edit", index)
+        for kind in rng.sample(PLAIN_KINDS, 1 + (rng.random() < EDITS_PER_PICTURE - 1)):
+            instruction = draw_plain_edit(source, kind, rng)
+            if isinstance(instruction, Instruction):
+                edits.append((index, len(scenes), instruction.text))
+                scenes.append(tuple(apply(instruction.program, source)))
+                pictures.append(np.asarray(render(*scenes[-1])))
+    questions: list[list[tuple[str, str]]] = [[] for _ in found]
+    for row in load_easy_vqa("train"):
+        questions[row.image_id].append((row.question, row.answer))
+    return Drawings(np.stack(pictures), scenes, edits, questions)
+
+
+def encode(model, pictures: np.ndarray) -> torch.Tensor:
+    """Latents (n, 8, 8, 8) of pictures uint8 (n, 64, 64, 3), scaled and shifted as `encode_images` does it."""
+    scale, shift, latents = model.config.vae_config.scaling_factor, model.config.vae_config.shift_factor, []
+    for start in tqdm(range(0, len(pictures), ENCODING_BATCH), desc="latents", mininterval=10):
+        # In 16 bit where that is fast; it is off by less than the posterior is wide.
+        with torch.no_grad(), cpu_arithmetic().autocast():
+            latents.append(model.vae.encode(as_tensor(pictures[start : start + ENCODING_BATCH])).latent_dist.mean)
+    return scale * (torch.cat(latents).float() - shift)
+
+
+class Draws:
+    """Draws samples from a pool.
+
+    Args:
+        pool: The pictures.
+        noise_draws: How many noised copies of a target a sample holds; the context is paid for once.
+    """
+
+    def __init__(self, pool: Pool, noise_draws: int):
+        self.pool = pool
+        self.noise_draws = noise_draws
+        self.single = pool.single
+
+    def answer(self, name: str, rng: random.Random, composed: float) -> Drawn:
+        """A question about a picture, and its answer; `composed` is the share that is not easy-VQA's own."""
+        if rng.random() < composed:
+            image = rng.choice(self.single)
+            drawn = rng.choice(composed_questions(self.pool.scenes[image][0]))
+            question, answer = drawn.text, drawn.answer
+        else:
+            image = rng.randrange(len(self.pool.questions))
+            question, answer = rng.choice(self.pool.questions[image])
+        segments = [self._pixels(image), TextSegment(question), TextSegment(answer, loss=True)]
+        return Drawn(Sample(segments, name), ())
+
+    def drawing(self, name: str, rng: random.Random) -> Drawn:
+        """A prompt, and a picture that fulfils it."""
+        image = rng.choice(self.single)
+        prompt = rng.choice(drawing_of(self.pool.scenes[image][0]).prompts())
+        return self._target(name, [], [], prompt if rng.random() >= TEXT_DROPOUT else None, image)
+
+    def edit(self, name: str, rng: random.Random) -> Drawn:
+        """A picture, a plain instruction and the result."""
+        source, target, instruction = rng.choice(self.pool.edits)
+        return self._from_source(name, source, instruction, target, rng)
+
+    def redrawing(self, name: str, rng: random.Random) -> Drawn:
+        """A picture, no instruction or one to keep it, and the same picture."""
+        image = rng.randrange(len(self.pool.scenes))
+        text = f"{rng.choice(action_phrases(Keep()))}." if rng.random() < 0.4 else None
+        return self._from_source(name, image, text, image, rng)
+
+    def _from_source(self, name: str, source: int, text: str | None, target: int, rng: random.Random) -> Drawn:
+        views = rng.choices(list(VIEWS), list(VIEWS.values()))[0]
+        if text is not None and rng.random() < IMAGE_DROPOUT:
+            views = ()
+        if rng.random() < TEXT_DROPOUT:
+            text = None
+        segments = [ImageSegment(BLANK, "vae") if view == "vae" else self._pixels(source) for view in views]
+        return self._target(name, segments, [source] * ("vae" in views), text, target)
+
+    def _target(self, name: str, segments: list, latents: list[int], text: str | None, target: int) -> Drawn:
+        texts = [] if text is None else [TextSegment(text)]
+        targets = [ImageSegment(BLANK, "vae", loss=True)] * self.noise_draws
+        return Drawn(Sample([*segments, *texts, *targets], name), (*latents, *[target] * self.noise_draws))
+
+    def _pixels(self, image: int) -> ImageSegment:
+        return ImageSegment(as_tensor(self.pool.pictures[image][None])[0], "vit")

@@ -1,0 +1,23 @@
+"""The exact editor: reads what a picture shows, applies a program to it, and draws the result."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from uniedit_hf.small_world.program import Program, apply
+from uniedit_hf.small_world.scene import Scene, render
+
+
+EDITOR = "exact-editor"
+
+
+def edit(image: Image.Image, scene: Scene, program: Program) -> Image.Image:
+    """The picture after the program.
+
+    Args:
+        image: 64 x 64 RGB; returned as it is where the program changes nothing.
+        scene: What the reader found in it.
+        program: What to do.
+    """
+    after = apply(program, scene)
+    return image if after == [scene] else render(*after)

@@ -1,0 +1,251 @@
+"""Draws instructions: a question about the picture, nested if and else logic, and edits that depend on the answers.
+
+A `Plan` says what is wanted; the drawing fills it from a scene and a row of easy-VQA. The answer itself never stands
+in the text, and a wrong branch never gives the right picture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from uniedit_hf.small_world.compare import mismatches
+from uniedit_hf.small_world.easy_vqa import VqaRow
+from uniedit_hf.small_world.program import (
+    Action,
+    Condition,
+    Copies,
+    If,
+    Is,
+    Keep,
+    Program,
+    Recolor,
+    Reshape,
+    actions,
+    apply,
+    changes,
+    conditions,
+)
+from uniedit_hf.small_world.scene import Scene
+from uniedit_hf.small_world.topics import (
+    SORTS,
+    Category,
+    PlainKind,
+    Topic,
+    draw_any_action,
+    draw_condition,
+    draw_topic,
+    plain_actions,
+    subject,
+)
+from uniedit_hf.small_world.wording import (
+    IF_SO,
+    NOUNS,
+    NUMBER_WORDS,
+    action_phrases,
+    count_words,
+    say,
+    say_branches,
+    split_words,
+)
+
+
+MOST_WORDS = 45
+ATTEMPTS = 100
+KEEP_BESIDE = 0.35  # how often a branch that is not taken leaves the picture as it is
+PLAIN_NOUNS = (*NOUNS, "the {shape}", "the {color} shape")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an instruction should be like.
+
+    Args:
+        category: What the embedded question is about.
+        depth: How many conditions are nested, 1 to 3.
+        holds: Whether the outermost condition holds.
+        changes: Whether the picture changes; otherwise the branch that is taken leaves it as it is.
+    """
+
+    category: Category
+    depth: int
+    holds: bool
+    changes: bool
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A text with its meaning.
+
+    Args:
+        text: What the model reads.
+        program: What it means.
+        question: The embedded question, None for a plain edit.
+        answer: Its answer on this picture, None for a plain edit.
+        source: "easy-vqa" where the question is a row of the data set, otherwise "composed".
+        phrasing: The index of every phrasing that was drawn, in the order of the text.
+    """
+
+    text: str
+    program: Program
+    question: str | None
+    answer: str | None
+    source: Literal["easy-vqa", "composed"]
+    phrasing: tuple[int, ...]
+
+
+@dataclass
+class Leaves:
+    """The action of the branch that the scene takes, None where it does not get, and those of the other branches,
+    which are used up."""
+
+    taken: Action | None
+    beside: list[Action]
+
+
+@dataclass
+class Phrasing:
+    """Chooses phrasings and remembers which, by their place in the list.
+
+    Args:
+        rng: Where the choices come from.
+        spare_words: How much longer than the shortest a phrasing may be.
+    """
+
+    rng: random.Random
+    spare_words: int = MOST_WORDS
+    drawn: list[int] = field(default_factory=list)
+
+    def __call__(self, phrases: Sequence[str]) -> str:
+        lengths = [phrase.count(" ") for phrase in phrases]
+        most = min(lengths) + self.spare_words
+        self.drawn.append(self.rng.choice([index for index, length in enumerate(lengths) if length <= most]))
+        return phrases[self.drawn[-1]]
+
+
+def draw_instruction(scene: Scene, row: VqaRow, plan: Plan, rng: random.Random) -> Instruction | str:
+    """An instruction for a picture according to a plan, or the reason why none was found.
+
+    Args:
+        scene: What the picture shows.
+        row: A question about this picture; it is embedded for the categories shape and color.
+        plan: What is wanted.
+        rng: Where every choice comes from.
+    """
+    reason = ""
+    for _ in range(ATTEMPTS):
+        topic = draw_topic(scene, row, plan.category, plan.holds, rng)
+        program = None if topic is None else _draw_program(scene, topic, plan, rng)
+        if program is None:
+            reason = f"no {plan.category} edit for this picture"
+            continue
+        instruction = _phrased(topic, program, rng)
+        reason = fault(instruction, scene)
+        if not reason:
+            return instruction
+    return reason
+
+
+def draw_plain_edit(scene: Scene, kind: PlainKind, rng: random.Random) -> Instruction | str:
+    """A direct instruction without question or condition, or the reason why none was found."""
+    fitting = [action for action in plain_actions(kind) if changes(action, scene)]
+    if not fitting:
+        return f"no plain {kind} edit for this picture"
+    action, phrasing = rng.choice(fitting), Phrasing(rng)
+    noun = phrasing(PLAIN_NOUNS).format(shape=scene.shape, color=scene.color)
+    return Instruction(
+        f"{phrasing(action_phrases(action, noun))}.", action, None, None, "composed", tuple(phrasing.drawn)
+    )
+
+
+def fault(instruction: Instruction, scene: Scene) -> str:
+    """Why an instruction is not used, or an empty string."""
+    if leaks(instruction, scene):
+        return "the instruction contains the answer"
+    if count_words(instruction.text) > MOST_WORDS:
+        return f"the instruction has more than {MOST_WORDS} words"
+    if decides_nothing(instruction.program):
+        return "a condition decides nothing"
+    target = apply(instruction.program, scene)
+    if sum(not mismatches(target, action.result(scene)) for action in actions(instruction.program)) > 1:
+        return "a wrong branch gives the right picture"
+    return ""
+
+
+def decides_nothing(program: Program) -> bool:
+    """Whether both branches of any if are the same."""
+    if not isinstance(program, If):
+        return False
+    same = program.then == program.otherwise
+    return same or decides_nothing(program.then) or decides_nothing(program.otherwise)
+
+
+def leaks(instruction: Instruction, scene: Scene) -> list[str]:
+    """The answers that stand in the text: that of the embedded question, and every value that the text refers to by
+    a thing ("the color of grass")."""
+    answers = [] if instruction.answer is None else split_words(instruction.answer)
+    for node in (*conditions(instruction.program), *actions(instruction.program)):
+        match node:
+            case Is(value=value, thing=thing) | Recolor(color=value, thing=thing) | Reshape(shape=value, thing=thing):
+                answers += [value] if thing else []
+            case Copies(number, thing) if thing:
+                answers.append(NUMBER_WORDS[scene.corners if number is None else number])
+    words = set(split_words(instruction.text))
+    return [answer for answer in answers if answer in words]
+
+
+def _draw_program(scene: Scene, topic: Topic, plan: Plan, rng: random.Random) -> If | None:
+    """A nested if whose taken branch ends in the topic's edit or, where nothing is to change, in none."""
+    outer = draw_condition(scene, topic.sorts, plan.holds, rng)
+    mains = rng.sample(topic.actions, len(topic.actions))
+    main = next((action for action in mains if changes(action, scene) or not plan.changes), None)
+    if outer is None or main is None:
+        return None
+    keep_beside = KEEP_BESIDE if plan.changes else 0.0
+    beside = [Keep() if rng.random() < keep_beside else draw_any_action(rng) for _ in range(plan.depth)]
+    if not plan.changes:
+        beside[rng.randrange(plan.depth)] = main
+    leaves = Leaves(main if plan.changes else Keep(), beside)
+    return _draw_if(scene, outer, plan.depth, leaves, frozenset({subject(outer)}), rng)
+
+
+def _draw_if(
+    scene: Scene, condition: Condition, depth: int, leaves: Leaves, about: frozenset[str], rng: random.Random
+) -> If:
+    """An if of a given depth. `about` holds the subjects of this condition and of those around it; the conditions
+    within are about others."""
+    # A branch that holds two ifs can only be said behind "otherwise".
+    nested = None if depth == 1 else depth == 2 and rng.random() < 0.5
+    branches: dict[bool, Program] = {}
+    for branch in (True, False):
+        within = leaves if condition.holds(scene) == branch else Leaves(None, leaves.beside)
+        if branch is nested:
+            fresh = [sort for sort in SORTS if sort.subject not in about]
+            holds = rng.random() < 0.5
+            # The width is clear for every shape, so one of the two truths always has a condition.
+            inner = draw_condition(scene, fresh, holds, rng) or draw_condition(scene, fresh, not holds, rng)
+            branches[branch] = _draw_if(scene, inner, depth - 1, within, about | {subject(inner)}, rng)
+        else:
+            branches[branch] = within.taken or within.beside.pop()
+    return If(condition, branches[True], branches[False])
+
+
+def _phrased(topic: Topic, program: If, rng: random.Random) -> Instruction:
+    """The program in words, in shorter and shorter phrasings until one is short enough."""
+    for spare_words in (MOST_WORDS, 2, 1, 0):
+        phrasing = Phrasing(rng, spare_words)
+        text = _say_with_lead(topic, program, phrasing)
+        if count_words(text) <= MOST_WORDS:
+            break
+    return Instruction(text, program, topic.question, topic.answer, topic.source, tuple(phrasing.drawn))
+
+
+def _say_with_lead(topic: Topic, program: If, phrasing: Phrasing) -> str:
+    """The instruction, sometimes behind its question."""
+    lead = phrasing(["", *topic.leads])
+    if lead and topic.proposition is not None:
+        answered = IF_SO[0] if program.condition == topic.proposition else IF_SO[1]
+        return f"{lead} {answered} {say_branches(program, phrasing)}."
+    return f"{lead} {say(program, phrasing)}.".strip()

@@ -1,0 +1,161 @@
+"""The page that shows a run, and the same as JSON. The page is one file: pictures and curves are inside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from uniedit_hf.small_world.scoring import Score
+from uniedit_hf.small_world.suite import ABILITIES, Output, score, write_items
+from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
+
+from .summary import COLUMNS, mean_scores, summary
+
+
+NOTE = (
+    "A 64-pixel world of coloured shapes: this page shows the machinery and the effect of tuning in that world. "
+    "It is no evidence about the 7B model."
+)
+NUM_EXAMPLES = 12
+COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "control": "#d98b2b"}
+
+
+def write_report(
+    folder: Path,
+    *,
+    settings: dict[str, Any],
+    data: dict[str, Any],
+    losses: Mapping[str, Sequence[dict[str, float]]],
+    items: Sequence[SmallWorldItem],
+    outputs: Mapping[str, Sequence[Output]],
+    scores: Mapping[str, Sequence[Sequence[Score]]],
+    bounds: Mapping[str, Sequence[Score]],
+    followed: Mapping[str, Mapping[str, float]],
+    seconds: Mapping[str, float],
+) -> Path:
+    """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page.
+
+    Args:
+        folder: Where to.
+        settings: What the run was asked to do.
+        data: Counts of the edits.
+        losses: Loss curves by column.
+        items: What was asked.
+        outputs: What came out, by column; of the first seed.
+        scores: The scores of all items, by column and seed.
+        bounds: Floor and ceiling of the edits.
+        followed: What `dependence` found for the tuned model of the first seed.
+        seconds: How long each part took.
+    """
+    of_seeds, scores = scores, {column: mean_scores(runs) for column, runs in scores.items()}
+    write_items(folder / "items.jsonl", items, outputs, scores)
+    questions = [item for item in items if item.ability == "understanding"]
+    blind = [score(item, answer).right for item, answer in zip(questions, blind_answers(questions))]
+    facts = {
+        "note": NOTE,
+        "settings": settings,
+        "abilities": summary(items, scores, of_seeds),
+        "references": {
+            "understanding, from the question alone": float(np.mean(blind)),
+            **{f"editing, {name}": float(np.mean([s.right for s in each])) for name, each in bounds.items()},
+        },
+        "dependence": {name: dict(each) for name, each in followed.items()},
+        "data": data,
+        "losses": {name: list(each) for name, each in losses.items()},
+        "seconds": dict(seconds),
+    }
+    (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+    environment = Environment(
+        loader=PackageLoader("uniedit_hf.small_world.quickstart"), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(
+        **facts,
+        bars=ability_bars(facts["abilities"]),
+        curve=loss_curves(losses),
+        rows=_examples(items, outputs, {column: runs[0] for column, runs in of_seeds.items()}),
+        columns=COLUMNS,
+        minutes=sum(seconds.values()) / 60,
+    )
+    path = folder / "report.html"
+    path.write_text(page)
+    return path
+
+
+def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str, Any]]:
+    """The first intelligent edits, drawn from the ViT view: nothing is picked."""
+    chosen = [i for i, item in enumerate(items) if item.kind == "intelligent" and item.view == "vit"][:NUM_EXAMPLES]
+    return [
+        {
+            "instruction": items[i].prompt,
+            "source": data_url(items[i].source),
+            "target": data_url(items[i].expected),
+            **{column: data_url(outputs[column][i]) for column in COLUMNS},
+            "right": {column: scores[column][i].right for column in COLUMNS},
+        }
+        for i in chosen
+    ]
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as text that a page can hold."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def ability_bars(abilities: Mapping[str, Any]) -> str:
+    """The share of right items per ability and column with 95 % intervals, as an SVG element."""
+    figure, axes = _figure(7, 2.8)
+    width = 0.26
+    for offset, column in enumerate(COLUMNS):
+        heights = np.array([abilities[ability][column] for ability in ABILITIES])
+        intervals = np.array([abilities[ability]["interval"][column] for ability in ABILITIES])
+        places = np.arange(len(ABILITIES)) + (offset - 1) * width
+        errors = np.abs(intervals.T - heights)
+        axes.bar(places, heights, width * 0.92, yerr=errors, label=column, color=COLORS[column], capsize=3)
+    axes.set_xticks(range(len(ABILITIES)), ABILITIES)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("right")
+    axes.legend(frameon=False, ncols=3, loc="upper right")
+    return _svg(figure)
+
+
+def loss_curves(losses: Mapping[str, Sequence[dict[str, float]]]) -> str:
+    """The losses over the steps as an SVG element."""
+    figure, axes = _figure(7, 2.6)
+    for name, each in losses.items():
+        axes.plot([x["step"] for x in each], [x["loss"] for x in each], color=COLORS[name], linewidth=1.6, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("image loss")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float):
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    return figure, axes
+
+
+def _svg(figure) -> str:
+    from matplotlib import pyplot
+
+    buffer = StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "uniedit"}):  # the same figure gives the same text
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,151 @@
+"""What the small world asks: questions, drawings and edits of test pictures, the same for every model."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Literal
+
+from PIL import Image
+
+from uniedit_hf.evaluation.items import Item
+from uniedit_hf.randomness import derive_seed, python_random
+from uniedit_hf.small_world.easy_vqa import Split, VqaRow, load_easy_vqa, load_image, one_row_per_image
+from uniedit_hf.small_world.edits import intelligent_edits, plain_edits
+from uniedit_hf.small_world.questions import Drawing, composed_questions, drawing_of
+from uniedit_hf.small_world.reader import read
+from uniedit_hf.synthesis.records import Record
+
+
+Ability = Literal["understanding", "generation", "editing"]
+SEED = 20260521  # of the items and their noise; the same whatever seed a tuning has
+
+
+@dataclass(frozen=True)
+class SmallWorldItem(Item):
+    """One test item: a question, prompt or instruction, the picture it is about, if any, and what is right.
+
+    Its row has the `ability` that it measures; its `kind` within that: `easy-vqa open`, `easy-vqa yes/no`, `composed`,
+    `drawing`, `plain` or `intelligent`; and by which `view` an edit sees its source: `vit`, the one for understanding,
+    or `both`, otherwise None.
+
+    Args:
+        expected: The answer, the drawing, or the target picture.
+    """
+
+    expected: str | Drawing | Image.Image | None = None
+
+    @property
+    def ability(self) -> Ability:
+        return self.row["ability"]
+
+    @property
+    def kind(self) -> str:
+        return self.row["kind"]
+
+    @property
+    def view(self) -> str | None:
+        return self.row["view"]
+
+    @property
+    def source(self) -> Image.Image | None:
+        return self.sources[0]() if self.sources else None
+
+    def noise_seed(self, seed: int = 0) -> int:
+        """The same for every model; `seed` counts the pictures of an item."""
+        return derive_seed(SEED, self.name, *([seed] if seed else [])) % 2**31
+
+
+def test_items(num_each: int, split: Split = "test") -> list[SmallWorldItem]:
+    """Items on test pictures: `num_each` questions of easy-VQA and as many composed ones, twice as many drawings, and
+    `num_each` plain and as many intelligent edits, half of them with either view of the source.
+
+    Choices between recipes are made on the split "train", never on "test".
+    """
+    rows = load_easy_vqa(split)
+    pictures = _shuffled(one_row_per_image(rows), "pictures")
+    return [
+        *_easy_questions(_shuffled(rows, "questions")[:num_each]),
+        *_composed_questions(pictures[:num_each]),
+        *_drawings(pictures[-2 * num_each :]),
+        *_edits("plain", plain_edits(rows, seed=SEED, size=num_each)),
+        *_edits("intelligent", intelligent_edits(rows, seed=SEED, size=num_each)),
+    ]
+
+
+def _shuffled(rows: Sequence[VqaRow], purpose: str) -> list[VqaRow]:
+    return python_random(SEED, purpose).sample(list(rows), len(rows))
+
+
+def _item(ability: Ability, kind: str, name: str, prompt: str, expected, source=None, view=None) -> SmallWorldItem:
+    row = {"ability": ability, "kind": kind, "view": view}
+    return SmallWorldItem(name, prompt, row, [] if source is None else [source], expected=expected)
+
+
+def _easy_questions(rows: Sequence[VqaRow]) -> list[SmallWorldItem]:
+    return [
+        _item(
+            "understanding",
+            "easy-vqa open" if row.is_open else "easy-vqa yes/no",
+            f"easy-vqa {row.image_id} {row.question}",
+            row.question,
+            row.answer,
+            partial(load_image, row.image_path),
+        )
+        for row in rows
+    ]
+
+
+def _composed_questions(rows: Sequence[VqaRow]) -> list[SmallWorldItem]:
+    items = []
+    for row in rows:
+        source = partial(load_image, row.image_path)
+        question = python_random(SEED, row.image_id, "composed").choice(composed_questions(read(source())))
+        name = f"composed {row.image_id} {question.text}"
+        items.append(_item("understanding", "composed", name, question.text, question.answer, source))
+    return items
+
+
+def _drawings(rows: Sequence[VqaRow]) -> list[SmallWorldItem]:
+    items = []
+    for row in rows:
+        drawing = drawing_of(read(load_image(row.image_path)))
+        prompt = python_random(SEED, row.image_id, "prompt").choice(drawing.prompts())
+        items.append(_item("generation", "drawing", f"drawing {row.image_id}", prompt, drawing))
+    return items
+
+
+def _edits(kind: str, results) -> list[SmallWorldItem]:
+    records = [result for result in results if isinstance(result, Record)]
+    return [
+        _item(
+            "editing",
+            kind,
+            f"{kind} {record.id}",
+            record.instruction,
+            _open(record.target_image),
+            partial(_open, record.source_image),
+            view="vit" if index % 2 else "both",
+        )
+        for index, record in enumerate(records)
+    ]
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data)).convert("RGB")
+
+
+def blind_answers(items: Sequence[SmallWorldItem]) -> list[str]:
+    """What a guesser says who sees the question alone: the most frequent answer to it in the training questions, and
+    for a question that is never asked there the most frequent answer at all."""
+    by_question: defaultdict[str, Counter] = defaultdict(Counter)
+    for row in load_easy_vqa("train"):
+        by_question[row.question][row.answer] += 1
+    for row in one_row_per_image(load_easy_vqa("train")):
+        for question in composed_questions(read(load_image(row.image_path))):
+            by_question[question.text][question.answer] += 1
+    all_answers = sum(by_question.values(), Counter())
+    return [(by_question.get(item.prompt) or all_answers).most_common(1)[0][0] for item in items]
