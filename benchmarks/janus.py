@@ -111,7 +111,7 @@ def edit_pack() -> dict[str, torch.Tensor]:
     length = len(kinds)
     return {
         "input_ids": torch.randint(10, WORDS, (1, length)),
-        "token_kinds": torch.tensor(kinds)[None],
+        "token_type_ids": torch.tensor(kinds)[None],
         "position_ids": torch.arange(length)[None],
         "labels": torch.full((1, length), -100),
         "siglip_images": torch.rand(1, 3, SIDE, SIDE) * 2 - 1,
@@ -134,10 +134,10 @@ def supervised_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def plain_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The plain way: both heads on all rows, labels masked."""
-    embeds = model.embed(batch["input_ids"], batch["token_kinds"], batch["siglip_images"], batch["vq_tokens"])
+    embeds = model.embed(batch["input_ids"], batch["token_type_ids"], batch["siglip_images"], batch["vq_tokens"])
     hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
     image_labels = torch.full((hidden.shape[0],), -100)
-    places = (batch["token_kinds"][0] == VQ).nonzero()[-TOKENS:, 0]
+    places = (batch["token_type_ids"][0] == VQ).nonzero()[-TOKENS:, 0]
     image_labels[places - 1] = batch["vq_tokens"][1]
     image = functional.cross_entropy(model.model.generation_head(hidden).float(), image_labels)
     text = functional.cross_entropy(model.lm_head(hidden).float(), batch["labels"][0], reduction="sum")
@@ -148,7 +148,7 @@ def contexts() -> dict[str, torch.Tensor]:
     """The three contexts of an edit, of equal length: all, without words, nothing."""
     batch = edit_pack()
     end = -TOKENS - 1  # behind the marker that begins the target
-    ids, kinds = batch["input_ids"][0, :end], batch["token_kinds"][0, :end]
+    ids, kinds = batch["input_ids"][0, :end], batch["token_type_ids"][0, :end]
     words = slice(-INSTRUCTION - 1, -1)
     wordless, nothing = ids.clone(), torch.full_like(ids, 2)
     wordless[words] = 2
@@ -157,7 +157,7 @@ def contexts() -> dict[str, torch.Tensor]:
     images = batch["siglip_images"].expand(2, -1, -1, -1), batch["vq_tokens"][:1].expand(2, -1)
     return {
         "input_ids": rows,
-        "token_kinds": types,
+        "token_type_ids": types,
         "attention_mask": torch.ones_like(rows),
         "siglip_images": images[0],
         "vq_tokens": images[1],
@@ -174,7 +174,7 @@ def draw(model) -> torch.Tensor:
 def draw_plainly(model) -> torch.Tensor:
     """The plain way: a pass and a cache for each context in every step."""
     given = contexts()
-    embeds = model.embed(*(given[name] for name in ("input_ids", "token_kinds", "siglip_images", "vq_tokens")))
+    embeds = model.embed(*(given[name] for name in ("input_ids", "token_type_ids", "siglip_images", "vq_tokens")))
     rows = [each[None] for each in embeds]
     caches = [DynamicCache(config=model.config.text_config) for _ in rows]
     tokens = torch.zeros(1, TOKENS, dtype=torch.long)

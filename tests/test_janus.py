@@ -156,9 +156,9 @@ def test_every_image_token_is_supervised_the_first_too(model, processor):
     with torch.no_grad():
         found = losses(model, processor, edit())
         tokens = model._tokens_of_views(images["vq_images"], images["vq_tokens"], None)
-        embeds = model.embed(features["input_ids"], features["token_kinds"], images["siglip_images"], tokens)
+        embeds = model.embed(features["input_ids"], features["token_type_ids"], images["siglip_images"], tokens)
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
-        last = int((features["token_kinds"][0] == 3).nonzero()[-1])
+        last = int((features["token_type_ids"][0] == 3).nonzero()[-1])
         begin = last - 16
         assert features["input_ids"][0, begin] == processor.markers.begin
         logits = model.model.generation_head(hidden[begin:last])

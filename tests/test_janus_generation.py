@@ -78,7 +78,7 @@ def test_against_three_whole_passes(model, processor):
     contexts = processor.guidance_contexts([sample])
     rows = contexts.pop("branches")[0]
     embeds = model.embed_context(
-        contexts["input_ids"], contexts["token_kinds"], contexts["siglip_images"], contexts["vq_images"]
+        contexts["input_ids"], contexts["token_type_ids"], contexts["siglip_images"], contexts["vq_images"]
     )[rows]
     ids: list[int] = []
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_writing_from_views_that_transformers_does_not_know(model, processor):
     inputs = processor([sample, Sample([TextSegment("yes")])])
     found = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
     own = processor([sample])
-    embeds = model.embed_context(own["input_ids"], own["token_kinds"], own["siglip_images"], own["vq_images"])
+    embeds = model.embed_context(own["input_ids"], own["token_type_ids"], own["siglip_images"], own["vq_images"])
     ids: list[int] = []
     with torch.no_grad():
         while len(ids) < 5 and (not ids or ids[-1] != 1):
@@ -209,7 +209,7 @@ def test_temperature_and_chances(model, processor):
     model.generate_tokens(requests, **contexts, callback_on_step_end=steps.append)
     counts = torch.bincount(torch.cat(steps[0].latents), minlength=48) / 400
     inputs = processor.guidance_contexts([Sample([TextSegment("a red circle")])])
-    embeds = model.embed_context(inputs["input_ids"], inputs["token_kinds"])[:1]
+    embeds = model.embed_context(inputs["input_ids"], inputs["token_type_ids"])[:1]
     with torch.no_grad():
         hidden = model.model.language_model(inputs_embeds=embeds, past_key_values=DynamicCache()).last_hidden_state
         likely = model.model.generation_head(hidden[0, -1]).softmax(-1)

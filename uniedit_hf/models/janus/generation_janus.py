@@ -115,24 +115,26 @@ class JanusImageGenerationMixin:
         callback_on_step_end: StepCallback | None = None,
         *,
         input_ids: torch.Tensor,
-        token_kinds: torch.Tensor,
+        token_type_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         **images,
     ) -> torch.Tensor:
         """As `generate_images`, but returns the tokens (R, T). All contexts of all requests share one cache."""
         self.check_image_settings(settings)
         with plain_attention(self.model.language_model):
-            return self._draw(settings, branches, callback_on_step_end, input_ids, token_kinds, attention_mask, images)
+            return self._draw(
+                settings, branches, callback_on_step_end, input_ids, token_type_ids, attention_mask, images
+            )
 
     def _draw(
-        self, settings, branches, callback_on_step_end, input_ids, token_kinds, attention_mask, images
+        self, settings, branches, callback_on_step_end, input_ids, token_type_ids, attention_mask, images
     ) -> torch.Tensor:
         steps, device = self.config.vision_config.num_image_tokens, input_ids.device
         pairs, mixing = _pairs(settings, branches.tolist())
         rows = torch.tensor([row for row, _ in pairs], device=device)
         requests = torch.tensor([request for _, request in pairs], device=device)
         mixing = mixing.to(device)
-        embeds = self.embed_context(input_ids, token_kinds, **images)[rows]
+        embeds = self.embed_context(input_ids, token_type_ids, **images)[rows]
         mask = torch.nn.functional.pad(attention_mask[rows], (0, steps), value=1)
         length = input_ids.shape[1]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)

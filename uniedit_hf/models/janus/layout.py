@@ -116,7 +116,7 @@ class TokenRow:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Each attribute as int64 (L,)."""
-        columns = {"input_ids": self.ids, "token_kinds": self.types, "labels": self.labels}
+        columns = {"input_ids": self.ids, "token_type_ids": self.types, "labels": self.labels}
         return {name: np.asarray(values, dtype=np.int64) for name, values in columns.items()}
 
 

@@ -2,7 +2,7 @@
 over packs, drawing with guidance, and loading that ties nothing by accident.
 
 One decoder reads text, SigLIP features and image tokens, and predicts text through one head and image tokens through
-another. Called without `token_kinds` everything is as in transformers.
+another. A pack has `token_type_ids` and no `attention_mask`; with anything else the class does what transformers' does.
 
 Shapes: B rows, L tokens a row, D hidden size, N SigLIP views, M VQ views, S pixels a side, T tokens of a picture.
 """
@@ -163,7 +163,7 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        token_kinds: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         siglip_images: torch.Tensor | None = None,
         vq_images: torch.Tensor | None = None,
         vq_tokens: torch.Tensor | None = None,
@@ -171,7 +171,7 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         vq_made_by: Sequence[str] | None = None,
         **kwargs,
     ):
-        """With `token_kinds` the losses of a packed sequence; without, transformers' forward.
+        """With `token_type_ids` and no `attention_mask` the losses of a packed sequence; else transformers' forward.
 
         Args:
             input_ids: (1, L) text and marker ids; what stands at image tokens is not read.
@@ -179,7 +179,7 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             attention_mask: Likewise; a pack has none.
             position_ids: (1, L) rotary positions, which begin anew with every sample and so keep samples apart.
             labels: (1, L) the token to predict at each position, -100 where text carries no loss.
-            token_kinds: (1, L) 1 text and markers, 2 SigLIP tokens, 3 VQ tokens.
+            token_type_ids: (1, L) 1 text and markers, 2 SigLIP tokens, 3 VQ tokens.
             siglip_images: (N, 3, S, S) in [-1, 1], all SigLIP views in order.
             vq_images: (M', 3, S, S) in [-1, 1], the VQ views without stored tokens, in order.
             vq_tokens: (M, T) tokens of all VQ views in order, -1 where they come as pixels; `None` if all do.
@@ -193,13 +193,13 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         Raises:
             ValueError: If stored tokens were made by another model.
         """
-        if token_kinds is None:
+        if token_type_ids is None or attention_mask is not None:  # some tokenizers return token types as well
             kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "position_ids": position_ids}
             return super().forward(input_ids=input_ids, labels=labels, **kwargs)
         tokens = self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
-        embeds = self.embed(input_ids, token_kinds, siglip_images, tokens)
+        embeds = self.embed(input_ids, token_type_ids, siglip_images, tokens)
         hidden = self._hidden(embeds, position_ids)
-        return self._losses(hidden, labels[0], token_kinds[0], tokens, vq_loss)
+        return self._losses(hidden, labels[0], token_type_ids[0], tokens, vq_loss)
 
     def _hidden(self, embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states (L, D) of a pack (1, L, D), every sample by itself.
@@ -221,14 +221,14 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         ).last_hidden_state
         return hidden.flatten(0, 1)[place]
 
-    def embed(self, input_ids, token_kinds, siglip_images=None, tokens=None) -> torch.Tensor:
+    def embed(self, input_ids, token_type_ids, siglip_images=None, tokens=None) -> torch.Tensor:
         """All tokens as the decoder takes them: (B, L, D). What leads in is in the graph even if nothing comes."""
         embeds = self.get_input_embeddings()(input_ids)
         if tokens is None:
             tokens = input_ids.new_zeros(0, self.config.vision_config.num_image_tokens)
         drawn = self.prepare_embeddings_for_image_generation(tokens)
         for kind, features in ((SIGLIP, self._seen(siglip_images)), (VQ, drawn)):
-            mask = (token_kinds == kind)[..., None].expand_as(embeds)
+            mask = (token_type_ids == kind)[..., None].expand_as(embeds)
             embeds = embeds.masked_scatter(mask, features.to(embeds))
         return embeds
 
@@ -244,7 +244,7 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         blank = weight.new_zeros(1, 3, vision.image_size, vision.image_size)
         return self.model.get_image_features(blank).pooler_output[:0]
 
-    def _losses(self, hidden, labels, token_kinds, tokens, vq_loss) -> Losses:
+    def _losses(self, hidden, labels, token_type_ids, tokens, vq_loss) -> Losses:
         """Sums of both losses over hidden states (L, D). Heads run on supervised rows only, and on none of them too,
         so that their parameters stay in the graph."""
         rows = labels != -100
@@ -252,7 +252,7 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         if tokens is None or vq_loss is None:
             places, wanted = labels.new_zeros(0), labels.new_zeros(0)
         else:
-            places = (token_kinds == VQ).nonzero()[:, 0].view_as(tokens)[vq_loss].flatten()
+            places = (token_type_ids == VQ).nonzero()[:, 0].view_as(tokens)[vq_loss].flatten()
             wanted = tokens[vq_loss].flatten()
         # the state in front of a token predicts it, the first one's in front being the marker of the image
         image_logits = self.model.generation_head(hidden[places - 1]).float()
@@ -267,26 +267,26 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
 
     @torch.no_grad()
     def embed_context(
-        self, input_ids, token_kinds, siglip_images=None, vq_images=None, vq_tokens=None, vq_made_by=None
+        self, input_ids, token_type_ids, siglip_images=None, vq_images=None, vq_tokens=None, vq_made_by=None
     ) -> torch.Tensor:
         """The tokens of a batch of contexts: (B, L, D)."""
         return self.embed(
-            input_ids, token_kinds, siglip_images, self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
+            input_ids, token_type_ids, siglip_images, self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
         )
 
     def generate(self, inputs=None, attention_mask=None, logits_processor=None, **kwargs):
-        """Writes text behind the contexts that `JanusProcessor` makes of samples; without `token_kinds` as in
+        """Writes text behind the contexts that `JanusProcessor` makes of samples; without `token_type_ids` as in
         transformers, with its silent mistakes made loud.
 
         Raises:
             ValueError: If pictures are given to transformers' drawing, which would ignore them, or what it needs is
                 missing.
         """
-        if "token_kinds" in kwargs:
+        if "token_type_ids" in kwargs and kwargs.get("pixel_values") is None:
             names = ("siglip_images", "vq_images", "vq_tokens", "vq_made_by")
             images = {name: kwargs.pop(name) for name in names if name in kwargs}
             inputs = kwargs.pop("input_ids", inputs)
-            kwargs["inputs_embeds"] = self.embed_context(inputs, kwargs.pop("token_kinds"), **images)
+            kwargs["inputs_embeds"] = self.embed_context(inputs, kwargs.pop("token_type_ids"), **images)
             kwargs["input_ids"], inputs = inputs, None
         elif kwargs.get("generation_mode") == "image":
             self._check_stock_drawing(kwargs)

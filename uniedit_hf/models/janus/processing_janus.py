@@ -25,7 +25,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 from .layout import PADDING, Markers, TokenRow, lay_out, piece_length, pieces
 
 
-ROW_NAMES = ("input_ids", "token_kinds", "position_ids", "labels")
+ROW_NAMES = ("input_ids", "token_type_ids", "position_ids", "labels")
 NOT_ENCODED = -1  # where a VQ view comes as pixels and not as stored tokens
 
 
@@ -230,7 +230,7 @@ class JanusProcessor(SampleImages, TransformersJanusProcessor):
             seed, epoch, posterior: For models that draw noise; Janus-Pro does not.
 
         Returns:
-            `input_ids`, `token_kinds`, `position_ids` (which begin anew with every sample) and `labels`: (1, L);
+            `input_ids`, `token_type_ids`, `position_ids` (which begin anew with every sample) and `labels`: (1, L);
             the images as the model's `forward` says; `num_text_targets` and `num_image_targets`, how many tokens
             carry a loss.
 
@@ -327,14 +327,14 @@ class JanusProcessor(SampleImages, TransformersJanusProcessor):
                 row.extend([marks.begin])
             rows.append(row.arrays())
         length = max(len(row["input_ids"]) for row in rows)
-        padding = {"input_ids": marks.pad, "token_kinds": PADDING}
+        padding = {"input_ids": marks.pad, "token_type_ids": PADDING}
         features: dict[str, Any] = {
             name: torch.from_numpy(
                 np.stack([np.pad(row[name], (length - len(row[name]), 0), constant_values=value) for row in rows])
             )
             for name, value in padding.items()
         }
-        features["attention_mask"] = (features["token_kinds"] != PADDING).long()
+        features["attention_mask"] = (features["token_type_ids"] != PADDING).long()
         images = self._images(samples, prepared)
         images.pop("vq_loss", None)
         return BatchFeature(features | images)
