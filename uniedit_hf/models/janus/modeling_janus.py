@@ -2,7 +2,7 @@
 over packs, drawing with guidance, and loading that ties nothing by accident.
 
 One decoder reads text, SigLIP features and image tokens, and predicts text through one head and image tokens through
-another. A pack has `token_type_ids` and no `attention_mask`; with anything else the class does what transformers' does.
+another. A pack has `token_type_ids` and no `attention_mask`; anything else goes through transformers' own forward.
 
 Shapes: B rows, L tokens a row, D hidden size, N SigLIP views, M VQ views, S pixels a side, T tokens of a picture.
 """
