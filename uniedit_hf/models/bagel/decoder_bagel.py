@@ -1,9 +1,16 @@
 """The decoder: layers of one self-attention over all tokens between two experts with weights of their own.
 
-Shapes: B rows, L tokens a row, N routed tokens (no padding), U of them understanding and in front, D hidden size.
+Tokens are routed once, before the first layer: understanding first, generation behind. From there on the hidden states
+are two tensors, one for each expert, which meet in attention alone. What an expert does before and after attention is
+one function of its modules and its tokens, the same for all layers, so that it is compiled once.
+
+Shapes: B rows, L tokens a row, N routed tokens (no padding), U of them understanding and G generation, D hidden size,
+H heads, E head size.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,28 +21,48 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2MLP,
     Qwen2RMSNorm,
     Qwen2RotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
 )
 
 from uniedit_hf.attention import Grid, Packed
+from uniedit_hf.split_attention import NAME as SPLITS
 
 from .configuration_bagel import BagelTextConfig
 from .pretrained_bagel import BagelPreTrainedModel
+from .regions import EAGER, Regions
 
 
-def per_expert(hidden: torch.Tensor, num_und: int, und: nn.Module, gen: nn.Module) -> torch.Tensor:
-    """Runs `und` on the first `num_und` rows of (N, ...) and `gen` on the rest.
+# cosines and signed sines (tokens, 1, E), see `rotary_tables`
+Rotary = tuple[torch.Tensor, torch.Tensor]
 
-    While training both run even on no rows, so that every parameter stays in the graph whatever a batch holds.
-    """
-    if num_und == len(hidden) and not torch.is_grad_enabled():
-        return und(hidden)
-    return torch.cat([und(hidden[:num_und]), gen(hidden[num_und:])])
+
+class BagelRMSNorm(Qwen2RMSNorm):
+    """Qwen2's norm in fewer operations: statistics in fp32, rounded before the weight as there."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., size) to the same."""
+        rounds_once = states.dtype == self.weight.dtype == torch.float32
+        weight = self.weight if rounds_once else None
+        normed = nn.functional.rms_norm(states, states.shape[-1:], weight, self.variance_epsilon)
+        return normed if rounds_once else self.weight * normed
+
+
+class Expert(NamedTuple):
+    """The modules of one expert in one layer."""
+
+    input_norm: nn.Module
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    o_proj: nn.Module
+    post_norm: nn.Module
+    mlp: nn.Module
 
 
 class BagelAttention(nn.Module):
-    """Self-attention with projections and query and key norms of each expert's own."""
+    """Projections and query and key norms of each expert's own around one self-attention."""
 
     def __init__(self, config: BagelTextConfig, layer_idx: int):
         super().__init__()
@@ -50,71 +77,105 @@ class BagelAttention(nn.Module):
         self.k_proj = nn.Linear(size, key_size)
         self.v_proj = nn.Linear(size, key_size)
         self.o_proj = nn.Linear(query_size, size, bias=False)
-        self.q_norm = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.q_norm = BagelRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = BagelRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.q_proj_moe_gen = nn.Linear(size, query_size)
         self.k_proj_moe_gen = nn.Linear(size, key_size)
         self.v_proj_moe_gen = nn.Linear(size, key_size)
         self.o_proj_moe_gen = nn.Linear(query_size, size, bias=False)
-        self.q_norm_moe_gen = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        self.k_norm_moe_gen = Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.q_norm_moe_gen = BagelRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm_moe_gen = BagelRMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
     def forward(
         self,
-        hidden: torch.Tensor,
-        num_und: int,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         layout: Grid | Packed,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
-        """Routed hidden states (N, D) to (N, D)."""
-        heads = (-1, self.head_dim)
-        query = per_expert(hidden, num_und, self.q_proj, self.q_proj_moe_gen).unflatten(-1, heads)
-        key = per_expert(hidden, num_und, self.k_proj, self.k_proj_moe_gen).unflatten(-1, heads)
-        value = per_expert(hidden, num_und, self.v_proj, self.v_proj_moe_gen).unflatten(-1, heads)
-        query = per_expert(query, num_und, self.q_norm, self.q_norm_moe_gen)
-        key = per_expert(key, num_und, self.k_norm, self.k_norm_moe_gen)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        """Routed queries, keys and values (N, heads, E) to (N, H * E)."""
         query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(_implementation(self.config, layout), eager_attention_forward)
         output, _ = attend(self, query, key, value, layout.mask, scaling=self.scaling, dropout=0.0)
-        return per_expert(layout.gather(output), num_und, self.o_proj, self.o_proj_moe_gen)
+        return layout.gather(output)
 
 
 def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
-    """FlexAttention serves packed sequences; rows with a cache go through SDPA then."""
-    flex = config._attn_implementation == "flex_attention"
-    return "sdpa" if flex and isinstance(layout, Grid) else config._attn_implementation
+    """What serves packed sequences alone leaves rows with a cache to SDPA; SDPA takes a pack split by split."""
+    asked = config._attn_implementation
+    if isinstance(layout, Grid):
+        return "sdpa" if asked in ("flex_attention", SPLITS) else asked
+    return SPLITS if asked == "sdpa" else asked
 
 
 class BagelDecoderLayer(GradientCheckpointingLayer):
     """One layer: a shared self-attention between two sets of weights."""
+
+    regions: Regions = EAGER
 
     def __init__(self, config: BagelTextConfig, layer_idx: int):
         super().__init__()
         self.self_attn = BagelAttention(config, layer_idx)
         self.mlp = Qwen2MLP(config)
         self.mlp_moe_gen = Qwen2MLP(config)
-        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.input_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = BagelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm_moe_gen = BagelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = BagelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm_moe_gen = BagelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def expert(self, suffix: str) -> Expert:
+        """The understanding expert (`""`) or the generation expert (`"_moe_gen"`)."""
+        names = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "o_proj")
+        return Expert(
+            getattr(self, "input_layernorm" + suffix),
+            *(getattr(self.self_attn, name + suffix) for name in names),
+            getattr(self, "post_attention_layernorm" + suffix),
+            getattr(self, "mlp" + suffix),
+        )
 
     def forward(
         self,
-        hidden: torch.Tensor,
-        num_und: int,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        und: torch.Tensor,
+        gen: torch.Tensor,
+        rotary: tuple[Rotary, Rotary],
         layout: Grid | Packed,
         past_key_values: Cache | None = None,
-    ) -> torch.Tensor:
-        """Routed hidden states (N, D) to (N, D)."""
-        normed = per_expert(hidden, num_und, self.input_layernorm, self.input_layernorm_moe_gen)
-        hidden = hidden + self.self_attn(normed, num_und, position_embeddings, layout, past_key_values)
-        normed = per_expert(hidden, num_und, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
-        return hidden + per_expert(normed, num_und, self.mlp, self.mlp_moe_gen)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer over the hidden states of both experts.
+
+        While training both experts run even on no rows, so that every parameter stays in the graph whatever a pack
+        holds.
+
+        Args:
+            und: (U, D).
+            gen: (G, D).
+            rotary: Of the tokens of each expert.
+            layout: How the routed tokens attend to each other and to the cache.
+            past_key_values: Keys and values of the context; the new ones are added.
+        """
+        experts, streams = (self.expert(""), self.expert("_moe_gen")), [und, gen]
+        running = [i for i in range(2) if len(streams[i]) or torch.is_grad_enabled()]
+        projected = [self.regions.project(experts[i], streams[i], *rotary[i]) for i in running]
+        query, key, value = (_together(states) for states in zip(*projected))
+        attended = self.self_attn(query, key, value, layout, past_key_values)
+        for i, part in zip(running, attended.split([len(streams[i]) for i in running])):
+            streams[i] = self.regions.absorb(experts[i], streams[i], part)
+        return streams[0], streams[1]
+
+
+def _together(states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return states[0] if len(states) == 1 else torch.cat(states)
+
+
+def rotary_tables(rotary: nn.Module, states: torch.Tensor, positions: torch.Tensor) -> Rotary:
+    """Cosines and sines (tokens, 1, E) of positions (tokens,) in the dtype of `states`; the first half of the sines is
+    negated, so that a rotation is `states * cos + swapped_halves * sin`."""
+    cos, sin = rotary(states, positions[None])
+    first, second = sin[0].chunk(2, dim=-1)
+    return cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None]
 
 
 class BagelTextModel(BagelPreTrainedModel):
@@ -128,11 +189,34 @@ class BagelTextModel(BagelPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([BagelDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = BagelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm_moe_gen = BagelRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Qwen2RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def run_layers(
+        self,
+        und: torch.Tensor,
+        gen: torch.Tensor,
+        positions: torch.Tensor,
+        layout: Grid | Packed,
+        past_key_values: Cache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All layers over the routed tokens of both experts, without the final norms.
+
+        Args:
+            und: (U, D).
+            gen: (G, D).
+            positions: (U + G,) rotary positions in the routed order.
+            layout: How the routed tokens attend to each other and to the cache.
+            past_key_values: Keys and values of the context; the new ones are added.
+        """
+        cos, sin = rotary_tables(self.rotary_emb, und, positions)
+        rotary = tuple(zip(cos.split([len(und), len(gen)]), sin.split([len(und), len(gen)])))
+        for layer in self.layers:
+            und, gen = layer(und, gen, rotary, layout, past_key_values=past_key_values)
+        return und, gen
 
     def forward(
         self,
@@ -156,10 +240,9 @@ class BagelTextModel(BagelPreTrainedModel):
         Returns:
             (B, L, D), zero at padding.
         """
-        hidden = inputs_embeds.flatten(0, 1)[order]
-        cos, sin = self.rotary_emb(inputs_embeds, position_ids.flatten()[order][None])
-        for layer in self.layers:
-            hidden = layer(hidden, num_und, (cos[0], sin[0]), layout, past_key_values=past_key_values)
-        hidden = per_expert(hidden, num_und, self.norm, self.norm_moe_gen)
+        routed = inputs_embeds.flatten(0, 1)[order]
+        und, gen = routed.split([num_und, len(routed) - num_und])
+        und, gen = self.run_layers(und, gen, position_ids.flatten()[order], layout, past_key_values)
+        hidden = torch.cat([self.norm(und), self.norm_moe_gen(gen)])
         flat = hidden.new_zeros(inputs_embeds.shape[0] * inputs_embeds.shape[1], hidden.shape[-1])
         return flat.index_copy(0, order, hidden).view(inputs_embeds.shape)
