@@ -11,8 +11,8 @@ import pytest
 from model_server import Behaviour, ModelServer
 from PIL import Image
 
+from uniedit_hf.synthesis.backends.common import sorted_failure, without_key
 from uniedit_hf.synthesis.backends.making import make_backend
-from uniedit_hf.synthesis.backends.remote import sorted_failure, without_key
 from uniedit_hf.synthesis.calls.budget import Budget
 from uniedit_hf.synthesis.calls.cache import CallCache, Spent
 from uniedit_hf.synthesis.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer, without_fence

@@ -27,7 +27,7 @@ from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.sources.conversations import turns
 from uniedit_hf.synthesis.sources.reading import count_source, read_source
-from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+from uniedit_hf.synthesis.sources.rows import RowFault
 
 
 def png(color: str) -> bytes:

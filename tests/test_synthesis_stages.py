@@ -18,15 +18,14 @@ from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis import benchmark_hashes as benchmark_hashes_module
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
 from uniedit_hf.synthesis.calls.messages import Picture, encoded
-from uniedit_hf.synthesis.flow import Passed, at_once
-from uniedit_hf.synthesis.plans import FONTS, MEDIA, VARIANTS, draw_choices
 from uniedit_hf.synthesis.prompt_texts import FOLDER, prompt
 from uniedit_hf.synthesis.records import Draft, variant_choices, variant_text
 from uniedit_hf.synthesis.settings import Decontaminate, Instruct, Screen
+from uniedit_hf.synthesis.shard import Passed, at_once
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
 from uniedit_hf.synthesis.stages.edit import prompt_for
-from uniedit_hf.synthesis.stages.instruct import Writing, instruct
+from uniedit_hf.synthesis.stages.instruct import FONTS, MEDIA, VARIANTS, Writing, draw_choices, instruct
 from uniedit_hf.synthesis.stages.look import Look
 from uniedit_hf.synthesis.stages.screen import leaks, screen
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from uniedit_hf.synthesis.merging import Merged
+    from uniedit_hf.synthesis.writer import Merged
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 from uniedit_hf.release.decontamination import Benchmarks, perceptual_hash, pixel_hash, read_benchmarks, tells_apart
 from uniedit_hf.schema import stable_id
 from uniedit_hf.synthesis.settings import BenchmarkDataset, Decontaminate
-from uniedit_hf.synthesis.sources.stream import stream
+from uniedit_hf.synthesis.sources.rows import stream
 
 
 PIXEL_BYTES = 16

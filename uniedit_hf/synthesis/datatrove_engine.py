@@ -14,7 +14,7 @@ from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from uniedit_hf.synthesis.finishing import finish
+from uniedit_hf.synthesis.run import finish
 from uniedit_hf.synthesis.settings import BudgetSettings, Settings
 from uniedit_hf.synthesis.shard import make_shard
 

@@ -5,16 +5,37 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
 from uniedit_hf.synthesis.calls.budget import Budget
 from uniedit_hf.synthesis.calls.caller import Caller
-from uniedit_hf.synthesis.flow import Passed
+from uniedit_hf.synthesis.records import Draft, Rejection
 
 
 SECONDS = 0.5
 SECONDS_IN_A_LOG = 30.0
+
+
+@dataclass
+class Passed:
+    """How many rows a stage took and gave.
+
+    Args:
+        taken: Drafts and rejections that came in.
+        given: Drafts and rejections that went out.
+        rejected: Drafts that became rejections here, by reason.
+    """
+
+    taken: int = 0
+    given: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def note(self, before: Draft | Rejection, after: Draft | Rejection) -> None:
+        self.given += 1
+        if isinstance(before, Draft) and isinstance(after, Rejection):
+            self.rejected[after.reason] = self.rejected.get(after.reason, 0) + 1
 
 
 class Progress:

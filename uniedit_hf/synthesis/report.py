@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from uniedit_hf.synthesis.merging import Merged
 from uniedit_hf.synthesis.settings import Settings
+from uniedit_hf.synthesis.writer import Merged
 
 
 MOST_REJECTED_EXAMPLES = 30

@@ -1,15 +1,14 @@
-"""A whole run: every shard, then the end."""
+"""A whole run: every shard, then one set of all of them with a report beside it."""
 
 from __future__ import annotations
 
 import json
 
 from uniedit_hf.synthesis.calls.cache import Spent
-from uniedit_hf.synthesis.finishing import finish
-from uniedit_hf.synthesis.merging import Merged
+from uniedit_hf.synthesis.report import write_report
 from uniedit_hf.synthesis.settings import Settings
 from uniedit_hf.synthesis.shard import make_shard
-from uniedit_hf.synthesis.shard_files import ShardFiles, fingerprint
+from uniedit_hf.synthesis.writer import Merged, ShardFiles, fingerprint, merge
 
 
 def run(settings: Settings) -> Merged | None:
@@ -76,3 +75,10 @@ def _check_shards(settings: Settings) -> None:
                 f"Shard {number} was not made; see the logs in {settings.output_dir / 'work' / 'datatrove'} and start "
                 "again: what has been answered is kept."
             )
+
+
+def finish(settings: Settings) -> Merged:
+    """Merges the shards and writes the report beside the set."""
+    merged = merge(settings)
+    write_report(merged, settings)
+    return merged

@@ -1,4 +1,5 @@
-"""Makes one shard: its rows flow from the source through every stage into files."""
+"""Makes one shard: its rows flow from the source through every stage into files, in the order of the source, many at a
+time, and none is lost on the way."""
 
 from __future__ import annotations
 
@@ -15,12 +16,10 @@ from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
 from uniedit_hf.synthesis.calls.budget import Budget, BudgetReached
 from uniedit_hf.synthesis.calls.cache import CallCache, Spent
 from uniedit_hf.synthesis.calls.caller import Caller
-from uniedit_hf.synthesis.flow import Passed, Result, at_once, in_turn
 from uniedit_hf.synthesis.ocr import TextReader
-from uniedit_hf.synthesis.progress_bars import Progress
+from uniedit_hf.synthesis.progress_bars import Passed, Progress
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import BudgetSettings, Settings
-from uniedit_hf.synthesis.shard_files import ShardFiles, ShardWriter, fingerprint
 from uniedit_hf.synthesis.sources.reading import count_source, read_source
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.classify import classify
@@ -30,9 +29,12 @@ from uniedit_hf.synthesis.stages.instruct import instruct, instruct_by_rules
 from uniedit_hf.synthesis.stages.look import Look
 from uniedit_hf.synthesis.stages.screen import screen
 from uniedit_hf.synthesis.stages.verify import verify
+from uniedit_hf.synthesis.writer import ShardFiles, ShardWriter, fingerprint
 
 
 NOT_REACHED = "not reached"
+
+Result = Draft | Rejection
 
 
 def make_shard(
@@ -215,3 +217,74 @@ async def _cancel(task: asyncio.Task) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def at_once(
+    rows: AsyncGenerator[Result], work: Callable[[Draft], Awaitable[Result]], window: int, passed: Passed
+) -> AsyncGenerator[Result]:
+    """Works on up to `window` drafts at the same time and gives results in the order in which drafts came.
+
+    Raises:
+        Exception: What `work` raises, after everything under way was stopped.
+    """
+    waiting: asyncio.Queue[tuple[Result, asyncio.Task | None] | Exception | None] = asyncio.Queue(window)
+    feeding = asyncio.create_task(_feed(rows, work, waiting, passed))
+    current: asyncio.Task | None = None
+    try:
+        while (entry := await waiting.get()) is not None:
+            if isinstance(entry, Exception):
+                raise entry
+            row, current = entry
+            result = row if current is None else await current
+            passed.note(row, result)
+            yield result
+    finally:
+        await _stop(feeding, current, waiting)
+        await rows.aclose()
+
+
+async def in_turn(
+    rows: AsyncGenerator[Result], work: Callable[[Draft], Result | Awaitable[Result]], passed: Passed
+) -> AsyncGenerator[Result]:
+    """Works on one draft after another, for what depends on those before it."""
+    try:
+        async for row in rows:
+            passed.taken += 1
+            result = work(row) if isinstance(row, Draft) else row
+            if not isinstance(result, (Draft, Rejection)):
+                result = await result
+            passed.note(row, result)
+            yield result
+    finally:
+        await rows.aclose()
+
+
+async def _feed(rows, work, waiting: asyncio.Queue, passed: Passed) -> None:
+    try:
+        async for row in rows:
+            passed.taken += 1
+            task = asyncio.create_task(work(row)) if isinstance(row, Draft) else None
+            try:
+                await waiting.put((row, task))
+            except asyncio.CancelledError:
+                await _cancelled([task] if task else [])
+                raise
+        await waiting.put(None)
+    except Exception as error:  # it is raised where the rows are taken, behind those that came before it
+        await waiting.put(error)
+
+
+async def _stop(feeding: asyncio.Task, current: asyncio.Task | None, waiting: asyncio.Queue) -> None:
+    await _cancelled([feeding])
+    tasks = [] if current is None else [current]
+    while not waiting.empty():
+        match waiting.get_nowait():
+            case (_, asyncio.Task() as task):
+                tasks.append(task)
+    await _cancelled(tasks)
+
+
+async def _cancelled(tasks: list[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,8 +6,8 @@ import inspect
 import json
 from collections.abc import Sequence
 
-from uniedit_hf.synthesis.backends.arguments import check_arguments
 from uniedit_hf.synthesis.backends.batches import Batches
+from uniedit_hf.synthesis.backends.common import check_arguments
 from uniedit_hf.synthesis.calls.messages import BackendError, EditRequest, Picture, Reply, encoded
 from uniedit_hf.synthesis.settings import DiffusersEditor
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from uniedit_hf.synthesis.settings import Conversations
-from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+from uniedit_hf.synthesis.sources.rows import RowFault
 
 
 # What stands for the picture in a question, with everything before it in the style of `<|img_start|>...<|img_end|>\n`.

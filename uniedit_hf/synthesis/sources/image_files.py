@@ -15,7 +15,7 @@ from uniedit_hf.release.faults import RowFault as StoreFault
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.schema import stable_id
 from uniedit_hf.synthesis.calls.messages import Picture
-from uniedit_hf.synthesis.sources.rows_of_files import RowFault
+from uniedit_hf.synthesis.sources.rows import RowFault
 
 
 class Pictures:

@@ -7,8 +7,7 @@ from typing import Any
 
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis.settings import Rows
-from uniedit_hf.synthesis.sources.rows_of_files import RowFault
-from uniedit_hf.synthesis.sources.stream import stream
+from uniedit_hf.synthesis.sources.rows import RowFault, stream
 
 
 REQUIRED = ("image", "question", "answer")

@@ -15,7 +15,7 @@ from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.sources.conversations import ConversationRows
 from uniedit_hf.synthesis.sources.image_files import Pictures, shard_of
 from uniedit_hf.synthesis.sources.question_rows import QuestionRows
-from uniedit_hf.synthesis.sources.rows_of_files import RowFault, count_rows, rows_of_files
+from uniedit_hf.synthesis.sources.rows import RowFault, count_rows, rows_of_files
 
 
 STAGE = "source"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from uniedit_hf.synthesis.plans import NUMBERS
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Screen
 
@@ -14,6 +13,7 @@ STAGE = "screen"
 UNFINISHED = re.compile(r"```|<answer>|\[answer\]|\{\w+\}|process_answer|reference answer|no_instr", re.IGNORECASE)
 # An answer of more words than this is copied if this share of its runs of four words is found.
 LONG_ANSWER, COPIED, RUN = 6, 0.3, 4
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
 def screen(draft: Draft, settings: Screen) -> Draft | Rejection:

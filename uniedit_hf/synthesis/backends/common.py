@@ -1,13 +1,38 @@
-"""What backends behind HTTP share: keys, and what a status means."""
+"""What backends share: arguments of a call, keys, and what an HTTP status means."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 from uniedit_hf.synthesis.calls.messages import BackendError, PassingFailure, RowFailure
 
 
 LONGEST_MESSAGE = 300
+
+
+def check_arguments(name: str, arguments: Collection[str], takes: Collection[str], ours: Collection[str]) -> None:
+    """Looks at them before the first call is made.
+
+    Args:
+        name: Of the backend.
+        arguments: Names in the settings.
+        takes: Names that the call takes.
+        ours: Those of them that are given by us.
+
+    Raises:
+        BackendError: The call has no such argument, or it is one of ours.
+    """
+    for argument in arguments:
+        if argument in ours:
+            raise BackendError(
+                f"The backend {name}: {argument!r} is given by every request itself; leave it out of arguments."
+            )
+        if argument not in takes:
+            raise BackendError(
+                f"The backend {name} takes no {argument!r} among its arguments; known are "
+                f"{', '.join(sorted(set(takes) - set(ours)))}."
+            )
 
 
 def key_for(name: str, variable: str | None) -> str:

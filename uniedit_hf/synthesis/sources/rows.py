@@ -1,11 +1,11 @@
-"""Rows of JSONL and Parquet files, one after another, with their faults."""
+"""Rows of JSONL and Parquet files with their faults, and of data sets, a row at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,3 +100,31 @@ def _count_lines(file: Path) -> int:
             count += block.count(b"\n")
             last = block[-1:]
     return count + (last != b"\n")
+
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+def stream(dataset: str, config: str | None, split: str, where: str) -> IterableDataset:
+    """The rows of a split.
+
+    Args:
+        dataset: A repository or a folder.
+        config: Its configuration.
+        split: Its split.
+        where: The settings that name it, for errors.
+
+    Raises:
+        ValueError: It cannot be loaded.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(dataset, config, split=split, streaming=True)
+    except (OSError, ValueError) as error:
+        found = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"The data set {dataset!r} ({split}) cannot be loaded ({found}): check {where}, and the network if it is "
+            "on the Hub."
+        ) from error
