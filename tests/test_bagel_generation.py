@@ -225,17 +225,21 @@ def test_guidance_contexts_by_hand(model, processor):
 
 
 class RowsSeen:
-    """How many rows each forward of the decoder took: of contexts, then of images being drawn."""
+    """How many rows each pass of the decoder took: of contexts, then of images of 32 x 32 pixels being drawn."""
 
     def __init__(self, model):
         self.rows: list[int] = []
-        self.hook = model.model.register_forward_pre_hook(lambda _, arguments: self.rows.append(len(arguments[0])))
+        self.hooks = [
+            module.register_forward_pre_hook(lambda _, arguments, of=of: self.rows.append(len(arguments[0]) // of))
+            for module, of in ((model.model, 1), (model.model.llm2vae, 4))
+        ]
 
     def __enter__(self):
         return self.rows
 
     def __exit__(self, *_):
-        self.hook.remove()
+        for hook in self.hooks:
+            hook.remove()
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ class UniEditPipeline:
         self.model.to(*args, **kwargs)
         return self
 
+    def compile(self, layers: bool | None = True) -> UniEditPipeline:
+        """Compiles what the decoder's layers do around attention, when it is first used and once for all sizes.
+
+        Args:
+            layers: `None` is the default: drawings of many steps on a GPU are compiled.
+        """
+        inner_model(self.model).compile_layers = layers
+        return self
+
     def save_pretrained(self, folder) -> None:
         """Saves model and processor as `from_pretrained` reads them."""
         self.model.save_pretrained(folder)

@@ -5,19 +5,25 @@ Shapes: R requests, rows of unique contexts, P latent tokens of a request, C cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
-from transformers import Cache, DynamicCache
+from torch.utils._triton import has_triton
+from transformers import DynamicCache
 
-from uniedit_hf.attention import NOISE, Splits
+from uniedit_hf.attention import Splits
 from uniedit_hf.models.drawing import DrawingStep, StepCallback
 
-from .configuration_bagel import LATENT, PADDING, TEXT
-from .flow import Renorm, guide, schedule, unpatchify
+from .denoising_bagel import MARKERS, Context, Denoiser, contexts_of
+from .flow import Renorm, unpatchify
+from .regions import EAGER, Regions, compiled_regions
+
+
+MANY_STEPS = 15  # from which compiling the layers on a GPU pays
 
 
 @dataclass(frozen=True)
@@ -89,26 +95,11 @@ class ImageSettings:
             raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
 
 
-@dataclass
-class _Context:
-    """The encoded contexts of a batch: one row each."""
-
-    cache: Cache
-    attention_mask: torch.Tensor  # (rows, past)
-    position: torch.Tensor  # (rows,) the rotary position that comes next
-
-    def select(self, rows: torch.Tensor) -> _Context:
-        cache = DynamicCache()
-        for index, layer in enumerate(self.cache.layers):
-            if layer.is_initialized:
-                cache.update(layer.keys[rows], layer.values[rows], index)
-        return _Context(cache, self.attention_mask[rows], self.position[rows])
-
-
 class BagelImageGenerationMixin:
     """Adds `generate_images` to the model that holds `model`, `vae` and `config`."""
 
     image_settings = ImageSettings
+    compile_layers: bool | None = None  # None: for drawings of many steps on a GPU
 
     @torch.no_grad()
     def generate_images(
@@ -143,8 +134,7 @@ class BagelImageGenerationMixin:
     def unpatchify(self, tokens: Sequence[torch.Tensor], settings: Sequence[ImageSettings]) -> list[torch.Tensor]:
         """Latent tokens (P, C) of requests to latents (16, height / 8, width / 8)."""
         patch = self.config.latent_patch_size
-        side = 8 * patch
-        return [unpatchify(x, patch, s.height // side, s.width // side) for x, s in zip(tokens, settings)]
+        return [unpatchify(x, patch, *self.latent_grid(s)) for x, s in zip(tokens, settings)]
 
     @torch.no_grad()
     def generate_latents(
@@ -157,33 +147,18 @@ class BagelImageGenerationMixin:
     ) -> list[torch.Tensor]:
         """As `generate_images`, but returns the latent tokens (P, C) in fp32."""
         self.check_image_settings(settings)
-        steps = settings[0].num_timesteps - 1
-        context = self._encode_contexts(**contexts)
-        device = context.position.device
+        rows, steps = branches.tolist(), settings[0].num_timesteps - 1
+        encoded = self._encode_contexts(settings, rows, **contexts)
+        denoiser = Denoiser(self, settings, rows, encoded, self._regions(encoded[0].position.device, steps))
+        device, times = denoiser.time_embeds.device, denoiser.times
         latents = [x.to(device, torch.float32) for x in (noise or [self._start(s) for s in settings])]
-        times = torch.stack([schedule(steps + 1, s.timestep_shift) for s in settings]).tolist()
-        branches, selected, clean = branches.tolist(), {}, list(latents)
         for step in range(steps):
-            wanted = [self._branches(s, rows, times[r][step]) for r, (s, rows) in enumerate(zip(settings, branches))]
-            pairs = tuple(sorted({(row, r) for r, rows in enumerate(wanted) for row in rows if row is not None}))
-            if pairs not in selected:
-                selected = {pairs: context.select(torch.tensor([row for row, _ in pairs], device=device))}
-            requests = [r for _, r in pairs]
-            time = torch.tensor([times[r][step] for r in requests], device=device)
-            velocities = self._velocities(selected[pairs], [latents[r] for r in requests], time, settings, requests)
-            by_pair = dict(zip(pairs, velocities))
-            for r, (s, rows) in enumerate(zip(settings, wanted)):
-                full, text_free, image_free = (None if row is None else by_pair[row, r] for row in rows)
-                velocity = guide(
-                    full, text_free, image_free, s.text_guidance_scale, s.image_guidance_scale,
-                    s.guidance_renorm, s.guidance_renorm_min,
-                )  # fmt: skip
-                clean[r] = latents[r] - velocity * times[r][step]  # where the velocity leads if it stays as it is
-                latents[r] = latents[r] - velocity * (times[r][step] - times[r][step + 1])
+            velocities, before = denoiser.velocities(step, latents), latents
+            latents = [x - v * (t[step] - t[step + 1]) for x, v, t in zip(before, velocities, times)]
             if callback_on_step_end is not None:
-                now = [row[step] for row in times]
-                preview = partial(self._pixels, list(clean), settings)
-                made = DrawingStep(step + 1, steps, now, latents, preview)
+                now = [each[step] for each in times]
+                clean = [x - v * t for x, v, t in zip(before, velocities, now)]  # where the velocities lead
+                made = DrawingStep(step + 1, steps, now, latents, partial(self._pixels, clean, settings))
                 callback_on_step_end(made)
                 if made.stop:
                     break
@@ -212,63 +187,43 @@ class BagelImageGenerationMixin:
                 "for each."
             )
 
-    def _start(self, settings: ImageSettings) -> torch.Tensor:
-        side = 8 * self.config.latent_patch_size
-        tokens = (settings.height // side) * (settings.width // side)
-        generator = torch.Generator().manual_seed(settings.seed)
-        return torch.randn(tokens, self.config.latent_token_size, generator=generator)
+    def _regions(self, device: torch.device, steps: int) -> Regions:
+        """What the layers do around attention: compiled if `compile_layers` says so, or by default where it pays."""
+        compiles = self.compile_layers
+        if compiles is None:
+            whole = not hasattr(self, "hf_device_map") and getattr(self, "hf_quantizer", None) is None
+            compiles = steps >= MANY_STEPS and device.type == "cuda" and whole and has_triton()
+        return compiled_regions() if compiles else EAGER
 
-    @staticmethod
-    def _branches(settings: ImageSettings, rows: list[int], time: float) -> list[int | None]:
-        """The rows a step needs: full, and where guidance acts those without text and without images."""
-        low, high = settings.guidance_interval
-        acts = low < time <= high
-        return [
-            rows[0],
-            rows[1] if acts and settings.text_guidance_scale > 1 else None,
-            rows[2] if acts and settings.image_guidance_scale > 1 else None,
-        ]
+    def latent_grid(self, settings: ImageSettings) -> tuple[int, int]:
+        """Rows and columns of the latent tokens of an image."""
+        side = 8 * self.config.latent_patch_size
+        return settings.height // side, settings.width // side
+
+    def _start(self, settings: ImageSettings) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(settings.seed)
+        return torch.randn(math.prod(self.latent_grid(settings)), self.config.latent_token_size, generator=generator)
 
     def _encode_contexts(
-        self, input_ids, attention_mask, position_ids, token_type_ids, sample_ids, split_ids, split_kinds, **images
-    ) -> _Context:
+        self,
+        settings: Sequence[ImageSettings],
+        rows: Sequence[Sequence[int]],
+        *,
+        input_ids, attention_mask, position_ids, token_type_ids, sample_ids, split_ids, split_kinds, **images,
+    ) -> list[Context]:  # fmt: skip
+        """The context of every row, with room for the largest image that is drawn from it."""
         cache = DynamicCache(config=self.config.text_config)
         if input_ids.shape[1]:
             embeds = self.embed_context(input_ids, token_type_ids, **images)
             splits = Splits(sample_ids, split_ids, split_kinds)
             self.model(embeds, token_type_ids, position_ids, splits, attention_mask, cache)
         taken = torch.where(attention_mask.bool(), position_ids + 1, 0)
-        return _Context(cache, attention_mask, torch.nn.functional.pad(taken, (0, 1)).amax(-1))
-
-    def _velocities(self, context: _Context, latents, time, settings, requests) -> list[torch.Tensor]:
-        """The velocity (P, C) in fp32 of each context row's own noised image, behind that context."""
-        device = time.device
-        lengths = [len(x) for x in latents]
-        input_ids, types = _image_block(lengths, self.config, device)
-        real = (types != PADDING).long()
-        spatial = self.unpatchify(latents, [settings[r] for r in requests])
-        tokens, index = self.latent_tokens(spatial)
-        repeated = time.repeat_interleave(torch.tensor(lengths, device=device))
-        embeds = self.model.embed(input_ids, types, latents=tokens, latent_time=repeated, latent_index=index)
-        splits = Splits(real - 1, real - 1, torch.full_like(types, NOISE))
-        hidden = self.model(
-            embeds,
-            types,
-            context.position[:, None].expand_as(types),
-            splits,
-            torch.cat([context.attention_mask, real], dim=-1),
-            context.cache,
-        ).last_hidden_state
-        context.cache.crop(-types.shape[1])
-        return list(self.model.llm2vae(hidden[types == LATENT]).float().split(lengths))
-
-
-def _image_block(lengths: list[int], config, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and token types (R, longest + 2) of the images being drawn: marker, latent tokens, marker, padding."""
-    ids = torch.zeros(len(lengths), max(lengths) + 2, dtype=torch.long, device=device)
-    types = torch.full_like(ids, PADDING)
-    for row, length in enumerate(lengths):
-        ids[row, 0], ids[row, length + 1] = config.vision_start_token_id, config.vision_end_token_id
-        types[row, : length + 2] = TEXT
-        types[row, 1 : length + 1] = LATENT
-    return ids, types
+        positions = torch.nn.functional.pad(taken, (0, 1)).amax(-1)
+        rooms = [0] * len(input_ids)
+        for request, own in zip(settings, rows):
+            for row in own:
+                rooms[row] = max(rooms[row], math.prod(self.latent_grid(request)) + MARKERS)
+        config = self.config.text_config
+        size = config.hidden_size // config.num_attention_heads
+        like = self.model.vae2llm.weight.new_empty(config.num_key_value_heads, size, device=positions.device)
+        return contexts_of(cache, attention_mask, positions, rooms, like)

@@ -64,10 +64,11 @@ def _compiled(region: Callable, backend: str, mode: str | None) -> Callable:
 
     @functools.wraps(region)
     def run(expert, hidden, *others):
-        if len(hidden) < 2:  # compilers take 0 and 1 for constants
+        if len(hidden) == 0:
             return region(expert, hidden, *others)
-        for tensor in (hidden, *others):
-            torch._dynamo.mark_dynamic(tensor, 0)
+        if len(hidden) > 1:  # compilers take 0 and 1 for constants
+            for tensor in (hidden, *others):
+                torch._dynamo.mark_dynamic(tensor, 0)
         return code(expert, hidden, *others)
 
     return run

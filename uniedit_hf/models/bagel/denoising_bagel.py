@@ -1,0 +1,212 @@
+"""The steps of drawing: images behind contexts whose keys and values are cached.
+
+Every image attends to all of its context and to all of itself. So each branch of a step is one attention without a
+mask over one slice of memory: the keys and values of its context, which stay, and behind them those of its image,
+which every step writes anew. No branch is padded to the length of another, and nothing is read back from the device.
+
+Shapes: B branches of a step (a context and a request each), P latent tokens of a branch, C channels of a token, D
+hidden size, H query heads, K key and value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._pytree import tree_map
+from transformers import Cache
+
+from .decoder_bagel import rotary_tables
+from .encoders_bagel import grid_index
+from .flow import guide, schedule
+from .regions import Regions
+
+
+MARKERS = 2  # tokens of an image that take the understanding expert: where it begins and where it ends
+
+
+@dataclass
+class Context:
+    """The keys and values of one context, with room behind them for the largest image that is drawn from it.
+
+    Args:
+        memory: (past + room, 2, K, E) of every layer: keys, then values.
+        past: Tokens of the context.
+        position: () the rotary position of what comes next.
+    """
+
+    memory: list[torch.Tensor]
+    past: int
+    position: torch.Tensor
+
+
+def contexts_of(
+    cache: Cache, attention_mask: torch.Tensor, positions: torch.Tensor, rooms: Sequence[int], like: torch.Tensor
+) -> list[Context]:
+    """One context for every row of a cache, without its padding.
+
+    Args:
+        cache: Of the whole batch; it is emptied layer by layer, so that nothing is held twice.
+        attention_mask: (rows, tokens) 1 at real tokens.
+        positions: (rows,) the rotary position of what comes next.
+        rooms: Tokens to leave room for, by row.
+        like: (K, E) of the dtype and device that keys have where no context has a token.
+    """
+    places = [row.nonzero()[:, 0] for row in attention_mask]
+    contexts = [Context([], len(real), position) for real, position in zip(places, positions)]
+    for layer in cache.layers:
+        for row, (context, real, room) in enumerate(zip(contexts, places, rooms)):
+            of_layer = layer.keys if layer.is_initialized else like
+            memory = of_layer.new_empty(context.past + room, 2, *like.shape)
+            if layer.is_initialized:
+                for half, states in enumerate((layer.keys[row], layer.values[row])):
+                    memory[: context.past, half] = states.transpose(0, 1)[real.to(memory.device)]
+            context.memory.append(memory)
+        layer.keys = layer.values = None
+    return contexts
+
+
+class Branches:
+    """The branches that one step computes: tokens of both experts in two tensors, of which each has fixed slices.
+
+    Args:
+        contexts: One for every branch.
+        requests: The request of every branch.
+        lengths: Latent tokens of every request.
+        decoder: The language model of a `BagelModel`.
+        marker_ids: The two tokens around an image.
+    """
+
+    def __init__(
+        self,
+        contexts: Sequence[Context],
+        requests: Sequence[int],
+        lengths: Sequence[int],
+        decoder: nn.Module,
+        marker_ids: Sequence[int],
+    ):
+        self.requests = list(requests)
+        self.lengths = [lengths[request] for request in requests]
+        position = torch.stack([context.position for context in contexts])
+        ids = torch.tensor(marker_ids, device=position.device)
+        self.markers = decoder.embed_tokens(ids).repeat(len(contexts), 1)
+        tables = rotary_tables(decoder.rotary_emb, self.markers, position)
+        self.rotary = [
+            tuple(torch.cat([row.expand(n, *row.shape) for row, n in zip(each, counts)]) for each in tables)
+            for counts in ([MARKERS] * len(contexts), self.lengths)
+        ]
+        # every view that a layer writes to or reads from is made here, once
+        self.slots, self.seen = [], []
+        for memories in zip(*(context.memory for context in contexts)):
+            ends = [context.past + MARKERS + length for context, length in zip(contexts, self.lengths)]
+            images = [memory[context.past : end] for context, memory, end in zip(contexts, memories, ends)]
+            self.slots.append([(*image[:MARKERS].unbind(1), *image[MARKERS:].unbind(1)) for image in images])
+            seen = [memory[None, :end].transpose(1, 3) for memory, end in zip(memories, ends)]  # (1, K, 2, end, E)
+            self.seen.append([each.unbind(2) for each in seen])
+
+    def attend(self, layer: int, und: Sequence[torch.Tensor], gen: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Queries, keys and values of both experts' tokens to what they attend to: (2 B, H * E) and (all P, H * E).
+
+        Branches that share a context use its room one after the other."""
+        outputs = []
+        markers = [MARKERS] * len(self.lengths)
+        parts = zip(*(each.split(markers) for each in und), *(each.split(self.lengths) for each in gen))
+        for part, slots, (keys, values), length in zip(parts, self.slots[layer], self.seen[layer], self.lengths):
+            und_query, und_key, und_value, gen_query, gen_key, gen_value = part
+            for slot, new in zip(slots, (und_key, und_value, gen_key, gen_value)):
+                slot.copy_(new)
+            query = torch.cat([und_query, gen_query])[None].transpose(1, 2)
+            output = scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+            outputs.append(output.transpose(1, 2).reshape(MARKERS + length, -1).split([MARKERS, length]))
+        return [torch.cat(each) for each in zip(*outputs)]
+
+
+def denoise(decoder: nn.Module, branches: Branches, gen: torch.Tensor, regions: Regions) -> torch.Tensor:
+    """Embedded latent tokens (all P, D) of the branches to hidden states after the last norm (all P, D)."""
+    und, rotary = branches.markers, branches.rotary
+    for index, layer in enumerate(decoder.layers):
+        und, gen, rotary = on_device_of(layer, (und, gen, rotary))
+        experts = layer.expert(""), layer.expert("_moe_gen")
+        projected = [regions.project(*each, *tables) for *each, tables in zip(experts, (und, gen), rotary)]
+        attended = branches.attend(index, *projected)
+        und, gen = (regions.absorb(*each) for each in zip(experts, (und, gen), attended))
+    return decoder.norm_moe_gen(gen)
+
+
+def on_device_of(layer: nn.Module, values: Any) -> Any:
+    """Tensors, or containers of them, on the device that accelerate has given the layer."""
+    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    return values if device is None else tree_map(lambda each: each.to(device), values)
+
+
+class Denoiser:
+    """The guided velocities of requests that are drawn side by side.
+
+    Args:
+        model: A `BagelForConditionalGeneration`.
+        settings: An `ImageSettings` for every request.
+        rows: For every request its contexts: full, without its text, without its images.
+        contexts: What the rows are numbers of.
+        regions: What the layers do around attention, as it is or compiled.
+    """
+
+    def __init__(self, model, settings: Sequence, rows: Sequence[Sequence[int]], contexts, regions: Regions):
+        self.model, self.settings, self.rows, self.contexts = model, settings, rows, contexts
+        self.regions = regions
+        self.times = torch.stack([schedule(s.num_timesteps, s.timestep_shift) for s in settings]).tolist()
+        core, device = model.model, contexts[0].position.device
+        grids = [model.latent_grid(s) for s in settings]
+        self.lengths = [high * wide for high, wide in grids]
+        self.places = [core.latent_pos_embed(grid_index(*grid, core.latent_pos_embed.side, device)) for grid in grids]
+        times = torch.tensor(self.times, device=device)
+        self.time_embeds = core.time_embedder(times.flatten(), self.places[0].dtype).unflatten(0, times.shape)
+        self._branches: dict[tuple, Branches] = {}
+
+    def velocities(self, step: int, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The velocity (P, C) in fp32 of every request at its own time of this step, from its latents (P, C)."""
+        core, wanted = self.model.model, [self._wanted(request, step) for request in range(len(self.rows))]
+        pairs = tuple(dict.fromkeys((row, r) for r, rows in enumerate(wanted) for row in rows if row is not None))
+        branches = self._branches_of(pairs)
+        embeds = [
+            core.vae2llm(latent.to(places.dtype)) + times[step] + places
+            for latent, times, places in zip(latents, self.time_embeds, self.places)
+        ]
+        gen = torch.cat([embeds[request] for request in branches.requests])
+        hidden = denoise(core.language_model, branches, gen, self.regions)
+        by_pair = dict(zip(pairs, core.llm2vae(hidden).float().split(branches.lengths)))
+        return [
+            guide(
+                *(None if row is None else by_pair[row, request] for row in rows),
+                s.text_guidance_scale, s.image_guidance_scale, s.guidance_renorm, s.guidance_renorm_min,
+            )
+            for request, (s, rows) in enumerate(zip(self.settings, wanted))
+        ]  # fmt: skip
+
+    def _wanted(self, request: int, step: int) -> list[int | None]:
+        """The contexts that a step needs: full, and where guidance acts those without text and without images."""
+        settings, rows = self.settings[request], self.rows[request]
+        low, high = settings.guidance_interval
+        acts = low < self.times[request][step] <= high
+        return [
+            rows[0],
+            rows[1] if acts and settings.text_guidance_scale > 1 else None,
+            rows[2] if acts and settings.image_guidance_scale > 1 else None,
+        ]
+
+    def _branches_of(self, pairs: tuple[tuple[int, int], ...]) -> Branches:
+        """The branches of these (context, request) pairs, made once."""
+        if pairs not in self._branches:
+            rows, requests = zip(*pairs)
+            config = self.model.config
+            self._branches[pairs] = Branches(
+                [self.contexts[row] for row in rows],
+                requests,
+                self.lengths,
+                self.model.model.language_model,
+                (config.vision_start_token_id, config.vision_end_token_id),
+            )
+        return self._branches[pairs]
