@@ -18,8 +18,11 @@ quickstart: install
 demo: install
 	$(VENV)/bin/uniedit demo
 
+# Files of tests are shared out to as many processes as there are cores, four at most: each holds a torch of its own.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: install
-	$(RUN) -m pytest -q --durations=10
+	$(RUN) -m pytest -q --durations=10 $(PARALLEL)
 
 test-slow: install
 	$(RUN) -m pytest -q --durations=10 -m slow

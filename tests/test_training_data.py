@@ -154,13 +154,17 @@ def test_going_on_with_other_packs_is_refused(tmp_path, changes):
         Run(edit_rows(21), make_args(tmp_path), state, 10)
 
 
-def test_a_longer_run_may_go_on(tmp_path):
+def test_a_longer_run_resumes_with_the_packs_that_come_next(tmp_path):
     state = Run(edit_rows(20), make_args(tmp_path, max_steps=10)).progress.state_dict(step=10)
-    Run(edit_rows(20), make_args(tmp_path, max_steps=40), state, 10)
+    longer = make_args(tmp_path, max_steps=40)
+    assert Run(edit_rows(20), longer, state, 10).packs(30) == Run(edit_rows(20), longer).packs(40)[10:]
+
+
+def test_the_same_packs_a_step_by_other_means_resume(tmp_path):
     halves = make_args(tmp_path, max_steps=5, gradient_accumulation_steps=2)
-    state = Run(edit_rows(20), halves).progress.state_dict(step=5)
+    state = Run(edit_rows(20), halves).progress.state_dict(step=2)
     batches = make_args(tmp_path, max_steps=5, per_device_train_batch_size=2)
-    Run(edit_rows(20), batches, state, 5)
+    assert Run(edit_rows(20), batches, state, 2).packs(6) == Run(edit_rows(20), halves).packs(10)[4:]
 
 
 # --- streamed -------------------------------------------------------------------------------------------------------

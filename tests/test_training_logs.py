@@ -102,7 +102,8 @@ def test_drawings_of_prompts_and_by_adapters(tmp_path):
     trainer(tmp_path / "prompts", edit_rows(), recipe="generate", **common).train()
     trainer(tmp_path / "adapters", edit_rows(), peft_config=LoraConfig(r=2), **common).train()
     for name in ("prompts", "adapters"):
-        assert len(list((tmp_path / name / "samples").glob("step-1-row-*.png"))) == 2
+        drawn = [Image.open(path) for path in (tmp_path / name / "samples").glob("step-1-row-*.png")]
+        assert len(drawn) == 2 and all(min(image.size) >= 32 and image.mode == "RGB" for image in drawn)
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):

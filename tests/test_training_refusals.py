@@ -137,8 +137,9 @@ def test_data_that_cannot_work(tmp_path, data, changes, sentence):
 
 
 def test_shuffling_files_alone_or_without_checkpoints_is_fine(tmp_path):
-    trainer(tmp_path, stream(buffer_size=1), save_strategy="steps")
-    trainer(tmp_path, stream(buffer_size=4))
+    for data, changes in ((stream(buffer_size=1), {"save_strategy": "steps"}), (stream(buffer_size=4), {})):
+        first = next(iter(trainer(tmp_path, data, **changes).get_train_dataloader()))
+        assert {name for notes in first["pack"] for name in notes.ids} <= set(ROWS["id"])
 
 
 def test_evaluation_data_that_cannot_work(tmp_path):
