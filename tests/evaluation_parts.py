@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.tiny_models import picture, tiny_tokenizer
+from uniedit_hf.evaluation.scorers.gedit_scores import GROUPS
 
 
 GENEVAL = Path(__file__).parent / "fixtures" / "geneval" / "metadata.jsonl"
@@ -97,9 +98,10 @@ def write_benchmarks(folder: Path) -> None:
         json.dumps([json.loads(row) for row in GENEVAL.read_text().splitlines()[::2]])
     )
     rows = [
-        {"key": key, "task_type": kind, "instruction": "make it blue", "instruction_language": "en",
-         "input_image_raw": {"bytes": (folder / f"{key}.png").read_bytes(), "path": None}, "Intersection_exist": True}
-        for key, kind in (("a", "color_alter"), ("b", "style_change"))
+        {"key": f"{number:02d}", "task_type": kind, "instruction": "make it blue", "instruction_language": "en",
+         "input_image_raw": {"bytes": (folder / f"{'ab'[number % 2]}.png").read_bytes(), "path": None},
+         "Intersection_exist": True}
+        for number, kind in enumerate(GROUPS)
     ]  # fmt: skip
     (folder / "gedit").mkdir()
     Dataset.from_list(rows).to_parquet(folder / "gedit" / "train.parquet")

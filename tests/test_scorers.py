@@ -109,7 +109,7 @@ def test_wise_overalls_differ_by_name():
     rows = [(name, full if name in ("culture", "time") else none) for name in wise_scores.CATEGORIES]
     found = wise_scores.summary(rows)
     assert found["overall_mean"] == pytest.approx(1 / 3)
-    assert found["overall_legacy"] == pytest.approx(0.567) and found["overall_verified"] == pytest.approx(0.52)
+    assert found["overall_legacy"] == pytest.approx(0.567) and found["overall_verified_weights"] == pytest.approx(0.52)
     assert wise_scores.summary(rows[:2])["overall_mean"] is None
 
 
@@ -169,7 +169,8 @@ def test_imgedit_scores():
     assert imgedit_scores.score(marks) == 3.67 and imgedit_scores.score(marks, cap=True) == 2
     rows = [("add", 4.0), ("add", 3.33), ("style", 1.0), ("style", None)]
     assert imgedit_scores.summary(rows) == {"add": 3.67, "style": 1.0, "overall": 2.78}  # over items, not over types
-    assert imgedit_scores.summary(rows, compat="lmms-eval")["overall"] == 2.08
+    assert imgedit_scores.summary(rows, compat="lmms-eval")["overall"] == pytest.approx(2.0825)  # not rounded
+    assert imgedit_scores.score(marks, compat="lmms-eval") == pytest.approx(11 / 3)
 
 
 # ---- GEdit
@@ -192,16 +193,24 @@ def test_gedit_replies_give_a_number_or_a_status_never_a_random_one(reply, score
 
 def test_gedit_averages_items_then_groups():
     row = {"language": "en", "intersection": True}
+    others = [row | {"group": group, "sc": 8, "pq": 8} for group in gedit_scores.GROUPS[5:]]
     rows = [
+        *(row | {"group": group, "sc": 0, "pq": 9} for group in gedit_scores.GROUPS[:4]), *others,
         row | {"group": "ps_human", "sc": 4, "pq": 9}, row | {"group": "ps_human", "sc": 0, "pq": 9},
-        row | {"group": "text_change", "sc": 8, "pq": 8, "intersection": False},
         row | {"group": "text_change", "sc": None, "pq": 8},
         row | {"group": "ps_human", "sc": 1, "pq": 1, "language": "cn"},
+        row | {"group": "ps_human", "sc": 10, "pq": 10, "intersection": False},
     ]  # fmt: skip
     found = gedit_scores.summary(rows)
-    assert found["ps_human O"] == 3 and found["overall"] == 5.5 and found["SC"] == 5  # sqrt(2 * 9) would be 4.24
-    assert gedit_scores.summary(rows, only_intersection=True)["overall"] == 3
+    assert found["ps_human O"] == pytest.approx(16 / 3)  # of sqrt(36), 0 and 10
+    assert found["overall"] == pytest.approx((6 * 8 + 16 / 3) / 11) and found["SC"] == pytest.approx(
+        (48 + 14 / 3) / 11
+    )
+    assert found["items O"] == pytest.approx((48 + 16) / 13)
+    assert gedit_scores.summary(rows, only_intersection=True)["ps_human O"] == 3
     assert gedit_scores.summary(rows, compat="lmms-eval")["text_change O"] == 4
+    assert gedit_scores.summary(rows, compat="lmms-eval")["overall"] == pytest.approx((48 + 16) / 14)  # over items
+    assert gedit_scores.summary(rows[1:])["overall"] is None  # a group is missing: not the mean of ten
     assert gedit_scores.summary([])["overall"] is None
 
 
@@ -276,7 +285,7 @@ def test_rise_summary():
         ("2 out of 5", ["quality"], [2], [2]), ("There are 2 dogs.", ["quality"], None, [2]),  # a loose digit
         ('{"instruction_score": 4, "knowledge_score": 1}', ["instruction", "knowledge"], [4, 1], [4, 1]),
         ('{"instruction_score": 4}', ["instruction", "knowledge"], None, None),
-        ('{"quality_score": 9}', ["quality"], None, None), ("nothing", ["quality"], None, None),
+        ('{"quality_score": 9}', ["quality"], None, [9]), ("nothing", ["quality"], None, None),
     ],
 )  # fmt: skip
 def test_kris_replies(reply, names, ours, official):
@@ -294,10 +303,6 @@ def test_kris_pools_all_marks():
 
 def test_kris_faults_of_what_the_judge_sees():
     assert kris_scores.explained("anomaly_correction") and not kris_scores.explained("anomaly_correction", compat=True)
-    assert kris_scores.quality_pictures() == ("edited",) and kris_scores.quality_pictures(compat=True) == (
-        "edited",
-        "edited",
-    )
     assert sum(len(kinds) for kinds in kris_scores.META.values()) == 20
     with pytest.raises(ValueError, match="no type 'magic'"):
         kris_scores.meta("magic")

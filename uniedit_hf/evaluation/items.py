@@ -40,16 +40,19 @@ class Outcome:
     """What became of one picture: a value, or the status that says why there is none.
 
     Args:
-        status: `"ok"`, `"parse_error"`, `"no_reply"` or `"refused"`.
+        status: `"ok"`, or why there are no marks: `"parse_error"`, `"refused"` by the judge, an `"empty"` reply, or
+            `"no_reply"`.
         value: What runs are compared by.
         parts: What the suite's summary needs.
         reason: Of a status that is not ok.
+        question: The question whose reply is the reason.
     """
 
     status: str
     value: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    question: str = ""
 
 
 def local_file(path: str) -> Path:

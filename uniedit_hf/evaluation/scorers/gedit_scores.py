@@ -4,44 +4,35 @@ reply; nothing here does, in no mode."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from math import sqrt
 from typing import Literal
 
-from uniedit_hf.evaluation.scorers.marks import Marks, mean
+from uniedit_hf.evaluation.scorers import official_replies
+from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, read
 
 
 GROUPS = (
     "background_change", "color_alter", "material_alter", "motion_change", "ps_human", "style_change", "subject-add",
     "subject-remove", "subject-replace", "text_change", "tone_transfer",
 )  # fmt: skip
-DELIMITER = "||V^=^V||"
+SCALE = Scale(0, 10, whole=False, most=2)
+Compat = Literal["uniedit", "lmms-eval"]
 
 
-def parse(reply: str) -> Marks:
-    """The lowest mark of a reply, as "score": from JSON with a list or a number under `score`, a list, or a number."""
-    found = _read(reply)
-    values = found.get("score") if isinstance(found, dict) else found
-    values = values if isinstance(values, list) else [values]
-    if not values or not all(type(value) in (int, float) for value in values):
-        return Marks(problem="no list of numbers under score")
-    if not all(0 <= value <= 10 for value in values):
-        return Marks(problem=f"marks {values}, expected 0 to 10")
-    return Marks({"score": min(values)})
+def parse(reply: str, compat: Compat | None = None) -> Marks:
+    """The lowest mark of a reply, as "score": from JSON with a list or a number under `score`, or a line with that
+    label; or of a reply that is nothing but a list or a number.
 
-
-def _read(reply: str):
-    text = reply.split(DELIMITER)[1] if reply.count(DELIMITER) >= 2 else reply
-    candidates = [text.strip(), *re.findall(r"\{.*\}", text, re.DOTALL), *re.findall(r"\[[^\[\]]*\]\s*$", text)]
-    for candidate in candidates:
-        try:
-            return json.loads(candidate)
-        except ValueError:
-            continue
-    return None
+    Args:
+        compat: As VIEScore's parser, which checks no scale; but nothing is guessed.
+    """
+    if compat:
+        found = official_replies.gedit(reply)
+        return Marks(problem="VIEScore's parser gives up") if found is None else Marks({"score": found})
+    marks = read(reply, {"score": ("score", "scores")}, SCALE, others=("score",))
+    return marks if marks.problem else Marks({"score": min(marks.marks.values())})
 
 
 def overall(sc: float, pq: float) -> float:
@@ -50,29 +41,39 @@ def overall(sc: float, pq: float) -> float:
 
 
 def summary(
-    rows: Iterable[Mapping], language: str | None = "en", only_intersection: bool = False,
-    compat: Literal["lmms-eval"] | None = None,
-) -> dict[str, float | None]:  # fmt: skip
+    rows: Iterable[Mapping], language: str | None = "en", only_intersection: bool = False, compat: Compat | None = None
+) -> dict[str, float | None]:
     """Means of SC, PQ and O for every group, as `GROUP SC`, and their means over groups as `SC`, `PQ` and `overall`.
+
+    The three are `None` unless every group has an item, as they are not a number in the official script; `items SC`,
+    `items PQ` and `items O` are the means over items.
 
     Args:
         rows: `group`, `language`, `intersection`, and `sc` and `pq`, which are `None` where no reply could be read.
         language: Of the instructions that count; all if `None`.
         only_intersection: Leave out items that are not in the subset that every model of the paper answered.
-        compat: `"lmms-eval"` counts items without a mark as 0; else they are left out.
+        compat: `"lmms-eval"` counts items without a mark as 0, which else are left out; its `SC`, `PQ` and `overall`
+            are means over items, 0 of none.
     """
-    groups = defaultdict(list)
+    lmms, groups = compat == "lmms-eval", defaultdict(list)
     for row in rows:
         if (language and row["language"] != language) or (only_intersection and not row["intersection"]):
             continue
         sc, pq = row["sc"], row["pq"]
         if sc is None or pq is None:
-            if compat != "lmms-eval":
+            if not lmms:
                 continue
             sc = pq = 0.0
         groups[row["group"]].append((sc, pq, overall(sc, pq)))
-    columns = [tuple(map(mean, zip(*each))) for each in groups.values()]
-    named = {f"{group} {part}": value for group, values in zip(groups, columns)
+    columns = {group: tuple(map(mean, zip(*each))) for group, each in groups.items()}
+    named = {f"{group} {part}": value for group, values in columns.items()
              for part, value in zip(("SC", "PQ", "O"), values)}  # fmt: skip
-    means = [mean(column) for column in zip(*columns)] if columns else [None] * 3
+    pooled = [mean(column) for column in zip(*(item for each in groups.values() for item in each))] or [None] * 3
+    named |= dict(zip(("items SC", "items PQ", "items O"), pooled))
+    if lmms:
+        means = [value or 0.0 for value in pooled]
+    elif all(group in columns for group in GROUPS):
+        means = [mean(columns[group][part] for group in GROUPS) for part in range(3)]
+    else:
+        means = [None] * 3
     return named | dict(zip(("SC", "PQ", "overall"), means))

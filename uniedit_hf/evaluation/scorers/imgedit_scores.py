@@ -8,46 +8,72 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
-from uniedit_hf.evaluation.scorers.marks import Marks, mean
+from uniedit_hf.evaluation.scorers import official_replies
+from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, plain_text, read
 
 
 TYPES = ("replace", "add", "adjust", "remove", "style", "action", "extract", "background", "compose")
-LINE = re.compile(r"^.*?\w.*?:\s*\**\s*(\d+)\**\s*(?:/\s*5|out of 5)?\**\.?\**\s*$", re.IGNORECASE)
+SCALE = Scale(1, 5)
 Compat = Literal["uniedit", "lmms-eval"]
+# Words of the official prompts' criteria and of ours.
+CRITERIA = re.compile(
+    r"instruction|compliance|naturalness|seamlessness|integrity|coherence|fidelity|preservation|quality|identity|"
+    r"precision|purity|consistency",
+    re.IGNORECASE,
+)
+SUMMARY = re.compile(
+    r"\b(?:overall|average|mean|total|sum|reason\w*)\b|^(?:final )?(?:scores?|ratings?)$", re.IGNORECASE
+)
+COUNT = re.compile(r"\b(?:objects?|people|items?|number|count|changed|steps?|size|scale|edits?)\b", re.IGNORECASE)
+LABELED = re.compile(  # words before a number, on their line or the next
+    r"^\W*(?:\d[.)]\s*)?([A-Za-z][A-Za-z &/,'-]{0,60}?)(?: ?\(.*?\))?[\"']? ?"
+    r"(?:[:=|-] ?|[:=|-]? ?\n\W*(?:score[\"']? ?[:=] ?)?)[\"']?\d",
+    re.MULTILINE | re.IGNORECASE,
+)
 
 
 def parse(reply: str, compat: Compat | None = None) -> Marks:
-    """The marks of a reply, named "1", "2", "3".
+    """The marks of a reply, named "1", "2", "3": those of its three criteria, whatever the prompt called them. A count
+    of objects or an "overall" beside them is not a mark.
 
     Args:
         compat: `"uniedit"` takes every line `words: digits` and nothing else, so "4." and "**4**" are lost and the
-            mean is over what is left; `"lmms-eval"` takes the last three numbers after a colon.
+            mean is over what is left; `"lmms-eval"` takes the last three numbers after a colon, or of lines.
     """
-    if compat == "uniedit":
-        parts = [line.split(": ") for line in reply.split("\n")]
-        found = [int(part[1]) for part in parts if len(part) == 2 and part[1].isdigit()]
-    elif compat == "lmms-eval":
-        found = [int(digits) for digits in re.findall(r":\s*(\d+)", reply)][-3:]
-    else:
-        found = [int(match[1]) for line in reply.splitlines() if (match := LINE.match(line.strip()))]
-        if len(found) == 3 and not all(1 <= mark <= 5 for mark in found):
-            return Marks(problem=f"marks {found}, expected 1 to 5")
-    if not found or (compat != "uniedit" and len(found) != 3):
-        return Marks(problem=f"{len(found)} marks, expected 3")
-    return Marks({str(index): mark for index, mark in enumerate(found, 1)})
+    if compat:
+        found = (official_replies.imgedit_uniedit if compat == "uniedit" else official_replies.imgedit_lmms)(reply)
+        return _numbered(found) if found else Marks(problem="no marks")
+    labels = _labels(reply)
+    if len(labels) != 3:
+        return Marks(problem=f"{len(labels)} marks, expected 3")
+    marks = read(reply, {label: (label,) for label in labels}, SCALE)
+    return _numbered(marks.marks.values(), marks.problem)
 
 
-def score(marks: Marks, cap: bool = False) -> float:
+def _labels(reply: str) -> list[str]:
+    """The labels in a reply that stand before a number: those that name criteria, or else all that may."""
+    lines = plain_text(re.sub(r"[{},;]", "\n", reply))
+    found = [label for label in dict.fromkeys(map(str.lower, LABELED.findall(lines))) if not SUMMARY.search(label)]
+    criteria = [label for label in found if CRITERIA.search(label)]
+    return criteria if len(criteria) > 1 else [each for each in found if each in criteria or not COUNT.search(each)]
+
+
+def _numbered(marks: Iterable[float], problem: str = "") -> Marks:
+    return Marks({str(index): mark for index, mark in enumerate(marks, 1)}, problem)
+
+
+def score(marks: Marks, cap: bool = False, compat: Compat | None = None) -> float:
     """The mean of the marks, rounded to two digits.
 
     Args:
         cap: Whether the second and third mark are held at or below the first, as the prompt asks the judge to do. No
             official code does.
+        compat: `"lmms-eval"` does not round.
     """
     values = list(marks.marks.values())
     if cap:
         values = [min(value, values[0]) for value in values]
-    return round(sum(values) / len(values), 2)
+    return sum(values) / len(values) if compat == "lmms-eval" else round(sum(values) / len(values), 2)
 
 
 def summary(rows: Iterable[tuple[str, float | None]], compat: Compat | None = None) -> dict[str, float | None]:
@@ -55,7 +81,7 @@ def summary(rows: Iterable[tuple[str, float | None]], compat: Compat | None = No
 
     Args:
         rows: Type and score of every item; `None` where no reply could be read. Such items are left out, but count 0
-            with `compat="lmms-eval"`.
+            with `compat="lmms-eval"`, which does not round.
     """
     by_type = defaultdict(list)
     for kind, value in rows:
@@ -63,6 +89,8 @@ def summary(rows: Iterable[tuple[str, float | None]], compat: Compat | None = No
             value = 0.0
         if value is not None:
             by_type[kind].append(value)
-    values = {kind: round(mean(each), 2) for kind, each in by_type.items()}
-    overall = mean(value for each in by_type.values() for value in each)
-    return values | {"overall": None if overall is None else round(overall, 2)}
+    means = {kind: mean(each) for kind, each in by_type.items()}
+    means["overall"] = mean(value for each in by_type.values() for value in each)
+    if compat == "lmms-eval":
+        return means | {"overall": means["overall"] or 0.0}
+    return {kind: None if value is None else round(value, 2) for kind, value in means.items()}

@@ -1,17 +1,16 @@
 """KRIS-Bench: edits that need knowledge. A judge gives up to four marks of 1 to 5; all marks of a group are pooled.
 
-The official summary calls a function with an argument that it lacks and never ends, so there is no number of it to
-reproduce; `compat` covers what its judge is shown and how its replies are read.
+The official summary script crashes (it passes an argument that the function does not take), so there is no official
+number to reproduce; `compat` covers what the judge is told and how its replies are read.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from uniedit_hf.evaluation.scorers.marks import Marks, mean
+from uniedit_hf.evaluation.scorers import official_replies
+from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, read
 
 
 META = {
@@ -28,7 +27,14 @@ META = {
 }  # fmt: skip
 KNOWLEDGE = (*META["conceptual"], "abstract_reasoning", "rule-based_reasoning")
 EXPLAINED = (*KNOWLEDGE, "anomaly_correction")
-OUT_OF_FIVE = (r"([1-5])\s*/\s*5", r"([1-5])\s+out of 5")
+SCALE = Scale(1, 5)
+LABELS = {
+    "consistency": ("consistency",),
+    "instruction": ("instruction", "instruction following"),
+    "knowledge": ("knowledge", "knowledge plausibility"),
+    "quality": ("quality",),
+}
+SCORE = ("score", "rating")
 
 
 def metrics(kind: str) -> tuple[str, ...]:
@@ -56,31 +62,22 @@ def explained(kind: str, compat: bool = False) -> bool:
     return kind in EXPLAINED and not (compat and kind == "anomaly_correction")
 
 
-def quality_pictures(compat: bool = False) -> tuple[str, ...]:
-    """What the judge of quality sees; with `compat` the edit also stands where the original should."""
-    return ("edited", "edited") if compat else ("edited",)
-
-
-def parse(reply: str, names: Iterable[str] = ("score",), compat: bool = False) -> Marks:
-    """Marks by name: from a JSON object with `NAME_score` or `NAME`, and a single one from "4/5" or "4 out of 5".
+def parse(reply: str, names: Iterable[str] = ("score",), compat: bool = False, kind: str = "") -> Marks:
+    """Marks by name, of a single one also under "score" or as nothing but "4/5".
 
     Args:
-        compat: Take any lonely digit of 1 to 5 as the mark if nothing else is there, as the official script does.
+        compat: As the official script, which takes any digit of 1 to 5 for a single mark if nothing else is there, and
+            checks no scale in JSON.
+        kind: The item's type; with `compat` types that need knowledge are read by a script of their own.
     """
     names = list(names)
-    for text in re.findall(r"\{[^{}]*\}", reply, re.DOTALL):
-        try:
-            found = json.loads(text)
-        except ValueError:
-            continue
-        values = {name: found.get(f"{name}_score", found.get(name)) for name in names}
-        if all(type(value) in (int, float) and 1 <= value <= 5 for value in values.values()):
-            return Marks(values)
-    patterns = (*OUT_OF_FIVE, r"\b([1-5])\b") if compat else OUT_OF_FIVE
-    for pattern in patterns if len(names) == 1 else ():
-        if match := re.search(pattern, reply):
-            return Marks({names[0]: int(match[1])})
-    return Marks(problem=f"no mark of 1 to 5 for {', '.join(names)}")
+    if compat:
+        found = official_replies.kris_dual(reply) if len(names) > 1 else {
+            names[0]: official_replies.kris(reply, names[0], kind in KNOWLEDGE)}  # fmt: skip
+        if found is None or None in found.values():
+            return Marks(problem="a mark that the official script does not find")
+        return Marks(found)
+    return read(reply, {name: LABELS.get(name, (name,)) for name in names}, SCALE, SCORE if len(names) == 1 else ())
 
 
 def summary(rows: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, float | None]:

@@ -1,9 +1,19 @@
-"""What was read from a judge's reply."""
+"""Reads marks from a judge's reply.
+
+A mark is a number that the reply labels as the score, on the scale, and whole where marks are whole: `Realism: 2`,
+`**Realism**: 2/2 (good)`, `{"realism_score": 2}`. Everything else in a reply, such as a fraction in the reasoning, a
+date or a scale that is explained, is not a mark, and a reply without its marks is a failed parse. No reply raises.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,3 +38,292 @@ def mean(values: Iterable[float]) -> float | None:
     """The mean, or `None` of nothing."""
     values = list(values)
     return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which numbers are marks.
+
+    Args:
+        low: The lowest mark.
+        high: The highest.
+        whole: Whether marks are whole numbers.
+        least: How many numbers a label has, at least.
+        most: How many it has at most.
+    """
+
+    low: int
+    high: int
+    whole: bool = True
+    least: int = 1
+    most: int = 1
+
+    def problem(self, values: Sequence[float]) -> str:
+        """What keeps these numbers from being the marks of a label, or ""."""
+        if not self.least <= len(values) <= self.most:
+            return f"{len(values)} marks, expected {self.least}" + f" to {self.most}" * (self.least < self.most)
+        for value in values:
+            if not self.low <= value <= self.high:
+                return f"a mark of {value:g}, expected {self.low} to {self.high}"
+            if self.whole and value != int(value):
+                return f"a mark of {value:g}, expected a whole number"
+        return ""
+
+
+def read(reply: str, names: Mapping[str, Sequence[str]], scale: Scale, others: Sequence[str] = ()) -> Marks:
+    """The marks of a reply.
+
+    Args:
+        names: For each mark the labels that may stand before it. Where a label has several numbers, there is one name,
+            and the marks are named "1", "2", ...
+        others: Of a single mark, labels that count where its own is missing, such as "score".
+    """
+    page = _Page(reply, scale, [label for labels in names.values() for label in labels])
+    marks: dict[str, tuple[float, ...]] = {}
+    for name, labels in names.items():
+        found = page.stated(labels)
+        if found is None and others:
+            found = page.stated(others) or page.unlabeled()
+        if found is None:
+            return Marks(problem=f"no mark for {name}")
+        if found.problem:
+            return Marks(problem=f"{name}: {found.problem}")
+        marks[name] = found.values
+    if scale.most == 1:
+        return Marks({name: values[0] for name, values in marks.items()})
+    return Marks({str(index): value for values in marks.values() for index, value in enumerate(values, 1)})
+
+
+# ---- From a reply to text and JSON
+
+DECODER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits) if len(digits) < 10 else inf)
+MOST_OBJECTS = 200
+THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+SUPERSCRIPTS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹", " "))
+
+
+def plain_text(text: str) -> str:
+    """The text without emphasis and the like, in ASCII where there is an equivalent, with single blanks."""
+    text = unicodedata.normalize("NFKC", text.translate(SUPERSCRIPTS))
+    text = BOXED.sub(r" \1 ", text)
+    text = re.sub(r"\r\n?", "\n", re.sub("[\u200b-\u200d\u2060\ufeff*`#$]", "", text))
+    return re.sub(r" *\n[ \n]*", "\n", re.sub(r"[ \t_]+", " ", text)).strip()
+
+
+def _answer(reply: str) -> str:
+    """What a model says after it thought."""
+    for closing in ("</think>", "</thinking>"):
+        reply = reply.rpartition(closing)[2]
+    return THOUGHTS.sub(" ", reply)
+
+
+def _split(text: str) -> tuple[list[dict], str]:
+    """Every JSON object of a text, and the text without them. Raw newlines in strings are read as judges mean them."""
+    objects, rest, done, place = [], [], 0, text.find("{")
+    for _ in range(MOST_OBJECTS):
+        if place < 0:
+            break
+        try:
+            found, end = DECODER.raw_decode(text, place)
+            objects.append(found)
+            rest.append(text[done:place])
+            done = end
+        except (ValueError, RecursionError):
+            end = place + 1
+        place = text.find("{", end)
+    return objects, "\n".join([*rest, text[done:]])
+
+
+def _values(found: dict, label: re.Pattern, depth: int = 3) -> Iterator[Any]:
+    """The values whose keys are labels, also of objects in an object."""
+    for key, value in found.items():
+        if label.fullmatch(plain_text(key)):
+            yield value
+        elif isinstance(value, dict) and depth:
+            yield from _values(value, label, depth - 1)
+
+
+# ---- Labels and what follows them
+
+# Words that may stand before a label, and behind it.
+BEFORE = r"(?:final|overall|image|visual|revised|updated|corrected|the|my|and|for|give)"
+BEHIND = r"(?:[\s\-]*(?:following|adherence|compliance|scores?|ratings?|marks?|grade))*"
+NOTE = r"(?:\s*(\([^()\n]{0,60}\)|\[[^\[\]\n]{0,60}\]))?"  # such as "(0-2)"
+ORDINARY = ("score", "scores", "rating", "mark", "grade")  # labels only with a colon or its like
+HARD = r"[\"'”’]*\s*(?:[:=|]|->|=>|→)\s*[\"'“‘]*"  # what follows is meant as the mark
+SOFT = r"\s*(?:[-–—]\s+|\s(?:is|was|of|gets|at)\s+(?:a\s+)?|\s)"
+BELOW = r"[\"'”’]*\s*:?\s*\n\s*(?:[-•]\s+)?"
+FILLER = r"(?:(?:score|rating|rated|mark|grade|value|is|of|a|an)\b\s*[:=]?\s*)*"
+EXPLAINING = re.compile(r"\b(?:scale|where|range|rubric|legend|possible|example)\b", re.IGNORECASE)
+FINAL = re.compile(
+    r"\b(?:final|finally|revised|updated|corrected|correction|adjusted|wait|actually|instead|reconsider\w*)\b|"
+    r"on reflection",
+    re.IGNORECASE,
+)
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER = rf"(?:[-+−]?\d+(?:\.\d+)?|\b(?:{'|'.join(WORDS)})\b)"
+UNIT = r"(?:\s*(?:points?|pts?|stars?|marks?)\b)?"
+OVER = r"(?:\s*(?:/|\(?\s*out\s+of|of)\s*(\d+(?:\.\d+)?)(?:\s*\))?)?"
+COMMENT = (  # what may follow a mark: the end, punctuation, a remark, or the next label
+    r" ?[\"'”’\])}|]*(?:\s*\Z|[ \t]*\n|\s*[,;](?!\s*[-+−\d])|\s*[.!](?=\s|\Z|[\"'”’\])}])"
+    r"|\s*\((?!\s*(?:out\s+of|of|/)\s)|\s*[-–—]\s+(?!\d)|\s*→"
+    r"|\s+(?:because|since|as|due|given|for|but|while|though)\b|\s+(?=[A-Za-z][A-Za-z ]{2,30}[:=]))"
+)
+DEFINITION = re.compile(r"\s*(?:[=:]|means?\b|indicates?\b|is\b|being\b|represents?\b|would\b|->|→|(?:[-–—]|to)\s*\d)")
+BOUNDS = re.compile(r"(\d{1,9})\s*(?:[-–—]|to)\s*(\d{1,9})")
+CONCLUSION = re.compile(rf"\b(?:so|therefore|thus|hence)\s+(?:I\s+give\s+)?({NUMBER}){OVER}[.!]?\s*$", re.IGNORECASE)
+RATED = re.compile(rf"[A-Za-z]+\s*\(\s*(\d+){OVER}\s*\)\s*$")  # such as "exemplary (2)"
+GIVEN = r"\b(?:give|giving|assign|award|rate|rated|score|rating|mark|grade|deserves|gets|earns)\b[^.\n\d]{0,40}?"
+NOTHING_ELSE = re.compile(r"[^A-Za-z]*(?:out of[^A-Za-z]*)?", re.IGNORECASE)
+
+
+def _one_of(labels: Sequence[str]) -> str:
+    """A pattern for labels, however they are cased, hyphenated or followed by "score"."""
+    patterns = []
+    for label in sorted(labels, key=len, reverse=True):
+        words = [r"(?:&|and)" if word in ("&", "and") else re.escape(word) for word in re.split(r"[\s_\-]+", label)]
+        patterns.append(rf"(?:{BEFORE}[\s\-]+)*" + r"[\s\-]*".join(words) + BEHIND)
+    return f"(?:{'|'.join(patterns)})(?![A-Za-z])"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Numbers of a label. `problem` says why they are not marks; `final`, that the reply calls them final."""
+
+    values: tuple[float, ...] = ()
+    problem: str = ""
+    final: bool = False
+
+
+class _Page:
+    """A reply, with what its marks have to be.
+
+    Args:
+        labels: All that the reply may have; the next one ends a mark.
+    """
+
+    def __init__(self, reply: str, scale: Scale, labels: Sequence[str]):
+        self.objects, rest = _split(_answer(reply))
+        self.text, self.scale = plain_text(rest), scale
+        between = r" ?(?:,|;|\band\b| ) ?"
+        listed = rf"[\[(]?\s*({NUMBER}){OVER}" + rf"(?:{between}({NUMBER}){OVER})?" * (scale.most - 1)
+        self.numbers = re.compile(listed + r"(?:\s*[\])])?" + UNIT, re.IGNORECASE)
+        self.end = re.compile(rf"(?:{COMMENT}|\s+(?:and\s+)?{_one_of(labels)}\b)", re.IGNORECASE)
+
+    def stated(self, labels: Sequence[str]) -> _Found | None:
+        """The one mark behind these labels: the last object's, else what all lines agree on or what is final."""
+        key = re.compile(_one_of(labels) + NOTE, re.IGNORECASE)
+        if in_objects := [value for each in self.objects for value in _values(each, key)]:
+            return self._of_json(in_objects[-1])  # a draft comes before the final object
+        in_lines = list(self._in_lines(labels))
+        if len({each.values for each in in_lines}) > 1:
+            final = [each for each in in_lines if each.final]
+            return final[-1] if len({each.values for each in final}) == 1 else _Found(problem="two different marks")
+        return in_lines[-1] if in_lines else None
+
+    def unlabeled(self) -> _Found | None:
+        """The mark of a reply that is nothing but it, or that gives one out of the highest."""
+        whole = self._at(self.text, 0)
+        if whole and NOTHING_ELSE.fullmatch(self.text):
+            return whole
+        given = rf"{GIVEN}({NUMBER})\s*(?:/|out\s+of)\s*{self.scale.high}\b(?!\.\d)(?={COMMENT})"
+        found = {self._marks([each[1]]) for each in re.finditer(given, self.text, re.IGNORECASE)}
+        return found.pop() if len(found) == 1 else None
+
+    def _of_json(self, value: Any) -> _Found:
+        if isinstance(value, dict):
+            scored = [value[key] for key in ("score", "rating", "mark", "value") if key in value]
+            value = scored[0] if scored else list(value.values())
+        if isinstance(value, str):
+            text = plain_text(value)
+            return self._at(text, 0) or _Found(problem=f"{text[:40]!r} is not a mark")
+        values = value if isinstance(value, list) else [value]
+        if not all(type(each) in (int, float) for each in values):
+            return _Found(problem="not a number")
+        return _Found(tuple(values), self.scale.problem(values))
+
+    def _in_lines(self, labels: Sequence[str]) -> Iterator[_Found]:
+        """What stands behind every label, in order."""
+        own, done = any(map(FINAL.search, labels)), 0  # RISE calls every score final
+        for label in re.finditer(rf"(?<![A-Za-z]){_one_of(labels)}{NOTE}", self.text, re.IGNORECASE):
+            before = self.text[max(done, label.start() - 200) : label.start()]
+            line = before.rpartition("\n")[2]
+            if re.search(r"[A-Za-z] $", line) or EXPLAINING.search(line):
+                continue  # the end of a longer label, prose, or a scale that is explained
+            found = self._behind(label)
+            if found is not None:
+                final = FINAL.search(before if done else line) or not own and FINAL.search(label[0])
+                yield _Found(found.values, found.problem, bool(final))
+            done = label.end()
+
+    def _behind(self, label: re.Match) -> _Found | None:
+        """The numbers behind a label; `None` where what follows does not state its mark."""
+        if hard := re.compile(HARD + FILLER, re.IGNORECASE).match(self.text, label.end()):
+            line = self.text[hard.end() :].partition("\n")[0]
+            if found := self._at(self.text, hard.end(), meant=True):
+                return found
+            if rated := RATED.match(line) or CONCLUSION.search(line):
+                return self._marks([rated[1]], rated[2])
+            return None if line else self._below(label)
+        if label[1] and label[1][1:2].isdigit() and self.end.match(self.text, label.end()):
+            return self._at(label[1], 0)  # "Realism (1), ..."
+        ordinary = re.sub(r"[^a-z]+", " ", label[0].lower()).strip() in ORDINARY
+        if not ordinary and (soft := re.compile(SOFT).match(self.text, label.end())):
+            found = self._at(self.text, soft.end())
+            if found and not found.problem:
+                return found
+        return self._below(label)
+
+    def _below(self, label: re.Match) -> _Found | None:
+        """The numbers of a line of their own below a label on a line of its own."""
+        below = re.compile(BELOW + FILLER, re.IGNORECASE).match(self.text, label.end())
+        if below is None or self.text[: label.start()].rpartition("\n")[2].strip(" -•0123456789.)\"'"):
+            return None
+        line = self.text[below.end() :].partition("\n")[0]
+        found = self._at(line, 0) if NOTHING_ELSE.fullmatch(line) else None
+        return found if found and not found.problem else None
+
+    def _at(self, text: str, place: int, meant: bool = False) -> _Found | None:
+        """The numbers at a place, if nothing but a comment or the next label follows them.
+
+        Where a number is meant as the mark but is followed by something else, that is its problem; a scale that is
+        explained is not meant as one.
+        """
+        found = self.numbers.match(text, place)
+        if found is None:
+            return None
+        cut = found.end() == len(text) and self.scale.high >= 10 and text.count("{") > text.count("}")
+        if cut or "[" in found[0] and "]" not in found[0]:
+            return _Found(problem="the reply is cut in a mark")
+        if self.end.match(text, found.end()):
+            groups = found.groups()
+            over = {each for each in groups[1::2] if each}
+            return self._marks([each for each in groups[::2] if each], *over)
+        line = text[place:].partition("\n")[0]
+        if concluded := CONCLUSION.search(line):
+            return self._marks([concluded[1]], concluded[2])
+        if not meant or DEFINITION.match(text, found.end()) and self._defines(line):
+            return None
+        return _Found(problem=f"{line[:40]!r} is not a mark")
+
+    def _defines(self, line: str) -> bool:
+        """Whether a line explains the scale: `1 = poor`, `1-5, where 5 is best`; `3-4` is an unclear mark."""
+        bounds = BOUNDS.match(line)
+        return bounds is None or (int(bounds[1]), int(bounds[2])) == (self.scale.low, self.scale.high)
+
+    def _marks(self, written: Sequence[str], *over: str | None) -> _Found:
+        """Numbers as they are written, perhaps over the highest mark."""
+        for highest in filter(None, over):
+            if float(highest) != self.scale.high:
+                return _Found(problem=f"{written[0][:9]} out of {highest[:9]}, expected out of {self.scale.high}")
+        values = tuple(map(_as_number, written))
+        return _Found(values, self.scale.problem(values))
+
+
+def _as_number(written: str) -> float:
+    if written.lower() in WORDS:
+        return WORDS.index(written.lower())
+    value = float(written.replace("−", "-"))
+    return int(value) if isfinite(value) and value == int(value) else value

@@ -7,34 +7,58 @@ included.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import isnan, nan
 from typing import Literal
 
-from uniedit_hf.evaluation.scorers.marks import Marks, mean
+from uniedit_hf.evaluation.scorers import official_replies
+from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, read
 
 
 CATEGORIES = ("temporal_reasoning", "causal_reasoning", "spatial_reasoning", "logical_reasoning")
-FINAL = re.compile(r"\*?\*?Final Score\*?\*?:?\s*([\d*\s,\n]*)")
 Compat = Literal["uniedit", "upstream"]
 
 
-def parse(reply: str, logical: bool, number: int = 1) -> Marks:
+def parse(reply: str, logical: bool, number: int = 1, compat: Compat | None = None) -> Marks:
     """The marks behind "Final Score", named "1", "2" ...
 
     Args:
         logical: Whether marks are 0 or 1 instead of 1 to 5.
         number: How many there must be.
+        compat: As the official scripts: the first "Final Score" with any number holds, on no scale, with as many
+            numbers as follow it.
     """
-    finals = FINAL.findall(reply)
-    found = [int(digits) for digits in re.findall(r"\d+", finals[-1])] if finals else []
-    low, high = (0, 1) if logical else (1, 5)
-    if len(found) != number:
-        return Marks(problem=f"{len(found)} marks behind Final Score, expected {number}")
-    if not all(low <= mark <= high for mark in found):
-        return Marks(problem=f"marks {found}, expected {low} to {high}")
-    return Marks({str(index): mark for index, mark in enumerate(found, 1)})
+    if compat:
+        found = official_replies.rise(reply)
+        if not found:
+            return Marks(problem="no number behind Final Score")
+        return Marks({str(index): mark for index, mark in enumerate(found, 1)})
+    scale = Scale(*((0, 1) if logical else (1, 5)), least=number, most=number)
+    marks = read(reply, {"1": ("final score", "final scores")}, scale, ("score", "rating"))
+    return Marks(marks.marks, marks.problem.replace("no mark for 1", "no mark behind Final Score"))
+
+
+def asks_consistency(row: Mapping, compat: Compat | None = None) -> bool:
+    """Whether a judge marks an item's consistency; the official scripts take a flag of `False` for a set one."""
+    flag = row.get("consistency_free")
+    return row["category"] == "logical_reasoning" or not (flag if compat is None else flag is not None)
+
+
+def official_dimensions(row: Mapping, numbers: Sequence[float]) -> dict[str, float]:
+    """Marks of an item from all numbers of its replies, in the order of the questions, as in the official scripts: two
+    are a puzzle's, three the others', without the first where consistency was not asked for.
+
+    Raises:
+        ValueError: There are other numbers of them; the official scripts end in an error there.
+    """
+    if not asks_consistency(row, "uniedit") and len(numbers) == 2:
+        return dict(zip(("reasoning", "plausibility"), numbers))
+    if len(numbers) == 2:
+        return {name: 4 * min(mark, 1) + 1 for name, mark in zip(("consistency", "reasoning"), numbers)}
+    if len(numbers) != 3 or not asks_consistency(row, "uniedit"):
+        raise ValueError(f"{len(numbers)} marks, where the official script ends in an error")
+    return dict(zip(("consistency", "reasoning", "plausibility"), numbers))
 
 
 def dimensions(row: Mapping, marks: Mapping[str, float]) -> dict[str, float]:
@@ -57,15 +81,20 @@ def consistency_free(row: Mapping, any_flag: bool, compat: Compat | None = None)
 
 
 def score(row: Mapping, values: Mapping[str, float], any_flag: bool = False, compat: Compat | None = None) -> float:
-    """The weighted marks of an item, 1 to 5 (in fact from 0.5 times, but not below 1, if reasoning is 1)."""
-    reasoning = values["reasoning"]
+    """The weighted marks of an item, 1 to 5; halved, but not below 1, if reasoning is 1.
+
+    Not a number where consistency counts but was not asked for, as in the official scripts with a flag of `False`.
+    """
+    reasoning, consistency = values["reasoning"], values.get("consistency", nan)
     if row["category"] == "logical_reasoning":
-        total = 0.3 * values["consistency"] + 0.7 * reasoning
+        total = 0.3 * consistency + 0.7 * reasoning
     elif consistency_free(row, any_flag, compat):
         total = 0.8 * reasoning + 0.2 * values["plausibility"]
     else:
-        total = 0.3 * values["consistency"] + 0.5 * reasoning + 0.2 * values["plausibility"]
-    return max(1.0, 0.5 * total) if reasoning == 1 else total
+        total = 0.3 * consistency + 0.5 * reasoning + 0.2 * values["plausibility"]
+    if reasoning == 1 and not isnan(total):
+        return max(1.0, 0.5 * total)
+    return total
 
 
 def complete(row: Mapping, values: Mapping[str, float], compat: Compat | None = None) -> bool:
@@ -101,21 +130,24 @@ def picture_path(row: Mapping, compat: Compat | None = None) -> str:
 
 
 def summary(
-    rows: Iterable[tuple[Mapping, Mapping[str, float]]], compat: Compat | None = None
+    rows: Iterable[tuple[Mapping, Mapping[str, float] | None]], compat: Compat | None = None
 ) -> dict[str, float | None]:
     """`accuracy` and `percent` (25 * (score - 1)), overall, by category and by subtask, and each dimension's mean.
 
     Args:
-        rows: An item's row and its marks, as of `dimensions`.
+        rows: An item's row and its marks, as of `dimensions`; `None` or nothing where no reply could be read.
+        compat: Items that could not be read are left out; with `compat` they are not accurate, and are left out of
+            `percent` and of the dimensions alone.
     """
-    rows = list(rows)
+    rows = [(row, values) for row, values in rows if values or compat]
     any_flag = any("consistency_free" in row for row, _ in rows)
     accuracy, percent, parts = defaultdict(list), defaultdict(list), defaultdict(list)
     for row, values in rows:
         for name in filter(None, ("overall", row["category"], row.get("subtask"))):
-            accuracy[name].append(100.0 * complete(row, values, compat))
-            percent[name].append(25 * (score(row, values, any_flag, compat) - 1))
-        for name, value in values.items():
+            accuracy[name].append(100.0 * (bool(values) and complete(row, values, compat)))
+            if values and not isnan(total := score(row, values, any_flag, compat)):
+                percent[name].append(25 * (total - 1))
+        for name, value in (values or {}).items():
             parts[name].append(value)
     named = {f"{name} accuracy": mean(each) for name, each in accuracy.items()}
     named |= {f"{name} percent": mean(each) for name, each in percent.items()}

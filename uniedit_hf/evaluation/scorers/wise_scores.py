@@ -3,25 +3,31 @@ categories. There are three overalls in use, which differ; each has a name here.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from uniedit_hf.evaluation.scorers.marks import Marks, mean
+from uniedit_hf.evaluation.scorers import official_replies
+from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, read
 
 
 WEIGHTS = {"consistency": 0.7, "realism": 0.2, "aesthetic quality": 0.1}
 CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 TIME = ("Longitudinal time", "Horizontal time")
-# `mean` is what the Uni-Edit repository reports, `legacy` WISE's first release and lmms-eval, `verified` WISE today.
+# `mean` is what the Uni-Edit repository reports, `legacy` WISE's first release and lmms-eval. WISE today scores with 0
+# or 1 over other ids; `verified_weights` applies its weights alone to these marks and categories.
 OVERALLS = {
     "mean": dict.fromkeys(CATEGORIES, 1 / 6),
     "legacy": dict(zip(CATEGORIES, (0.4, 0.167, 0.133, 0.1, 0.1, 0.1))),
-    "verified": dict(zip(CATEGORIES, (0.4, 0.12, 0.12, 0.12, 0.12, 0.12))),
+    "verified_weights": dict(zip(CATEGORIES, (0.4, 0.12, 0.12, 0.12, 0.12, 0.12))),
 }
-MARK = re.compile(r"\*{0,2}(Consistency|Realism|Aesthetic Quality)\*{0,2}\s*[:：]?\s*(\d)", re.IGNORECASE)
 SENTINEL = 9.9
 SIZES = {"culture": 400, "space_time": 300, "science": 300}
+SCALE = Scale(0, 2)
+LABELS = {
+    "consistency": ("consistency",),
+    "realism": ("realism",),
+    "aesthetic quality": ("aesthetic quality", "aesthetics", "aesthetic"),
+}
 
 
 def parse(reply: str, compat: bool = False) -> Marks:
@@ -31,17 +37,9 @@ def parse(reply: str, compat: bool = False) -> Marks:
         compat: As the official script: any digit is a mark, the last one of a name holds, and one that is missing is
             9.9, which makes the script leave out the whole file.
     """
-    found = [(name.lower(), int(digit)) for name, digit in MARK.findall(reply)]
-    marks = dict(found)
     if compat:
-        return Marks({name: marks.get(name, SENTINEL) for name in WEIGHTS})
-    if missing := [name for name in WEIGHTS if name not in marks]:
-        return Marks(problem=f"no mark for {', '.join(missing)}")
-    if len(set(found)) > len(marks):
-        return Marks(problem="two marks for one name")
-    if max(marks.values()) > 2:
-        return Marks(problem=f"a mark of {max(marks.values())}, expected 0 to 2")
-    return Marks(marks)
+        return Marks(dict.fromkeys(WEIGHTS, SENTINEL) | official_replies.wise(reply))
+    return read(reply, LABELS, SCALE)
 
 
 def wiscore(marks: Mapping[str, float]) -> float:

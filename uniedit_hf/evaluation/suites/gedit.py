@@ -13,7 +13,8 @@ from uniedit_hf.images import open_image
 
 EDITS = True
 HEADLINE = "overall"
-COMPATS = ("lmms-eval",)
+COMPATS = ("uniedit", "lmms-eval")
+FAILED = {"lmms-eval": 0.0}
 FIELDS = ("key", "task_type", "instruction", "instruction_language", "input_image_raw", "Intersection_exist")
 _COMMON = {"guidance_renorm": "text_channel", "timestep_shift": 3.0, "num_timesteps": 50}
 SETTINGS = {
@@ -56,11 +57,13 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
 
 
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
-    marks = {name: gedit_scores.parse(replies[name]) for name in ("sc", "pq")}
+    marks = {name: gedit_scores.parse(replies[name], compat) for name in ("sc", "pq")}
     for name, found in marks.items():
         if found.problem:
-            return Outcome(found.status, reason=f"{name}: {found.problem}")
+            return Outcome(found.status, reason=f"{name}: {found.problem}", question=name)
     parts = {name: found.marks["score"] for name, found in marks.items()}
+    if parts["sc"] * parts["pq"] < 0:  # as VIEScore reads them, on no scale
+        return Outcome("parse_error", reason=f"marks {parts}, which have no geometric mean")
     return Outcome("ok", gedit_scores.overall(**parts), parts)
 
 

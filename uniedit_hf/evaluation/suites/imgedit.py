@@ -11,6 +11,7 @@ from uniedit_hf.evaluation.scorers import imgedit_scores
 EDITS = True
 HEADLINE = "overall"
 COMPATS = ("uniedit", "lmms-eval")
+FAILED = {"lmms-eval": 0.0}
 _COMMON = {"guidance_interval": (0.0, 1.0), "guidance_renorm": "text_channel", "timestep_shift": 3.0}
 _COMMON |= {"text_guidance_scale": 4.0, "num_timesteps": 50}
 SETTINGS = {
@@ -38,8 +39,8 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
     found = imgedit_scores.parse(replies["imgedit"], compat)
     if found.problem:
-        return Outcome(found.status, reason=found.problem)
-    return Outcome("ok", imgedit_scores.score(found), found.marks)
+        return Outcome(found.status, reason=found.problem, question="imgedit")
+    return Outcome("ok", imgedit_scores.score(found, compat=compat), found.marks)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:

@@ -43,8 +43,7 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
     values = {"instruction": item.prompt, "explanation": item.row.get("explain_en", "") if explained else ""}
     before = [*item.sources, *item.extras.values()]
     name = "knowledge" if kind in kris_scores.KNOWLEDGE else "instruction"
-    quality = [picture for _ in kris_scores.quality_pictures(compat is not None)]
-    shown = {"consistency": [*item.sources, picture], name: [*before, picture], "quality": quality}
+    shown = {"consistency": [*item.sources, picture], name: [*before, picture], "quality": [picture]}
     return [Question(each, fill(texts.get(each, KRIS[each]), values), pictures) for each, pictures in shown.items()]
 
 
@@ -52,9 +51,9 @@ def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Out
     marks: dict[str, float] = {}
     for name, reply in replies.items():
         names = ("instruction", "knowledge") if name == "knowledge" else (name,)
-        found = kris_scores.parse(reply, names, compat is not None)
+        found = kris_scores.parse(reply, names, compat is not None, item.row["type"])
         if found.problem:
-            return Outcome(found.status, reason=f"{name}: {found.problem}")
+            return Outcome(found.status, reason=f"{name}: {found.problem}", question=name)
         marks |= found.marks
     return Outcome("ok", mean(25 * (mark - 1) for mark in marks.values()), marks)
 

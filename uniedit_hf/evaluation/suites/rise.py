@@ -11,6 +11,7 @@ from uniedit_hf.evaluation.scorers import rise_scores
 EDITS = True
 HEADLINE = "overall accuracy"
 COMPATS = ("uniedit", "upstream")
+FAILED = {"uniedit": 0.0, "upstream": 0.0}
 # The releases think in words before they edit.
 _COMMON = {"text_guidance_scale": 4.0, "image_guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
 _COMMON |= {"guidance_renorm": "text_channel", "timestep_shift": 3.0, "num_timesteps": 50, "thinking_budget": 2048}
@@ -42,22 +43,27 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
         text = fill(texts.get("logical", RISE["logical"]), values)
         return [Question("logical", text, [*item.sources, *extras, picture])]
     shown = {"consistency": [*item.sources, picture], "reasoning": [*extras, picture], "plausibility": [picture]}
-    if row.get("consistency_free"):
+    if not rise_scores.asks_consistency(row, compat):
         del shown["consistency"]
     return [Question(name, fill(texts.get(name, RISE[name]), values), each) for name, each in shown.items()]
 
 
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
     logical = item.row["category"] == "logical_reasoning"
-    marks: dict[str, float] = {}
+    marks: dict[str, list[float]] = {}
     for name, reply in replies.items():
-        found = rise_scores.parse(reply, logical, 2 if logical else 1)
+        found = rise_scores.parse(reply, logical, 2 if logical else 1, compat)
         if found.problem:
-            return Outcome(found.status, reason=f"{name}: {found.problem}")
-        marks |= dict(zip(("consistency", "reasoning"), found.marks.values())) if logical else {name: found.marks["1"]}
-    parts = rise_scores.dimensions(item.row, marks)
+            return Outcome(found.status, reason=f"{name}: {found.problem}", question=name)
+        marks[name] = list(found.marks.values())
+    numbers = [mark for each in marks.values() for mark in each]
+    try:
+        parts = rise_scores.official_dimensions(item.row, numbers) if compat else rise_scores.dimensions(
+            item.row, dict(zip(("consistency", "reasoning") if logical else marks, numbers)))  # fmt: skip
+    except ValueError as error:
+        return Outcome("parse_error", reason=str(error))
     return Outcome("ok", 100.0 * rise_scores.complete(item.row, parts, compat), parts)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    return rise_scores.summary(((item.row, outcome.parts) for item, outcome in rows if outcome.status == "ok"), compat)
+    return rise_scores.summary(((item.row, outcome.parts) for item, outcome in rows), compat)

@@ -39,7 +39,7 @@ def questions(item: Item, picture, texts: dict[str, str], compat: str | None = N
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
     found = wise_scores.parse(replies["wise"], compat=compat is not None)
     if found.problem:
-        return Outcome(found.status, reason=found.problem)
+        return Outcome(found.status, reason=found.problem, question="wise")
     return Outcome("ok", wise_scores.wiscore(found.marks), found.marks)
 
 

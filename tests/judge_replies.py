@@ -1,0 +1,132 @@
+"""Replies of a judge as they come: forms x marks x noise. What should be read follows from how a reply was made."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+
+# ---- Forms: from labels and marks to a reply of one line a mark, or JSON.
+
+Form = Callable[[Sequence[str], Sequence[int], int], str]
+
+
+def _lines(line: str, before: str = "", after: str = "\n") -> Form:
+    def form(labels, marks, high):
+        pairs = enumerate(zip(labels, marks), 1)
+        return before + after.join(line.format(label=label, mark=mark, high=high, number=number)
+                                   for number, (label, mark) in pairs)  # fmt: skip
+
+    return form
+
+
+def _json(wrap: str = "{}", value: Callable = lambda mark, high: mark, key: Callable = lambda label: label) -> Form:
+    def form(labels, marks, high):
+        written = {key(label): value(mark, high) for label, mark in zip(labels, marks)} | {"reasoning": "2/5, or so"}
+        return wrap.replace("{}", json.dumps(written))
+
+    return form
+
+
+def snake(label: str) -> str:
+    return label.lower().replace(" ", "_")
+
+
+FORMS: dict[str, Form] = {
+    "plain": _lines("{label}: {mark}"),
+    "bold label": _lines("**{label}**: {mark}"),
+    "bold label and colon": _lines("**{label}:** {mark}"),
+    "bold mark": _lines("{label}: **{mark}**"),
+    "all bold": _lines("**{label}: {mark}**"),
+    "over": _lines("{label}: {mark}/{high}"),
+    "spaced over": _lines("**{label}**: {mark} / {high}"),
+    "out of": _lines("{label}: {mark} out of {high}"),
+    "score": _lines("{label} Score: {mark}"),
+    "scale in label": _lines("{label} (up to {high}): {mark}"),
+    "comment": _lines("{label}: {mark} (2 of 3 parts are right)"),
+    "dash and comment": _lines("{label}: {mark} - as 3 of 4 agree"),
+    "comma and comment": _lines("{label}: {mark}, because 2 of 4 are there"),
+    "full stop": _lines("{label}: {mark}."),
+    "decimal": _lines("{label}: {mark}.0"),
+    "bullets": _lines("- {label}: {mark}"),
+    "stars": _lines("* **{label}**: {mark}"),
+    "numbered": _lines("{number}. {label}: {mark}"),
+    "trailing blanks": _lines("{label}: {mark}   "),
+    "crlf": _lines("{label}: {mark}", after="\r\n"),
+    "blank lines": _lines("{label}: {mark}", after="\n\n\n"),
+    "wide colon": _lines("{label}：{mark}"),
+    "equals": _lines("{label} = {mark}"),
+    "one line": _lines("{label}: {mark}", after=", "),
+    "semicolons": _lines("{label}: {mark}", after="; "),
+    "table": _lines("| {label} | {mark} |", before="| what | mark |\n|---|---|\n"),
+    "headings": _lines("### {label}\n{mark}"),
+    "headings with score": _lines("### {label}\n**Score:** {mark}/{high}\nGood enough."),
+    "code": _lines("`{label}`: `{mark}`"),
+    "quoted": _lines("> {label}: {mark}"),
+    "json": _json(),
+    "json with snake keys": _json(key=snake),
+    "json with score keys": _json(key=lambda label: f"{snake(label)}_score"),
+    "json of strings": _json(value=lambda mark, high: str(mark)),
+    "json of fractions": _json(value=lambda mark, high: f"{mark}/{high}"),
+    "json of objects": _json(value=lambda mark, high: {"score": mark, "reason": "3 of 4"}),
+    "fenced json": _json("```json\n{}\n```"),
+    "json in words": _json("My marks are these:\n{}\nThat is all."),
+    "json in json": _json('{"result": {}}'),
+    "json with a comma too many": lambda labels, marks, high: (
+        "{" + "".join(f'"{snake(label)}_score": {mark}, ' for label, mark in zip(labels, marks)) + "}"
+    ),
+    "python": lambda labels, marks, high: str(dict(zip(map(snake, labels), marks))),
+    "cut json": lambda labels, marks, high: (
+        "{" + "".join(f'"{label}": {mark}, ' for label, mark in zip(labels, marks)) + '"reasoning": "about 2/5 of the'
+    ),
+}
+
+
+# ---- Noise: what a judge says besides. None of it is a mark.
+
+NOISE: dict[str, Callable[[str], str]] = {
+    "nothing": lambda reply: reply,
+    "reasons before": lambda reply: f"The edit covers 2/5 of the sky, and 3 of 4 dogs are there.\n\n{reply}",
+    "reasons after": lambda reply: f"{reply}\n\nOn 4/5/2023 I would have said so too; see [1] and (3, 4).",
+    "a thought": lambda reply: f"<think>Perhaps 1? No: 2 of the 5 are wrong.</think>\n{reply}",
+    "greeting": lambda reply: f"Sure! Here are my marks for image 2:\n{reply}\nLet me know if 1 or 2 need changes.",
+    "byte order mark": lambda reply: f"\ufeff{reply}\n\n",
+}
+
+
+# ---- Marks that are none: each in place of the mark of a label.
+
+BAD = (
+    "1.5",
+    "7/10",
+    "20",
+    "100%",
+    "14",
+    "1/50",
+    "1-2",
+    "1 to 2",
+    "-1",
+    "n/a",
+    "",
+    "1 of the 3 parts",
+    "1+",
+    "4/5/2023",
+)
+
+
+def readable(names: Sequence[str], low: int, high: int) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, reply and marks for every form and noise, with marks drawn from a seed."""
+    rng = random.Random(0)
+    for form, noise in product(FORMS, NOISE):
+        marks = [rng.randint(low, high) for _ in names]
+        yield f"{form}, {noise}", NOISE[noise](FORMS[form](names, marks, high)), marks
+
+
+def unreadable(names: Sequence[str], low: int, high: int) -> Iterator[tuple[str, str]]:
+    """Name and reply for every bad mark in every place, in forms with a line a mark."""
+    for bad, place, noise in product(BAD, range(len(names)), ("nothing", "reasons before", "reasons after")):
+        written = [bad if index == place else low for index in range(len(names))]
+        lines = "\n".join(f"{name}: {mark}" for name, mark in zip(names, written))
+        yield f"{bad} as {names[place]}, {noise}", NOISE[noise](lines)
