@@ -126,13 +126,12 @@ class Reference:
         if views:
             pack["timesteps"] = logits.sigmoid()
             pack["noise"] = list(tensors["train.noise"].split([len(noise) for noise in pack["noise"]]))
-        states = []
-        hook = self.model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
+        features = {name: value for name, value in pack.items() if not name.startswith("num_")}
         self.model.zero_grad()
-        losses = self.model(**{name: value for name, value in pack.items() if not name.startswith("num_")})
-        hook.remove()
+        losses = self.model(**features)
         (losses.text + losses.image).backward()
-        hidden = states[0][0].detach()
+        with torch.no_grad():
+            hidden = self.model.pack_hidden_states(**features)[0]
         norms = {
             to_official(name): parameter.grad.norm().item()
             for name, parameter in self.model.named_parameters()

@@ -185,13 +185,10 @@ def pack():
 
 def hidden_states(model, pack, implementation: str) -> torch.Tensor:
     model.set_attn_implementation(implementation)
-    states = []
-    hook = model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        model(**pack)
-    hook.remove()
+        hidden = model.pack_hidden_states(**pack)
     model.set_attn_implementation("sdpa")
-    return states[0]
+    return hidden
 
 
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
+from uniedit_hf.split_attention import NAME as SPLITS, SplitPlan
 
 from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
 
@@ -52,29 +55,39 @@ class BagelVisionTransformer(nn.Module):
 
     def __init__(self, config: BagelVisionConfig):
         super().__init__()
+        self.config = config
         self.embeddings = BagelVisionEmbeddings(config)
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList([SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        patches: torch.Tensor,
+        grids: Sequence[Sequence[int]],
+        index: torch.Tensor,
+        splits: SplitPlan | None = None,
+    ) -> torch.Tensor:
         if len(grids) == 0:  # one blank patch goes through, so that every parameter stays in the graph
-            return self._encode(patches.new_zeros(1, 1, patches.shape[1]), 1, 1)[0, :0]
-        sizes = grids.prod(-1).tolist()
-        images = patches.split(sizes)
-        features: list[torch.Tensor | None] = [None] * len(images)
+            blank = self._encode(self.embeddings(patches.new_zeros(1, patches.shape[1]), index.new_zeros(1))[None])
+            return blank[0, :0]
+        hidden, sizes = self.embeddings(patches, index), [rows * columns for rows, columns in grids]
+        if len(set(sizes)) == 1:
+            return self._encode(hidden.unflatten(0, (len(sizes), -1))).flatten(0, 1)
+        if splits is not None and self.config._attn_implementation == SPLITS:
+            return self._encode(hidden[None], splits)[0]
+        images, features = hidden.split(sizes), [None] * len(sizes)
         # Images of one size share a batch: no padding, no mask, and no image depends on its neighbours.
-        for rows, columns in {tuple(grid) for grid in grids.tolist()}:
-            same = [i for i, grid in enumerate(grids.tolist()) if tuple(grid) == (rows, columns)]
-            for i, feature in zip(same, self._encode(torch.stack([images[i] for i in same]), rows, columns)):
+        for size in set(sizes):
+            same = [i for i, each in enumerate(sizes) if each == size]
+            for i, feature in zip(same, self._encode(torch.stack([images[i] for i in same]))):
                 features[i] = feature
         return torch.cat(features)
 
-    def _encode(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Images of one size, (images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
-        hidden = self.embeddings(patches, rows, columns)
+    def _encode(self, hidden: torch.Tensor, splits: SplitPlan | None = None) -> torch.Tensor:
+        """Embedded patches (rows, tokens, vision size) to the same; a row is an image, or all of them with `splits`."""
         for layer in self.encoder.layers:
-            hidden = layer(hidden, None)
+            hidden = layer(hidden, splits)
         return self.post_layernorm(hidden)
 
 
@@ -87,9 +100,9 @@ class BagelVisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         self.position_embedding = nn.Embedding(self.side**2, config.hidden_size)
 
-    def forward(self, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """(images, rows * columns, patch vector) to (images, rows * columns, vision size)."""
-        positions = self.position_embedding(grid_index(rows, columns, self.side, patches.device))
+    def forward(self, patches: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Patches (V, patch vector) at places `index` (V,) of the table to (V, vision size)."""
+        positions = self.position_embedding(index)
         return self.patch_embedding(patches.to(positions.dtype)) + positions
 
 
@@ -131,18 +144,33 @@ class TimeEmbedder(nn.Module):
         return self.mlp(time_features(time, self.num_features).to(dtype))
 
 
+def cell_index(cells: torch.Tensor, grids: Sequence[Sequence[int]], side: int) -> torch.Tensor:
+    """Where cells (tokens, 2) of images with `grids` rows and columns stand in a square table of `side`.
+
+    Raises:
+        ValueError: If an image is larger than the table.
+    """
+    for rows, columns in grids:
+        _check_grid(rows, columns, side)
+    return cells[:, 0] * side + cells[:, 1]
+
+
 def grid_index(rows: int, columns: int, side: int, device=None) -> torch.Tensor:
     """Where the cells of a rows x columns grid stand in a square table of `side`: row * side + column.
 
     Raises:
         ValueError: If the grid is larger than the table.
     """
+    _check_grid(rows, columns, side)
+    return (torch.arange(rows, device=device)[:, None] * side + torch.arange(columns, device=device)).flatten()
+
+
+def _check_grid(rows: int, columns: int, side: int) -> None:
     if rows > side or columns > side:
         raise ValueError(
             f"An image of {rows} x {columns} tokens is larger than the model's table of {side} x {side} positions: "
             "resize the image, or raise the table's size in the configuration."
         )
-    return (torch.arange(rows, device=device)[:, None] * side + torch.arange(columns, device=device)).flatten()
 
 
 def sincos_table(side: int, size: int) -> torch.Tensor:

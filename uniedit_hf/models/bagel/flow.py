@@ -17,10 +17,11 @@ Renorm = Literal["global", "channel", "text_channel"]
 
 
 def patchify(latents: torch.Tensor, patch: int) -> torch.Tensor:
-    """(Z, h, w) to tokens (P, p * p * Z), row by row; within a token (row, column, channel), channel fastest."""
-    channels, height, width = latents.shape
-    grid = latents.view(channels, height // patch, patch, width // patch, patch)
-    return grid.permute(1, 3, 2, 4, 0).reshape(-1, patch * patch * channels)
+    """(..., Z, h, w) to tokens (..., P, p * p * Z), row by row; within a token (row, column, channel), channel
+    fastest."""
+    channels, height, width = latents.shape[-3:]
+    grid = latents.view(-1, channels, height // patch, patch, width // patch, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(*latents.shape[:-3], -1, patch * patch * channels)
 
 
 def unpatchify(tokens: torch.Tensor, patch: int, rows: int, columns: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ H query heads, K key and value heads, E head size, P latent tokens, C channels o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,9 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from uniedit_hf.attention import Grid, Packed, Splits, block_mask, context_mask, dense_mask, sample_grid
+from uniedit_hf.attention import Grid, Splits, context_mask, dense_mask
 from uniedit_hf.losses import Losses
+from uniedit_hf.split_attention import NAME as SPLITS, PickRows, SplitPlan
 
 from .checkpoint_bagel import CheckpointFolder
 from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig, BagelVisionConfig
@@ -29,11 +31,14 @@ from .encoders_bagel import (
     SinCosPositions,
     TimeEmbedder,
     build_vae,
+    cell_index,
     grid_index,
 )
-from .flow import add_noise, patchify, shift_time, velocity_target
+from .flow import patchify
 from .generation_bagel import BagelImageGenerationMixin
 from .pretrained_bagel import BagelPreTrainedModel
+from .routing_bagel import PackRouting, same_size
+from .training_bagel import BagelTrainingMixin
 
 
 class BagelVisionModel(BagelPreTrainedModel):
@@ -48,14 +53,27 @@ class BagelVisionModel(BagelPreTrainedModel):
         self.vision_model = BagelVisionTransformer(config)
         self.post_init()
 
-    def forward(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Patches (V, patch * patch * 3) of images with `grids` (images, 2) rows and columns to (V, vision size)."""
-        return self.vision_model(patches, grids)
+    def forward(
+        self,
+        patches: torch.Tensor,
+        grids: Sequence[Sequence[int]],
+        index: torch.Tensor,
+        splits: SplitPlan | None = None,
+    ) -> torch.Tensor:
+        """Features (V, vision size) of the patches of all images.
+
+        Args:
+            patches: (V, patch * patch * 3).
+            grids: Rows and columns of each image.
+            index: (V,) places in the square table of positions.
+            splits: Attention of images of different sizes, each to itself; without it they go one size at a time.
+        """
+        return self.vision_model(patches, grids, index, splits)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """SDPA where the decoder uses FlexAttention: an image sees all of itself, which needs no mask, and
         FlexAttention would be compiled anew for every size of image."""
-        own = "sdpa" if requested_attention == "flex_attention" else requested_attention
+        own = SPLITS if requested_attention in (None, "sdpa", "flex_attention") else requested_attention
         return super().get_correct_attn_implementation(own, is_init_check)
 
 
@@ -93,10 +111,42 @@ class BagelModel(BagelPreTrainedModel):
 
     def embed_vit(self, vit_patches: torch.Tensor, vit_grids: torch.Tensor) -> torch.Tensor:
         """Patches (V, patch vector) of images with `vit_grids` (images, 2) to tokens (V, D)."""
-        side, device = self.vit_pos_embed.side, vit_patches.device
+        side, device, grids = self.vit_pos_embed.side, vit_patches.device, vit_grids.tolist()
         none = torch.empty(0, dtype=torch.long, device=device)
-        index = torch.cat([none, *(grid_index(*grid, side, device) for grid in vit_grids.tolist())])
-        return self.connector(self.vit_model(vit_patches, vit_grids)) + self.vit_pos_embed(index)
+        index = torch.cat([none, *(grid_index(*grid, side, device) for grid in grids)])
+        return self.connector(self.vit_model(vit_patches, grids, index)) + self.vit_pos_embed(index)
+
+    def embed_pack(
+        self,
+        routing: PackRouting,
+        vit_patches: torch.Tensor | None,
+        latents: torch.Tensor | None,
+        latent_time: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The understanding tokens (U, D) and the generation tokens (G, D) of a pack.
+
+        While training, what leads in runs even on no images, so that every parameter stays in the graph.
+
+        Args:
+            routing: Of the pack.
+            vit_patches: (V, patch vector) of all ViT views in order.
+            latents: (G, C), clean or noised.
+            latent_time: (G,) flow time.
+        """
+        und = self.language_model.embed_tokens(routing.text_ids)
+        if vit_patches is None:
+            vit_patches = und.new_zeros(0, self.vit_model.vision_model.embeddings.patch_embedding.in_features)
+        if latents is None:
+            latents, latent_time = und.new_zeros(0, self.config.latent_token_size), und.new_zeros(0)
+        if len(vit_patches) or torch.is_grad_enabled():
+            index = cell_index(routing.vit_cells, routing.vit_grids, self.vit_pos_embed.side)
+            seen = self.vit_model(vit_patches, routing.vit_grids, index, routing.vit_splits)
+            tokens = self.connector(seen) + self.vit_pos_embed(index)
+            und = torch.cat([und, tokens.to(und.dtype)])
+        if routing.und_sources is not None:
+            und = PickRows.apply(und, routing.und_sources)
+        index = cell_index(routing.latent_cells, routing.latent_grids, self.latent_pos_embed.side)
+        return und, self.embed_latents(latents, latent_time, index).to(und.dtype)
 
     def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Latent tokens (P, C), clean or noised, at flow time (P,) and place `index` (P,) to tokens (P, D)."""
@@ -137,29 +187,25 @@ class BagelModel(BagelPreTrainedModel):
         inputs_embeds: torch.Tensor,
         token_type_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        splits: Splits | None = None,
-        attention_mask: torch.Tensor | None = None,
+        splits: Splits | None,
+        attention_mask: torch.Tensor,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Hidden states of a packed sequence, or of rows of new tokens behind a cached context.
+        """Hidden states of rows of new tokens behind a cached context; packs go through `embed_pack` and the layers.
 
         Args:
             inputs_embeds: (B, L, D) from `embed`.
             token_type_ids: (B, L) padding, text, ViT or latent; decides the expert.
             position_ids: (B, L) rotary positions.
             splits: Who belongs to which sample and image, each (B, L). Text alone needs none.
-            attention_mask: (B, past + L) of a batch of contexts; `None` for a packed sequence (B = 1).
+            attention_mask: (B, past + L) 1 at real tokens.
             past_key_values: The cache that the new tokens attend to and are added to.
         """
         types = token_type_ids.flatten()
         und, gen = ((types == TEXT) | (types == VIT)).nonzero()[:, 0], (types == LATENT).nonzero()[:, 0]
         order = torch.cat([und, gen])
-        if attention_mask is None:
-            flex = self.config.text_config._attn_implementation == "flex_attention"
-            layout = Packed(block_mask(splits, order)) if flex else sample_grid(splits, order)
-        else:
-            layout = self._row_layout(order, token_type_ids, splits, attention_mask, past_key_values)
+        layout = self._row_layout(order, token_type_ids, splits, attention_mask, past_key_values)
         if self.config.text_config._attn_implementation == "eager":
             lowest = torch.finfo(inputs_embeds.dtype).min
             layout.mask = torch.where(layout.mask, 0.0, lowest).to(inputs_embeds.dtype)
@@ -183,7 +229,9 @@ class BagelOutput(CausalLMOutputWithPast):
     """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary) and the cache."""
 
 
-class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMixin, GenerationMixin):
+class BagelForConditionalGeneration(
+    BagelPreTrainedModel, BagelTrainingMixin, BagelImageGenerationMixin, GenerationMixin
+):
     """BAGEL with its text head and its autoencoder: trains on packs, writes text, draws images."""
 
     def __init__(self, config: BagelConfig):
@@ -272,17 +320,22 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
         Takes the mean of the posterior, or a sample of it when standard normal `posterior_noise` of the latents'
         shapes is given. Runs in fp32 whatever the rest runs in.
         """
-        scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
         latents: list[torch.Tensor | None] = [None] * len(images)
         # Images of one size share a batch; padding to a common size would leak into the group norms.
-        for size in {image.shape for image in images}:
-            same = [i for i, image in enumerate(images) if image.shape == size]
-            with torch.autocast(images[0].device.type, enabled=False):
-                posterior = self.vae.encode(torch.stack([images[i] for i in same]).float()).latent_dist
-            for i, mean, std in zip(same, posterior.mean, posterior.std):
-                drawn = mean if posterior_noise is None else mean + std * posterior_noise[i].to(mean)
-                latents[i] = scale * (drawn - shift)
+        for same in same_size([image.shape for image in images]).values():
+            noise = None if posterior_noise is None else torch.stack([posterior_noise[i] for i in same])
+            for i, latent in zip(same, self.encode_batch(torch.stack([images[i] for i in same]), noise)):
+                latents[i] = latent
         return latents
+
+    @torch.no_grad()
+    def encode_batch(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """As `encode_images`, for images (n, 3, h, w) of one size: latents (n, 16, h/8, w/8)."""
+        scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = self.vae.encode(images.float()).latent_dist
+        drawn = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        return scale * (drawn - shift)
 
     @torch.no_grad()
     def decode_latents(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -328,6 +381,7 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 1,
+        routing: PackRouting | None = None,
         **kwargs,
     ) -> Losses | BagelOutput:
         """With `labels`, the losses of a packed sequence; without, next-token logits of a batch of contexts.
@@ -346,52 +400,31 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
             timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
             noise: Standard normal draws (P, C) of each VAE view; those of clean images are not used.
             labels: (1, L) the token to predict at each position, -100 where text carries no loss.
+            routing: Of the pack, as a data worker makes it beforehand; made of the rest if not given.
 
         Returns:
             `Losses` with `labels`, else a `BagelOutput` with logits (B, logits_to_keep, vocabulary).
-        """
-        splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
-        images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
-        target = supervised = None
-        if vae_images is not None or latents is not None:
-            latents = self.encode_images(vae_images, posterior_noise) if latents is None else latents
-            tokens, index = self.latent_tokens(latents)
-            lengths = torch.tensor([len(patchify(x, self.config.latent_patch_size)) for x in latents])
-            time = torch.zeros(len(latents)) if timesteps is None else timesteps.float()
-            time = shift_time(time.to(tokens.device), self.config.timestep_shift)
-            time = time.repeat_interleave(lengths.to(tokens.device))
-            if noise is not None:
-                drawn = torch.cat(noise).to(tokens)
-                supervised, target = time > 0, velocity_target(tokens, drawn)
-                tokens = add_noise(tokens, drawn, time[:, None])
-            images |= {"latents": tokens, "latent_time": time, "latent_index": index}
-        if inputs_embeds is None:
-            if token_type_ids is None:
-                token_type_ids = torch.full_like(input_ids, TEXT)
-            inputs_embeds = self.model.embed(input_ids, token_type_ids, **images)
-        if labels is None:
-            return self._next_token(
-                inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache,
-                logits_to_keep,
-            )  # fmt: skip
-        hidden = self.model(inputs_embeds, token_type_ids, position_ids, splits).last_hidden_state
-        return self._losses(hidden, labels, token_type_ids, supervised, target)
 
-    def _losses(self, hidden, labels, token_type_ids, supervised, target) -> Losses:
-        rows = labels != -100
-        # Heads run on supervised rows only, and on none of them too, so that their parameters stay in the graph.
-        logits = self.lm_head(hidden[rows]).float()
-        text_sum = nn.functional.cross_entropy(logits, labels[rows], reduction="sum")
-        drawn = hidden[token_type_ids == LATENT]
-        drawn = drawn[:0] if supervised is None else drawn[supervised]
-        velocity = self.model.llm2vae(drawn).float()
-        wanted = velocity.detach() if supervised is None else target[supervised].float()
-        return Losses(
-            text_sum=text_sum,
-            text_count=rows.sum(),
-            image_sum=(velocity - wanted).pow(2).mean(-1).sum(),
-            image_count=torch.tensor(len(drawn), device=hidden.device),
-        )
+        Raises:
+            ValueError: If there is noise to learn from but no `labels`.
+        """
+        if token_type_ids is None and input_ids is not None:
+            token_type_ids = torch.full_like(input_ids, TEXT)
+        splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
+        images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "vae_images": vae_images, "latents": latents}
+        images["posterior_noise"] = posterior_noise
+        if labels is not None:
+            draws = {"timesteps": timesteps, "noise": noise}
+            tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+            return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
+        if noise is not None or timesteps is not None:
+            raise ValueError("noise and timesteps are of a pack to learn from, which needs labels too: give labels.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed_context(input_ids, token_type_ids, **images)
+        return self._next_token(
+            inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache,
+            logits_to_keep,
+        )  # fmt: skip
 
     # --- writing text -------------------------------------------------------------------------------------------
 
@@ -427,7 +460,11 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
         return super().generate(input_ids, **kwargs)
 
     @torch.no_grad()
-    def embed_context(
+    def embed_context(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, **images) -> torch.Tensor:
+        """The tokens of a batch of contexts (B, L, D), whose images are all clean; `images` as in `forward`."""
+        return self._embed_context(input_ids, token_type_ids, **images)
+
+    def _embed_context(
         self,
         input_ids: torch.Tensor,
         token_type_ids: torch.Tensor,
@@ -437,7 +474,6 @@ class BagelForConditionalGeneration(BagelPreTrainedModel, BagelImageGenerationMi
         latents: list[torch.Tensor] | None = None,
         posterior_noise: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The tokens of a batch of contexts (B, L, D), whose images are all clean."""
         images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
         if vae_images or latents:
             tokens, index = self.latent_tokens(latents or self.encode_images(vae_images, posterior_noise))

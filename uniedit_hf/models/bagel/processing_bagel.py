@@ -25,6 +25,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 from .checkpoint_bagel import CheckpointFolder
 from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig
 from .image_processing_bagel import BagelImageProcessor
+from .routing_bagel import PackRouting, route_pack
 
 
 # name of a token's attribute -> its value at padding
@@ -312,9 +313,8 @@ class BagelProcessor(SampleImages, ProcessorMixin):
         draws = {"timesteps": torch.stack(timesteps), "noise": noise}
         return draws | ({"posterior_noise": posterior_noise} if posterior == "sample" else {})
 
-    @staticmethod
-    def merge(packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Several packs end to end in one sequence; samples and splits are numbered on."""
+    def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Several packs end to end in one sequence, with its routing; samples and splits are numbered on."""
         merged: dict[str, Any] = {}
         for name in dict.fromkeys(name for pack in packs for name in pack):
             values = [pack[name] for pack in packs if name in pack]
@@ -327,7 +327,18 @@ class BagelProcessor(SampleImages, ProcessorMixin):
                 merged[name] = torch.cat([value + int(start) for value, start in zip(values, first)], dim=1)
             else:
                 merged[name] = torch.cat(values, dim=1 if name in ATTRIBUTES else 0)
-        return merged
+        return merged | {"routing": self._route(merged)}
+
+    def _route(self, features: dict[str, Any]) -> PackRouting:
+        """What the model would otherwise work out of a pack's tensors."""
+        stride, times = self.image_processor.vae_stride, features.get("timesteps")
+        names = ("input_ids", "token_type_ids", "position_ids", "sample_ids", "split_ids", "split_kinds", "labels")
+        return route_pack(
+            *(features[name] for name in names),
+            vit_grids=features["vit_grids"].tolist() if "vit_grids" in features else (),
+            latent_grids=[(x.shape[1] // stride, x.shape[2] // stride) for x in features.get("vae_images", ())],
+            drawn=() if times is None else (times > 0).tolist(),
+        )
 
     def _latent_shapes(self, image: torch.Tensor) -> tuple[int, int, tuple[int, int, int]]:
         """Tokens, channels of a token and the latents' shape of pixels (3, h, w)."""

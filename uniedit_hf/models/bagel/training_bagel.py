@@ -1,0 +1,141 @@
+"""Losses of a pack: images to tokens, both experts' tokens through the layers, heads on the supervised rows.
+
+Shapes: see `uniedit_hf.models.bagel.routing_bagel`; D hidden size, C channels of a latent token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from uniedit_hf.attention import Packed, Splits, block_mask, sample_grid
+from uniedit_hf.losses import Losses
+
+from .flow import add_noise, patchify, shift_time, velocity_target
+from .routing_bagel import PackRouting, route_pack, same_size
+
+
+class BagelTrainingMixin:
+    """Adds the training forward to the model that holds `model`, `lm_head`, `vae` and `config`."""
+
+    def pack_losses(
+        self,
+        splits: Splits,
+        routing: PackRouting | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **features,
+    ) -> Losses:
+        """The losses of a pack.
+
+        Args:
+            splits: Who belongs to which sample and image.
+            routing: Of the pack; made here, with a look at the device's tensors, if it is not given.
+            inputs_embeds: (1, L, D) to use in place of the embedded tokens.
+            features: What else the model's `forward` takes of a pack.
+        """
+        routing = self._routing(splits, routing, features)
+        und, gen, target = self._run_pack(splits, routing, inputs_embeds, features)
+        # Heads run on supervised rows only, and on none of them too, so that their parameters stay in the graph.
+        decoder = self.model.language_model
+        logits = self.lm_head(decoder.norm(und.index_select(0, routing.text_rows))).float()
+        drawn = _rows(gen, routing.image_rows)
+        velocity = self.model.llm2vae(decoder.norm_moe_gen(drawn)).float()
+        wanted = velocity.detach() if target is None else _rows(target, routing.image_rows).float()
+        count = {"dtype": torch.long, "device": und.device}
+        return Losses(
+            text_sum=nn.functional.cross_entropy(logits, routing.text_labels, reduction="sum"),
+            text_count=torch.full((), len(routing.text_labels), **count),
+            image_sum=(velocity - wanted).pow(2).mean(-1).sum(),
+            image_count=torch.full((), routing.num_image_targets, **count),
+        )
+
+    def pack_hidden_states(self, sample_ids, split_ids, split_kinds, routing=None, **features) -> torch.Tensor:
+        """Hidden states (1, L, D) of a pack behind the final norm, in the order of the sequence."""
+        splits = Splits(sample_ids, split_ids, split_kinds)
+        routing = self._routing(splits, routing, features)
+        und, gen, _ = self._run_pack(splits, routing, None, features)
+        decoder = self.model.language_model
+        hidden = torch.cat([decoder.norm(und), decoder.norm_moe_gen(gen)])
+        return torch.zeros_like(hidden).index_copy(0, routing.order, hidden)[None]
+
+    def _routing(self, splits: Splits, routing: PackRouting | None, features: dict[str, Any]) -> PackRouting:
+        if routing is None:
+            side = 8 * self.config.latent_patch_size
+            images, latents = features.get("vae_images") or (), features.get("latents") or ()
+            grids = [(x.shape[1] // side, x.shape[2] // side) for x in images]
+            grids += [(x.shape[1] * 8 // side, x.shape[2] * 8 // side) for x in latents]
+            times, noise, vit_grids = (features.get(name) for name in ("timesteps", "noise", "vit_grids"))
+            routing = route_pack(
+                *(features[name] for name in ("input_ids", "token_type_ids", "position_ids")),
+                *splits,
+                features["labels"],
+                vit_grids=() if vit_grids is None else vit_grids.tolist(),
+                latent_grids=grids,
+                drawn=[False] * len(grids) if times is None or noise is None else (times > 0).tolist(),
+            )
+        return routing.to(self.device, non_blocking=True)
+
+    def _run_pack(self, splits: Splits, routing: PackRouting, inputs_embeds, features: dict[str, Any]):
+        """Hidden states (U, D) and (G, D) of both experts before the final norms, and the velocities (G, C) that are
+        to be predicted, `None` without noise."""
+        tokens, time, target = self._noised_latents(routing, features)
+        if inputs_embeds is None:
+            und, gen = self.model.embed_pack(routing, features.get("vit_patches"), tokens, time)
+        else:
+            und, gen = inputs_embeds[0][routing.order].split([routing.num_und, routing.num_gen])
+        layout = self._pack_layout(splits, routing, und.dtype)
+        und, gen = self.model.language_model.run_layers(und, gen, routing.positions, layout)
+        return und, gen, target
+
+    def _pack_layout(self, splits: Splits, routing: PackRouting, dtype: torch.dtype):
+        implementation = self.config.text_config._attn_implementation
+        if implementation == "flex_attention":
+            return Packed(block_mask(splits, routing.order))
+        if implementation == "eager":
+            grid = sample_grid(splits, routing.order)
+            grid.mask = torch.where(grid.mask, 0.0, torch.finfo(dtype).min).to(dtype)
+            return grid
+        return Packed(routing.splits)
+
+    # --- latents ------------------------------------------------------------------------------------------------
+
+    def _noised_latents(self, routing: PackRouting, features: dict[str, Any]):
+        """Latent tokens (G, C), noised where they are drawn, their times (G,), and the velocities to predict."""
+        images, latents = features.get("vae_images"), features.get("latents")
+        if images is None and latents is None:
+            return None, None, None
+        tokens = self._clean_latents(routing, images, latents, features.get("posterior_noise"))
+        times, noise = features.get("timesteps"), features.get("noise")
+        times = torch.zeros(len(routing.latent_grids)) if times is None else times.float()
+        time = shift_time(times.to(tokens.device), self.config.timestep_shift).index_select(0, routing.latent_views)
+        if noise is None:
+            return tokens, time, None
+        drawn = torch.cat(list(noise)).to(tokens)
+        return add_noise(tokens, drawn, time[:, None]), time, velocity_target(tokens, drawn)
+
+    @torch.no_grad()
+    def _clean_latents(
+        self,
+        routing: PackRouting,
+        images: Sequence[torch.Tensor] | None,
+        latents: Sequence[torch.Tensor] | None,
+        noise: Sequence[torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Tokens (G, C) of all VAE views in order; views of one size go through together."""
+        tokens = []
+        for same in same_size(routing.latent_grids).values():
+            if latents is None:
+                drawn = None if noise is None else torch.stack([noise[i] for i in same])
+                batch = self.encode_batch(torch.stack([images[i] for i in same]), drawn)
+            else:
+                batch = torch.stack([latents[i] for i in same])
+            tokens.append(patchify(batch, self.config.latent_patch_size).flatten(0, 1))
+        together = torch.cat(tokens)
+        return together if routing.latent_sources is None else together.index_select(0, routing.latent_sources)
+
+
+def _rows(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    return states if rows is None else states.index_select(0, rows)
