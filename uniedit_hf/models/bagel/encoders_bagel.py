@@ -85,7 +85,7 @@ class BagelVisionTransformer(nn.Module):
         return torch.cat(features)
 
     def _encode(self, hidden: torch.Tensor, splits: SplitPlan | None = None) -> torch.Tensor:
-        """Embedded patches (rows, tokens, vision size) to the same; a row is an image, or all of them with `splits`."""
+        """Embedded patches (rows, tokens, vision size) to the same; a row is one image, or with `splits` all."""
         for layer in self.encoder.layers:
             hidden = layer(hidden, splits)
         return self.post_layernorm(hidden)
