@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -15,9 +17,12 @@ from datasets import load_dataset
 from safetensors.torch import load_file
 
 from uniedit_hf import UniEditPipeline
+from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.small_world import quickstart
+from uniedit_hf.small_world.quickstart.estimate import in_words, makespan
+from uniedit_hf.small_world.quickstart.summary import verdict
 from uniedit_hf.small_world.quickstart.tuning import base_folder, tune
 from uniedit_hf.small_world.suite import EDIT_SETTINGS
 
@@ -35,7 +40,7 @@ def folder(family, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    quickstart.run(str(folder), model=family, seeds=2, **SMALL)
+    quickstart.run(str(folder), model=family, seeds=2, jobs=2, **SMALL)
     yield folder
     torch.set_num_threads(threads)
 
@@ -84,7 +89,7 @@ def test_figures_are_means_over_the_seeds(folder, report):
 
 
 def test_the_same_seed_gives_the_same_files(family, folder, report, tmp_path):
-    quickstart.run(str(tmp_path), model=family, **SMALL)
+    quickstart.run(str(tmp_path), model=family, jobs=1, **SMALL)
     for file in ("data/intelligent", "data/plain"):
         for name in [path.name for path in (folder / file).rglob("*.parquet")]:
             first, second = (next((root / file).rglob(name)).read_bytes() for root in (folder, tmp_path))
@@ -128,6 +133,77 @@ def test_a_signal_ends_more_than_the_training(family, folder, tmp_path, number, 
     with pytest.raises(ends_with):
         tune(base, edits, tmp_path / "model", steps=10_000, seed=0)
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("name", ["steps", "seeds", "edits", "items", "jobs"])
+@pytest.mark.parametrize("number", [0, -4])
+def test_a_count_below_one_is_refused_before_anything_is_made(tmp_path, capsys, name, number):
+    assert main(["quickstart", f"--{name}", str(number), "--output_dir", str(tmp_path / "out")]) == 1
+    assert f"{name} is {number}: use 1 or more." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["quickstart", "--output_dir", str(tmp_path / "file" / "out")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Pass another --output_dir" in message
+
+
+def test_the_page_begins_with_the_result(folder, report):
+    page = (folder / "report.html").read_text()
+    assert report["verdict"].startswith("After tuning, ") and "Of the intelligent edits" in report["verdict"]
+    assert page.index(report["verdict"]) < page.index(report["note"])
+
+
+def test_arithmetic_is_named(folder, report):
+    chosen = best_arithmetic()
+    assert (report["settings"]["device"], report["settings"]["dtype"]) == (chosen.device, chosen.dtype_name)
+    assert f"in {chosen.dtype_name} on {chosen.device}" in (folder / "report.html").read_text()
+
+
+def test_edits_without_a_category_are_called_so(folder, report):
+    categories = report["data"]["plain"]["category"]
+    assert categories["no category"] and sum(categories.values()) == 60 and "None" not in categories
+    assert "<td>None</td>" not in (folder / "report.html").read_text()
+
+
+def test_the_verdict_names_what_moved():
+    row = {"base": 0.5, "tuned": 0.5, "difference": 0.0, "ci95": [-0.1, 0.1], "n": 4}
+    fell = row | {"tuned": 0.25, "difference": -0.25, "ci95": [-0.4, -0.1]}
+    editing = row | {"rows": {"intelligent, vit": row | {"tuned": 0.75}, "plain, vit": row}}
+    assert verdict({"understanding": row, "generation": fell, "editing": editing}) == (
+        "After tuning, generation fell from 50.0 to 25.0 % and understanding and editing did not change measurably. "
+        "Of the intelligent edits 75.0 % are right, before it 50.0 %."
+    )
+
+
+def test_tasks_are_planned_in_order_side_by_side():
+    assert makespan([3.0, 3.0, 1.0], 2) == 4.0 and makespan([3.0, 3.0, 1.0], 1) == 7.0 and makespan([], 2) == 0.0
+    assert [in_words(each) for each in (2, 42, 200, 240, 700)] == ["5 s", "40 s", "3 min 20 s", "4 min", "12 min"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_resumed(folder, tmp_path, number):
+    """The command is stopped while it tunes; the same command goes on from there and gives the same models."""
+    steps = SMALL | {"steps": 40}
+    command = [sys.executable, "-m", "uniedit_hf.cli", "quickstart", "--output_dir", str(tmp_path), "--jobs", "2"]
+    command += [word for name, value in steps.items() for word in (f"--{name}", str(value))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    begun = time.monotonic()
+    assert "minutes on two cores" in process.stdout.readline()
+    assert time.monotonic() - begun < 10, "the first line waits for no heavy import"
+    while not (tmp_path / "model").exists():
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
+    assert not (tmp_path / "report.html").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Resuming the run that was stopped" in again.stdout and "What to run next" in again.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["resumed"] and report["losses"]["tuned"][-1]["step"] == 40
 
 
 def test_a_missing_base_is_one_sentence(tmp_path, capsys):

@@ -18,6 +18,7 @@ from uniedit_hf.synthesis.records import Record, Rejection, record_to_row, varia
 
 PARQUET_NAME = "train-00000-of-00001.parquet"
 ROWS_PER_GROUP = 256
+NO_CATEGORY = "no category"  # a plain edit that changes nothing the schema has a category for
 
 
 def write_parquet(results: Iterable[Record | Rejection], folder: str | Path) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def summarize(records: Iterable[Record], rejections: Iterable[Rejection]) -> dic
     return {
         "records": len(records),
         "source_images": len({record.source_image for record in records}),
-        "category": _counted(str(record.task_category) for record in records),
+        "category": _counted(record.task_category or NO_CATEGORY for record in records),
         "source": _counted(record.source for record in records),
         "variant": {name: dict(sorted(counts.items())) for name, counts in choices.items()},
         "rejections": len(rejections),

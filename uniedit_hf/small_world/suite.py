@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,23 @@ def output_path(folder: Path, item: SmallWorldItem, seed: int) -> Path:
 
 def draw(
     pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path, drawing: dict,
-    rank: int = 0, ranks: int = 1,
+    rank: int = 0, ranks: int = 1, tell: Callable[[int], None] | None = None,
 ) -> int:  # fmt: skip
     """Answers and draws what is missing, a batch of the pipeline at a time, and returns how many that were; `drawing`
-    replaces single settings."""
+    replaces single settings. `tell`, if given, is told after every batch how many are done, in place of a bar."""
     # shares are of all items: which of them are missing changes while the other processes draw
     share = [(item, seed) for item in items for seed in seeds][rank::ranks]
     missing = [(item, seed) for item, seed in share if not output_path(folder, item, seed).exists()]
-    with tqdm(total=len(missing), desc="drawing", disable=rank > 0) as bar:
+    done = 0
+    with tqdm(total=len(missing), desc="drawing", disable=rank > 0 or tell is not None) as bar:
         for batch in batches([item for item, _ in missing], pipeline.batch_size):
             asked = [missing[index] for index in batch]
             for (item, seed), output in zip(asked, ask(pipeline, *zip(*asked), drawing)):
                 _store(output_path(folder, item, seed), output)
             bar.update(len(batch))
+            done += len(batch)
+            if tell is not None:
+                tell(done)
     return len(missing)
 
 
@@ -144,10 +148,10 @@ def groups(items: Sequence[SmallWorldItem]) -> dict[str, list[int]]:
 # ---- asking and scoring
 
 
-def outputs_of(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], name: str) -> list[Output]:
-    """What a model makes of every item, in order, with a progress bar."""
+def outputs_of(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], name: str | None = None) -> list[Output]:
+    """What a model makes of every item, in order, with a progress bar if it has a name."""
     outputs: list[Output | None] = [None] * len(items)
-    with tqdm(total=len(items), desc=f"Measuring {name}", unit="item") as bar:
+    with tqdm(total=len(items), desc=f"Measuring {name}", unit="item", disable=name is None) as bar:
         for batch in batches(items, pipeline.batch_size):
             for index, output in zip(batch, ask(pipeline, [items[i] for i in batch], [0] * len(batch))):
                 outputs[index] = output

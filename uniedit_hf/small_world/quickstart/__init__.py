@@ -1,112 +1,97 @@
 """The whole way once, on a laptop: questions about pictures become intelligent edits, a small model is tuned on them,
 and a page shows what that does to its three abilities.
 
-    edit_data.py easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same pictures
-    tuning.py   the base model and `UniEditTrainer`
-    dependence.py  whether edits follow their source and their instruction
-    summary.py  what base, tuned model and control reach, with intervals
-    page.py     items.jsonl, report.json and report.html
+    edit_data.py      easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same pictures
+    columns.py        the models that are compared: each is tuned, then asked everything
+    tuning.py         the base model and `UniEditTrainer`
+    side_by_side.py   several models at a time, in processes of one thread
+    estimate.py       how long it takes; progress.py: how long the rest takes
+    dependence.py     whether edits follow their source and their instruction
+    summary.py        what base, tuned model and control reach, with intervals
+    page.py           items.jsonl, report.json and report.html
 
 What is asked and how it is scored is `uniedit_hf/small_world/suite.py`.
 """
 
 from __future__ import annotations
 
-import shutil
+import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 
-def run(
-    output_dir: str,
-    model: str = "bagel",
-    steps: int = 400,
-    seed: int = 0,
-    seeds: int = 1,
-    edits: int = 3000,
-    items: int = 100,
-    base: str | None = None,
-) -> Path:
-    """Runs it all and returns the path of the page.
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QuickstartRun:
+    """What a run is asked to do.
 
     Args:
-        output_dir: Where data, models and report go; those of an earlier run are replaced.
+        output_dir: Where data, models and report go. A run that was stopped is resumed; files of a finished run, or of
+            one with other settings, are replaced.
         model: Family of the small model.
         steps: Optimizer steps of each tuning.
-        seed: Of data and tuning; the same seed gives the same files. The test items are always the same.
+        seed: Of data and tuning; the same seed gives the same files for the same dtype. The test items are always the
+            same.
         seeds: How often to tune on these data, with seeds from `seed` on; the report's figures are the mean.
         edits: How many edits are made.
         items: Test items of each kind.
         base: Folder of the model to tune; the project's own small base if not given.
+        jobs: Models that are tuned side by side; by default 2 on a CPU with two cores.
 
     Raises:
-        OSError: If the base model is not there; the message says where to get it.
-        ValueError: If a package of the extra `quickstart` is not installed.
+        ValueError: If a count is too small.
     """
+
+    output_dir: str
+    model: str = "bagel"
+    steps: int = 400
+    seed: int = 0
+    seeds: int = 1
+    edits: int = 3000
+    items: int = 100
+    base: str | None = None
+    jobs: int | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "seeds", "edits", "items", *(["jobs"] if self.jobs is not None else [])):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: use 1 or more.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: use 0 or more.")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves: the path of its page, and its result in a sentence."""
+
+    page: Path
+    verdict: str
+
+
+def run(output_dir: str, say: Callable[[str], None] = logger.warning, **settings) -> Finished:
+    """Runs it all, or the rest of it after it was stopped. Arguments are those of `QuickstartRun`.
+
+    Args:
+        output_dir: As in `QuickstartRun`.
+        say: Takes what is to be read on the way, such as the expected time.
+        settings: As in `QuickstartRun`.
+
+    Raises:
+        OSError: If the base model is missing (the message says where to get it) or the folder cannot be written.
+        ValueError: If a count is too small or a package of the extra `quickstart` is not installed.
+        KeyboardInterrupt: After Ctrl-C; the same call resumes.
+    """
+    started = time.perf_counter()
+    asked = QuickstartRun(output_dir, **settings)
     _check_extra()
-    from uniedit_hf.arithmetic import one_thread
+    from .whole_run import whole_run
 
-    with one_thread():
-        return _run(Path(output_dir), model, steps, range(seed, seed + seeds), edits, items, base)
-
-
-def _run(folder: Path, model: str, steps: int, seeds: range, edits: int, items: int, base: str | None) -> Path:
-    from uniedit_hf.arithmetic import best_arithmetic
-    from uniedit_hf.pipeline import UniEditPipeline
-    from uniedit_hf.small_world.suite import bounds, outputs_of, score
-    from uniedit_hf.small_world.suite_items import test_items
-
-    from .dependence import dependence
-    from .edit_data import make_edits
-    from .page import write_report
-    from .tuning import base_folder, small_world, tune
-
-    clock = _Clock()
-    start = base_folder(base, model)
-    for old in (folder / "data", *folder.glob("model*"), *folder.glob("control*")):
-        shutil.rmtree(old, ignore_errors=True)
-    datasets, data = make_edits(folder / "data", seed=seeds[0], size=edits)
-    clock.lap("data")
-    models, losses = {"base": [start]}, {}
-    for name, place, kind in (("tuned", "model", "intelligent"), ("control", "control", "plain")):
-        models[name] = [folder / (f"{place}-{i}" if i else place) for i in range(len(seeds))]
-        for seed, path in zip(seeds, models[name]):
-            curve = tune(start, datasets[kind], path, steps=steps, seed=seed)
-            losses.setdefault(name, curve)  # the page draws the first seed's
-        clock.lap(f"tuning ({name})")
-    asked = test_items(items)
-    outputs, scores, followed = {}, {}, {}
-    for name, paths in models.items():
-        for path in paths:
-            pipeline = UniEditPipeline.from_pretrained(path, batch_size=50)
-            came_out = outputs_of(pipeline, asked, name)
-            outputs.setdefault(name, came_out)  # the page shows the first seed's
-            scores.setdefault(name, []).append([score(item, each) for item, each in zip(asked, came_out)])
-            if name == "tuned" and not followed:
-                followed = dependence(pipeline, asked, came_out)
-        clock.lap(f"measuring ({name})")
-    return write_report(
-        folder,
-        settings={
-            "model": model,
-            "base": base or "assets",
-            "steps": steps,
-            "seed": seeds[0],
-            "seeds": len(seeds),
-            "device": best_arithmetic().device,
-            "dtype": best_arithmetic().dtype_name,
-            **small_world(start),
-        },
-        data=data,
-        losses=losses,
-        items=asked,
-        outputs=outputs,
-        scores=scores,
-        bounds=bounds(pipeline, asked),
-        followed=followed,
-        seconds=clock.laps,
-    )
+    return whole_run(asked, started, say)
 
 
 def _check_extra() -> None:
@@ -116,15 +101,3 @@ def _check_extra() -> None:
             f"The quickstart needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
             'installed: pip install "uniedit_hf[quickstart]".'
         )
-
-
-class _Clock:
-    """How long each part took, in seconds."""
-
-    def __init__(self):
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self.last = round(now - self.last, 1), now

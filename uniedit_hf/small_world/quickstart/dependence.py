@@ -40,7 +40,7 @@ def dependence(
     figures = {"neither": {"right": float(np.mean(right)), "n": len(chosen)}}
     for name, part in EXCHANGED.items():
         exchanged = [replace(items[index], **{part: _other(items, edits, index, part)}) for index in chosen]
-        drawn = outputs_of(pipeline, exchanged, f"edits with another {name}")
+        drawn = outputs_of(pipeline, exchanged)
         figures[name] = {
             "different": float(np.mean([_differ(outputs[index], each) for index, each in zip(chosen, drawn)])),
             "right": float(np.mean([score(items[index], each).right for index, each in zip(chosen, drawn)])),

@@ -18,7 +18,7 @@ from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite import ABILITIES, Output, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
 
-from .summary import COLUMNS, mean_scores, summary
+from .summary import COLUMNS, mean_scores, summary, verdict
 
 
 NOTE = (
@@ -41,8 +41,10 @@ def write_report(
     bounds: Mapping[str, Sequence[Score]],
     followed: Mapping[str, Mapping[str, float]],
     seconds: Mapping[str, float],
-) -> Path:
-    """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page.
+    resumed: bool = False,
+) -> tuple[Path, str]:
+    """Writes `items.jsonl`, `report.json` and `report.html` and returns the path of the page and the result in a
+    sentence.
 
     Args:
         folder: Where to.
@@ -55,15 +57,18 @@ def write_report(
         bounds: Floor and ceiling of the edits.
         followed: What `dependence` found for the tuned model of the first seed.
         seconds: How long each part took.
+        resumed: Whether the run was stopped before, so that `seconds` are those of its last part.
     """
     of_seeds, scores = scores, {column: mean_scores(runs) for column, runs in scores.items()}
     write_items(folder / "items.jsonl", items, outputs, scores)
     questions = [item for item in items if item.ability == "understanding"]
     blind = [score(item, answer).right for item, answer in zip(questions, blind_answers(questions))]
+    abilities = summary(items, scores, of_seeds)
     facts = {
+        "verdict": verdict(abilities),
         "note": NOTE,
         "settings": settings,
-        "abilities": summary(items, scores, of_seeds),
+        "abilities": abilities,
         "references": {
             "understanding, from the question alone": float(np.mean(blind)),
             **{f"editing, {name}": float(np.mean([s.right for s in each])) for name, each in bounds.items()},
@@ -72,6 +77,7 @@ def write_report(
         "data": data,
         "losses": {name: list(each) for name, each in losses.items()},
         "seconds": dict(seconds),
+        "resumed": resumed,
     }
     (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
     environment = Environment(
@@ -87,7 +93,7 @@ def write_report(
     )
     path = folder / "report.html"
     path.write_text(page)
-    return path
+    return path, facts["verdict"]
 
 
 def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str, Any]]:

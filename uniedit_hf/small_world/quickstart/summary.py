@@ -72,3 +72,27 @@ def _row(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[
 def _parts(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[str, dict[str, float]]:
     names = scores["base"][indices[0]].parts
     return {name: {c: float(np.mean([scores[c][i].parts[name] for i in indices])) for c in scores} for name in names}
+
+
+def verdict(abilities: Mapping[str, Any]) -> str:
+    """The result in a few words, whether it is good or bad: which abilities changed by more than chance explains."""
+    moved = {name: row for name, row in abilities.items() if row["ci95"][0] > 0 or row["ci95"][1] < 0}
+    parts = [
+        f"{name} {'rose' if row['difference'] > 0 else 'fell'} from {100 * row['base']:.1f} to "
+        f"{100 * row['tuned']:.1f} %"
+        for name, row in moved.items()
+    ]
+    same = [name for name in abilities if name not in moved]
+    if same:
+        parts.append(f"{_and(same)} did not change measurably")
+    intelligent = [row for name, row in abilities["editing"]["rows"].items() if name.startswith("intelligent")]
+    share = {c: 100 * sum(row[c] * row["n"] for row in intelligent) / sum(row["n"] for row in intelligent)
+             for c in ("base", "tuned")}  # fmt: skip
+    return (
+        f"After tuning, {_and(parts)}. Of the intelligent edits {share['tuned']:.1f} % are right, before it "
+        f"{share['base']:.1f} %."
+    )
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
 
 from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.training import TrainingPart, UniEditConfig, UniEditTrainer
+from uniedit_hf.training.checkpoints import last_whole_checkpoint
 
 
 ASSETS = Path(__file__).resolve().parents[3] / "assets"
@@ -41,6 +44,7 @@ def base_folder(base: str | None, model: str) -> Path:
 SMALL_WORLD = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
 # About 25 edits; a picture of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
+SAVE_STEPS = 100
 
 
 def small_world(base: Path) -> dict[str, float | int]:
@@ -61,7 +65,15 @@ def _fast() -> dict[str, Any]:
 
 
 def tune(
-    base: Path, data: Dataset | list[TrainingPart], folder: Path, *, steps: int, seed: int, **settings
+    base: Path,
+    data: Dataset | list[TrainingPart],
+    folder: Path,
+    *,
+    steps: int,
+    seed: int,
+    tell: Callable[[int], None] | None = None,
+    resume: bool = False,
+    **settings,
 ) -> list[dict[str, float]]:
     """Tunes a BAGEL after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
     frozen, both experts trained) and a Janus-Pro after its own (docs/janus.md), with the small world's learning rate,
@@ -73,10 +85,16 @@ def tune(
         folder: Where the tuned model goes.
         steps: Optimizer steps; the weights after the last one are taken, whatever they measure.
         seed: Of the order and all draws.
+        tell: Is told the number of every finished step, in place of a progress bar.
+        resume: Save checkpoints along the way, and start from the last one in `folder` if there is one.
         settings: Options of `UniEditConfig` that differ.
 
     Returns:
         Per logged step its number and loss.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, when the step is finished and a checkpoint is saved.
+        SystemExit: Likewise after SIGTERM.
     """
     args = UniEditConfig(
         output_dir=str(folder),
@@ -84,15 +102,31 @@ def tune(
         seed=seed,
         activation_checkpointing=False,
         logging_steps=max(1, steps // 30),
-        save_strategy="no",
+        save_strategy="steps" if resume else "no",
+        save_steps=SAVE_STEPS,
+        save_total_limit=1,
         report_to="none",
+        disable_tqdm=tell is not None,
         **(_fast() | small_world(base) | settings),
     )
     trainer = UniEditTrainer(str(base), args, train_dataset=data)
-    trainer.train()
+    if tell is not None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Steps(tell))
+    trainer.train(resume_from_checkpoint=resume and last_whole_checkpoint(folder)[0] is not None)
     if trainer.stop_signal.asked:  # it ended the training; what would have come after ends with it
         raise KeyboardInterrupt if trainer.stop_signal.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     trainer.average.copy_to(trainer.model)
     trainer.model.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     return [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
+
+
+class _Steps(TrainerCallback):
+    """Tells the number of every finished step."""
+
+    def __init__(self, tell: Callable[[int], None]):
+        self.tell = tell
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.tell(state.global_step)

@@ -1,0 +1,165 @@
+"""The models that a page compares. Each is one task: tune it, then ask it everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+
+from uniedit_hf.arithmetic import best_arithmetic, one_thread
+from uniedit_hf.images import open_image
+from uniedit_hf.pipeline import UniEditPipeline
+from uniedit_hf.small_world.scoring import Score
+from uniedit_hf.small_world.suite import Output, bounds, draw, output_path, score
+from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
+from uniedit_hf.training.checkpoints import checkpoints, last_whole_checkpoint
+
+from .dependence import NUM_ITEMS, dependence
+from .side_by_side import Tell
+from .tuning import tune
+
+
+BATCH = 50
+EDITS = {"tuned": "intelligent", "control": "plain"}
+FOLDERS = {"tuned": "model", "control": "control"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model, and where everything about it is.
+
+    Args:
+        name: `"base"`, `"tuned"` or `"control"`.
+        seed: Of its tuning; the base has that of the run.
+        start: Folder of the model that is tuned, or that is the base.
+        folder: Of the run.
+        number: Which of the seeds, from 0.
+        steps: Of its tuning.
+        items: Test items of each kind.
+    """
+
+    name: str
+    seed: int
+    start: Path
+    folder: Path
+    number: int
+    steps: int
+    items: int
+
+    @property
+    def label(self) -> str:
+        """Its name on the command line."""
+        return f"{self.name}, seed {self.seed}" if self.number else self.name
+
+    @property
+    def model(self) -> Path:
+        """Where the finished model is."""
+        if self.name == "base":
+            return self.start
+        return self.folder / (f"{FOLDERS[self.name]}-{self.number}" if self.number else FOLDERS[self.name])
+
+    @property
+    def outputs(self) -> Path:
+        """Where its answers, drawings and edits are."""
+        return self.folder / "outputs" / (f"{self.name}-{self.number}" if self.number else self.name)
+
+    @property
+    def curve_file(self) -> Path:
+        """The loss curve, written when the tuning is finished."""
+        return self.model / "loss_curve.json"
+
+    @property
+    def side_figures_file(self) -> Path:
+        """Bounds (base) or dependence (first tuned model), written last."""
+        return self.outputs / "side_figures.json"
+
+    @property
+    def has_side_figures(self) -> bool:
+        return self.number == 0 and self.name in ("base", "tuned")
+
+    def steps_done(self) -> int:
+        """Steps that a checkpoint or the finished model holds."""
+        if self.name == "base" or self.curve_file.is_file():
+            return 0 if self.name == "base" else self.steps
+        newest, _ = last_whole_checkpoint(self.model)
+        return int(newest.name.rsplit("-", 1)[1]) if newest else 0
+
+    def items_done(self, items: Sequence[SmallWorldItem]) -> int:
+        """Items whose output is there."""
+        return sum(output_path(self.outputs, item, 0).is_file() for item in items)
+
+    def curve(self) -> list[dict[str, float]]:
+        return json.loads(self.curve_file.read_text())
+
+    def read_outputs(self, items: Sequence[SmallWorldItem]) -> list[Output]:
+        """What it made of every item."""
+        paths = [output_path(self.outputs, item, 0) for item in items]
+        return [
+            path.read_text(encoding="utf-8") if item.ability == "understanding" else open_image(path)
+            for item, path in zip(items, paths)
+        ]
+
+    def read_side_figures(self) -> dict[str, Any]:
+        return json.loads(self.side_figures_file.read_text())
+
+
+def make_column(column: Column, tell: Tell) -> None:
+    """Tunes and measures one model as far as that is not done.
+
+    Args:
+        column: Which.
+        tell: Is told the progress: parts `"step"` and `"item"`.
+    """
+    with one_thread():
+        if column.name != "base" and not column.curve_file.is_file():
+            _tune(column, tell)
+        items = test_items(column.items)
+        pipeline = UniEditPipeline.from_pretrained(column.model, batch_size=BATCH).to(best_arithmetic().device)
+        done = column.items_done(items)
+        draw(pipeline, items, [0], column.outputs, {}, tell=lambda new: tell(column.label, "item", done + new))
+        if column.has_side_figures and not column.side_figures_file.is_file():
+            _write(column.side_figures_file, _side_figures(column, pipeline, items))
+
+
+def _tune(column: Column, tell: Tell) -> None:
+    data = load_dataset(str(column.folder / "data" / EDITS[column.name]), split="train")
+    curve = tune(
+        column.start,
+        data,
+        column.model,
+        steps=column.steps,
+        seed=column.seed,
+        tell=lambda step: tell(column.label, "step", step),
+        resume=True,
+    )
+    _write(column.curve_file, curve)
+    for folder in checkpoints(column.model):
+        shutil.rmtree(folder)
+
+
+def _side_figures(column: Column, pipeline: UniEditPipeline, items: Sequence[SmallWorldItem]) -> dict[str, Any]:
+    if column.name == "tuned":
+        return dependence(pipeline, items, column.read_outputs(items))
+    return {name: [asdict(each) for each in scores] for name, scores in bounds(pipeline, items).items()}
+
+
+def side_items(column: Column, edits: int) -> int:
+    """How many edits the side figures draw beside the items."""
+    return 2 * min(NUM_ITEMS, edits) if column.name == "tuned" and column.has_side_figures else 0
+
+
+def scores_of(column: Column, items: Sequence[SmallWorldItem]) -> list[Score]:
+    """The score of every item."""
+    return [score(item, output) for item, output in zip(items, column.read_outputs(items))]
+
+
+def _write(path: Path, facts: Any) -> None:
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(facts) + "\n")
+    os.replace(unfinished, path)

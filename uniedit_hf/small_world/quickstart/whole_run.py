@@ -1,0 +1,143 @@
+"""The parts of a run in their order, and what is left of a run that was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from uniedit_hf.arithmetic import Arithmetic, best_arithmetic
+from uniedit_hf.small_world.scoring import Score
+from uniedit_hf.small_world.suite_items import test_items
+
+from . import Finished, QuickstartRun
+from .columns import Column, make_column, scores_of
+from .edit_data import make_edits
+from .estimate import PAGE, Speed, in_words, measured_speed
+from .page import write_report
+from .progress import Progress
+from .side_by_side import run_side_by_side
+from .tuning import base_folder, small_world
+
+
+ASKED, DATA, PAGE_NAME = "asked.json", "data.json", "report.html"
+
+
+def whole_run(asked: QuickstartRun, started: float, say: Callable[[str], None]) -> Finished:
+    """Makes what is missing and writes the page.
+
+    Args:
+        asked: The settings.
+        started: When the process began to work, by `time.perf_counter`.
+        say: Takes what is to be read on the way.
+    """
+    arithmetic = best_arithmetic()
+    jobs = asked.jobs or arithmetic.jobs
+    folder, start = Path(asked.output_dir), base_folder(asked.base, asked.model)
+    resumed = open_folder(folder, decisive(asked, arithmetic))
+    columns = columns_of(asked, start, folder)
+    speed = measured_speed(start, arithmetic, time.perf_counter() - started)
+    items = test_items(asked.items)
+    progress = Progress(columns, items, speed, jobs)
+    if resumed:
+        say(f"Resuming the run that was stopped in {folder}.")
+    say(_expected(asked, arithmetic, jobs, speed, progress))
+    seconds = {}
+    begun = time.perf_counter()
+    data = _data(asked, folder)
+    seconds["data"] = time.perf_counter() - begun
+    run_side_by_side([partial(make_column, column) for column in columns], jobs, progress)
+    progress.close()
+    seconds["tuning and measuring"] = time.perf_counter() - begun - seconds["data"]
+    by_name = {name: [each for each in columns if each.name == name] for name in ("base", "tuned", "control")}
+    bounds = by_name["base"][0].read_side_figures()
+    page, verdict = write_report(
+        folder,
+        settings=_settings(asked, arithmetic, start),
+        data=data,
+        losses={name: by_name[name][0].curve() for name in ("tuned", "control")},
+        items=items,
+        outputs={name: each[0].read_outputs(items) for name, each in by_name.items()},
+        scores={name: [scores_of(column, items) for column in each] for name, each in by_name.items()},
+        bounds={name: [Score(**each) for each in scores] for name, scores in bounds.items()},
+        followed=by_name["tuned"][0].read_side_figures(),
+        seconds={name: round(each, 1) for name, each in seconds.items()},
+        resumed=resumed,
+    )
+    return Finished(page, verdict)
+
+
+def decisive(asked: QuickstartRun, arithmetic: Arithmetic) -> dict[str, Any]:
+    """The settings that decide what comes out."""
+    settings = {name: value for name, value in asdict(asked).items() if name not in ("output_dir", "jobs")}
+    return settings | {"device": arithmetic.device, "dtype": arithmetic.dtype_name}
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> bool:
+    """Makes the folder ready and returns whether a run with these settings was stopped in it.
+
+    Raises:
+        OSError: If the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = json.loads((folder / ASKED).read_text()) if (folder / ASKED).is_file() else None
+        if found == settings and not (folder / PAGE_NAME).is_file():
+            return True
+        for old in (folder / "data", folder / "outputs", *folder.glob("model*"), *folder.glob("control*")):
+            shutil.rmtree(old, ignore_errors=True)
+        for name in (PAGE_NAME, "report.json", "items.jsonl", DATA):
+            (folder / name).unlink(missing_ok=True)
+        (folder / ASKED).write_text(json.dumps(settings, indent=1) + "\n")
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {error.strerror}. Pass another --output_dir.") from error
+    return False
+
+
+def columns_of(asked: QuickstartRun, start: Path, folder: Path) -> list[Column]:
+    """All models, those that take longest first."""
+    rest = {"start": start, "folder": folder, "steps": asked.steps, "items": asked.items}
+    tuned = [
+        Column(name, asked.seed + number, number=number, **rest)
+        for number in range(asked.seeds)
+        for name in ("tuned", "control")
+    ]
+    return [*tuned, Column("base", asked.seed, number=0, **rest)]
+
+
+def _data(asked: QuickstartRun, folder: Path) -> dict[str, Any]:
+    """Makes the edits unless they are there; their counts."""
+    if not (folder / DATA).is_file():
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        _, counts = make_edits(folder / "data", seed=asked.seed, size=asked.edits)
+        unfinished = folder / f"{DATA}.part"
+        unfinished.write_text(json.dumps(counts) + "\n")
+        os.replace(unfinished, folder / DATA)
+    return json.loads((folder / DATA).read_text())
+
+
+def _expected(asked: QuickstartRun, arithmetic: Arithmetic, jobs: int, speed: Speed, progress: Progress) -> str:
+    data = 0.0 if (Path(asked.output_dir) / DATA).is_file() else speed.edit * asked.edits
+    return (
+        f"{arithmetic.dtype_name} on {arithmetic.device}, {jobs} at a time ({arithmetic.reason}). Expected: "
+        f"{in_words(data + progress.expected + PAGE)} from here, {in_words(data)} of it for the data."
+    )
+
+
+def _settings(asked: QuickstartRun, arithmetic: Arithmetic, start: Path) -> dict[str, Any]:
+    return {
+        "model": asked.model,
+        "base": asked.base or "assets",
+        "steps": asked.steps,
+        "seed": asked.seed,
+        "seeds": asked.seeds,
+        "device": arithmetic.device,
+        "dtype": arithmetic.dtype_name,
+        **small_world(start),
+    }
