@@ -18,7 +18,7 @@ from uniedit_hf.synthesis.records import Record, Rejection, record_to_row, varia
 
 PARQUET_NAME = "train-00000-of-00001.parquet"
 ROWS_PER_GROUP = 256
-NO_CATEGORY = "no category"  # a plain edit that changes nothing the schema has a category for
+NO_CATEGORY = "no category"  # edits of size: the schema has none for them
 
 
 def write_parquet(results: Iterable[Record | Rejection], folder: str | Path) -> dict[str, Any]:
