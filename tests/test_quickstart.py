@@ -183,10 +183,11 @@ def test_tasks_are_planned_in_order_side_by_side():
     assert [in_words(each) for each in (2, 42, 200, 240, 700)] == ["5 s", "40 s", "3 min 20 s", "4 min", "12 min"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=[pytest.mark.slow])])
 def test_a_stopped_run_is_resumed(folder, tmp_path, number):
     """The command is stopped while it tunes; the same command goes on from there and gives the same models."""
-    steps = SMALL | {"steps": 40}
+    steps = SMALL | {"steps": 25, "items": 2}
     command = [sys.executable, "-m", "uniedit_hf.cli", "quickstart", "--output_dir", str(tmp_path), "--jobs", "2"]
     command += [word for name, value in steps.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -203,7 +204,7 @@ def test_a_stopped_run_is_resumed(folder, tmp_path, number):
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Resuming the run that was stopped" in again.stdout and "What to run next" in again.stdout
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["resumed"] and report["losses"]["tuned"][-1]["step"] == 40
+    assert report["resumed"] and report["losses"]["tuned"][-1]["step"] == 25
 
 
 def test_a_missing_base_is_one_sentence(tmp_path, capsys):
