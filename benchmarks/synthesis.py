@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from uniedit_hf.calls.messages import ChatRequest, EditRequest, Picture, Reply, encoded
 from uniedit_hf.synthesis import run, shard
-from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, Picture, Reply, encoded
 from uniedit_hf.synthesis.settings import settings_from
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from uniedit_hf.synthesis.calls.messages import Picture, encoded
+from uniedit_hf.calls.messages import Picture, encoded
 from uniedit_hf.synthesis.records import Draft
 
 

@@ -11,12 +11,10 @@ import pytest
 from model_server import Behaviour, ModelServer
 from PIL import Image
 
-from uniedit_hf.synthesis.backends.common import sorted_failure, without_key
-from uniedit_hf.synthesis.backends.making import make_backend
-from uniedit_hf.synthesis.calls.budget import Budget
-from uniedit_hf.synthesis.calls.cache import CallCache, Spent
-from uniedit_hf.synthesis.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer, without_fence
-from uniedit_hf.synthesis.calls.messages import (
+from uniedit_hf.calls.budget import Budget
+from uniedit_hf.calls.cache import CallCache, Spent
+from uniedit_hf.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer, without_fence
+from uniedit_hf.calls.messages import (
     BackendError,
     ChatRequest,
     EditRequest,
@@ -26,6 +24,8 @@ from uniedit_hf.synthesis.calls.messages import (
     RowFailure,
     encoded,
 )
+from uniedit_hf.synthesis.backends.common import sorted_failure, without_key
+from uniedit_hf.synthesis.backends.making import make_backend
 from uniedit_hf.synthesis.settings import (
     BudgetSettings,
     GeminiChat,

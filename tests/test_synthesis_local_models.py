@@ -23,9 +23,9 @@ from transformers import (
     SiglipImageProcessor,
 )
 
+from uniedit_hf.calls.messages import Answer, BackendError, ChatRequest, EditRequest, Picture, encoded
 from uniedit_hf.synthesis.backends.batches import Batches
 from uniedit_hf.synthesis.backends.making import make_backend
-from uniedit_hf.synthesis.calls.messages import Answer, BackendError, ChatRequest, EditRequest, Picture, encoded
 from uniedit_hf.synthesis.settings import DiffusersEditor, TransformersChat
 
 

@@ -20,9 +20,9 @@ from hub import running_hub
 from hypothesis import given, strategies as st
 from PIL import Image
 
+from uniedit_hf.calls.messages import encoded
 from uniedit_hf.schema import TASK_CATEGORIES, stable_id
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
-from uniedit_hf.synthesis.calls.messages import encoded
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.sources.conversations import turns

@@ -14,10 +14,10 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from synthesis_drafts import draft, photo
 
+from uniedit_hf.calls.messages import Picture, encoded
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis import benchmark_hashes as benchmark_hashes_module
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
-from uniedit_hf.synthesis.calls.messages import Picture, encoded
 from uniedit_hf.synthesis.prompt_texts import FOLDER, prompt
 from uniedit_hf.synthesis.records import Draft, variant_choices, variant_text
 from uniedit_hf.synthesis.settings import Decontaminate, Instruct, Screen

@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from synthesis_drafts import draft, minimal, photo
 
-from uniedit_hf.synthesis.calls.caller import NoAnswer
-from uniedit_hf.synthesis.calls.messages import Picture, Reply, encoded
+from uniedit_hf.calls.caller import NoAnswer
+from uniedit_hf.calls.messages import Picture, Reply, encoded
 from uniedit_hf.synthesis.geometry import fitted, frame_for, nearest_ratio, size_to_ask, with_bars, without_bars
 from uniedit_hf.synthesis.ocr import text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
@@ -174,7 +174,7 @@ def test_read_text_is_compared(wanted, found, low, high):
 
 def test_text_is_really_read(tmp_path):
     pytest.importorskip("rapidocr", reason="rapidocr is not installed")
-    from uniedit_hf.synthesis.calls.cache import CallCache
+    from uniedit_hf.calls.cache import CallCache
     from uniedit_hf.synthesis.ocr import TextReader
 
     image = Image.new("RGB", (320, 96), "white")

@@ -11,6 +11,7 @@ from itertools import count
 
 from tqdm.auto import tqdm
 
+from uniedit_hf.calls.messages import Picture
 from uniedit_hf.randomness import python_random
 from uniedit_hf.schema import stable_id
 from uniedit_hf.small_world.asking import Asking, asked
@@ -20,7 +21,6 @@ from uniedit_hf.small_world.question_drafts import draft_of_row
 from uniedit_hf.small_world.rules import draw_exactly, read_back, with_instruction, write_by_rules
 from uniedit_hf.small_world.source_images import Source, source_of_record, source_of_row
 from uniedit_hf.small_world.topics import CATEGORIES, PLAIN_KINDS, Category, PlainKind
-from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.records import Draft, Record, Rejection, finished
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from uniedit_hf.calls.messages import Picture
 from uniedit_hf.schema import stable_id
 from uniedit_hf.small_world.easy_vqa import VqaRow
 from uniedit_hf.small_world.source_images import source_of_row
-from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.records import Draft, Rejection
 
 

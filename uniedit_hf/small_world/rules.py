@@ -6,12 +6,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from uniedit_hf.calls.messages import Picture, encoded
 from uniedit_hf.small_world.editor import EDITOR, edit
 from uniedit_hf.small_world.instructions import Instruction, Plan, draw_instruction
 from uniedit_hf.small_world.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
 from uniedit_hf.small_world.topics import CATEGORIES
 from uniedit_hf.small_world.verifier import JUDGE, verify
-from uniedit_hf.synthesis.calls.messages import Picture, encoded
 from uniedit_hf.synthesis.records import Draft, Rejection
 
 

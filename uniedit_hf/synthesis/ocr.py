@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from uniedit_hf.synthesis.calls.cache import CallCache
-from uniedit_hf.synthesis.calls.messages import Picture, Reply
+from uniedit_hf.calls.cache import CallCache
+from uniedit_hf.calls.messages import Picture, Reply
 from uniedit_hf.synthesis.stages.screen import words_of
 
 

@@ -6,7 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 from itertools import islice
 
-from uniedit_hf.synthesis.calls.budget import MILLION
+from uniedit_hf.calls.budget import MILLION
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft
 from uniedit_hf.synthesis.settings import Settings

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
-from uniedit_hf.synthesis.calls.budget import Budget
-from uniedit_hf.synthesis.calls.caller import Caller
+from uniedit_hf.calls.budget import Budget
+from uniedit_hf.calls.caller import Caller
 from uniedit_hf.synthesis.records import Draft, Rejection
 
 

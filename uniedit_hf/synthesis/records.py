@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic.dataclasses import dataclass
 
+from uniedit_hf.calls.messages import Picture
 from uniedit_hf.schema import SCORES, stable_id
-from uniedit_hf.synthesis.calls.messages import Picture
 
 
 STAGES = ("source", "look", "duplicates", "classify", "balance", "instruct", "screen", "edit", "verify")

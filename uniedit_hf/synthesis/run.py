@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from uniedit_hf.synthesis.calls.cache import Spent
+from uniedit_hf.calls.cache import Spent
 from uniedit_hf.synthesis.report import write_report
 from uniedit_hf.synthesis.settings import Settings
 from uniedit_hf.synthesis.shard import make_shard

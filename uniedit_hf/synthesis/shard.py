@@ -9,13 +9,13 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
+from uniedit_hf.calls.budget import Budget, BudgetReached
+from uniedit_hf.calls.cache import CallCache, Spent
+from uniedit_hf.calls.caller import Caller
 from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.rules import classify_by_rules, draw_exactly, read_back
 from uniedit_hf.synthesis.backends.making import make_backend
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
-from uniedit_hf.synthesis.calls.budget import Budget, BudgetReached
-from uniedit_hf.synthesis.calls.cache import CallCache, Spent
-from uniedit_hf.synthesis.calls.caller import Caller
 from uniedit_hf.synthesis.ocr import TextReader
 from uniedit_hf.synthesis.progress_bars import Passed, Progress
 from uniedit_hf.synthesis.records import Draft, Rejection

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from uniedit_hf.calls.messages import Picture
 from uniedit_hf.release.parquet import write_encoded_rows
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
-from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.prompt_texts import FOLDER
 from uniedit_hf.synthesis.records import STAGES, Draft, Rejection, finished, record_to_row, variant_choices
 from uniedit_hf.synthesis.settings import Settings

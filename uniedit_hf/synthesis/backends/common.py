@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from uniedit_hf.synthesis.calls.messages import BackendError, PassingFailure, RowFailure
+from uniedit_hf.calls.messages import BackendError, PassingFailure, RowFailure
 
 
 LONGEST_MESSAGE = 300

@@ -9,8 +9,8 @@ from google import genai
 from google.genai import errors, types
 from pydantic import ValidationError
 
+from uniedit_hf.calls.messages import BackendError, ChatRequest, EditRequest, PassingFailure, Picture, Reply
 from uniedit_hf.synthesis.backends.common import check_arguments, key_for, sorted_failure
-from uniedit_hf.synthesis.calls.messages import BackendError, ChatRequest, EditRequest, PassingFailure, Picture, Reply
 from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, GeminiChat, GeminiEditor
 

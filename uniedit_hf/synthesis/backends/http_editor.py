@@ -11,8 +11,8 @@ import json
 
 import httpx2
 
+from uniedit_hf.calls.messages import EditRequest, PassingFailure, Picture, Reply
 from uniedit_hf.synthesis.backends.common import key_for, sorted_failure
-from uniedit_hf.synthesis.calls.messages import EditRequest, PassingFailure, Picture, Reply
 from uniedit_hf.synthesis.settings import HttpEditor
 
 

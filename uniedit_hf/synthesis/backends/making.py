@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uniedit_hf.synthesis.calls.messages import BackendError
+from uniedit_hf.calls.messages import BackendError
 from uniedit_hf.synthesis.settings import (
     BackendSettings,
     DiffusersEditor,

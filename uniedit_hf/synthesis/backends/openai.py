@@ -12,8 +12,8 @@ from openai import AsyncOpenAI
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.images import AsyncImages
 
+from uniedit_hf.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply, RowFailure
 from uniedit_hf.synthesis.backends.common import check_arguments, key_for, sorted_failure
-from uniedit_hf.synthesis.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply, RowFailure
 from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, OpenAiChat, OpenAiEditor
 

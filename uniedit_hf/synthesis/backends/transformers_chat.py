@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from uniedit_hf.calls.messages import BackendError, ChatRequest, Reply
 from uniedit_hf.synthesis.backends.batches import Batches
-from uniedit_hf.synthesis.calls.messages import BackendError, ChatRequest, Reply
 from uniedit_hf.synthesis.settings import TransformersChat
 
 

@@ -1,18 +1,17 @@
 """The settings of a run, as they stand in its YAML file."""
 
+from uniedit_hf.calls.call_settings import BackendSettings, BudgetSettings, Price
 from uniedit_hf.synthesis.settings.backends import (
     HEADERS,
-    BackendSettings,
     DiffusersEditor,
     GeminiChat,
     GeminiEditor,
     HttpEditor,
     OpenAiChat,
     OpenAiEditor,
-    Price,
     TransformersChat,
 )
-from uniedit_hf.synthesis.settings.run_settings import BudgetSettings, Engine, Export, Settings, settings_from
+from uniedit_hf.synthesis.settings.run_settings import Engine, Export, Settings, settings_from
 from uniedit_hf.synthesis.settings.sources import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.settings.stages import (
     Balance,

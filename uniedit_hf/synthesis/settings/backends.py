@@ -7,48 +7,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
-from uniedit_hf.synthesis.settings.section import Section, Weight
+from uniedit_hf.calls.call_settings import BackendSettings
 
 
 HEADERS = {"extra_headers", "extra_query", "http_options"}
-
-
-class Price(Section):
-    """Money of any currency.
-
-    Args:
-        tokens_in: For a million tokens read.
-        tokens_out: For a million tokens written.
-        picture: For a picture drawn.
-    """
-
-    tokens_in: Weight = 0.0
-    tokens_out: Weight = 0.0
-    picture: Weight = 0.0
-
-
-class BackendSettings(Section):
-    """What all backends that are asked have in common.
-
-    Args:
-        model: Its id.
-        concurrency: Calls in flight at most.
-        requests_per_minute: Calls that begin in a minute at most.
-        attempts: How often a call is made if it fails in a way that may pass.
-        first_wait: Seconds before the second attempt; doubled before each further one.
-        malformed_attempts: How often the same is asked if the answer has another form than asked for.
-        timeout: Seconds after which a call has failed.
-        price: For the budget and the report.
-    """
-
-    model: str
-    concurrency: PositiveInt = 8
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
-    attempts: PositiveInt = 6
-    first_wait: Annotated[float, Field(gt=0)] = 1.0
-    malformed_attempts: PositiveInt = 3
-    timeout: Annotated[float, Field(gt=0)] = 120.0
-    price: Price | None = None
 
 
 class Remote(BackendSettings):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import PositiveInt, ValidationError, model_validator
 
+from uniedit_hf.calls.call_settings import BudgetSettings
+from uniedit_hf.calls.section import Section
 from uniedit_hf.synthesis.settings.backends import Backend, Chat, Editor
-from uniedit_hf.synthesis.settings.section import Section
 from uniedit_hf.synthesis.settings.sources import EasyVqa, Rows, Source
 from uniedit_hf.synthesis.settings.stages import (
     Balance,
@@ -23,17 +24,6 @@ from uniedit_hf.synthesis.settings.stages import (
 
 # Where the place of a mistake names the kind of a union, which the reader did not write there.
 KIND_AT = {"source": 1, "backends": 2}
-
-
-class BudgetSettings(Section):
-    """What the run may spend in all, resumed runs included; nothing set is no limit.
-
-    With the engine `datatrove` every shard gets an equal part.
-    """
-
-    calls: PositiveInt | None = None
-    tokens: PositiveInt | None = None
-    money: Annotated[float, Field(gt=0)] | None = None
 
 
 class Engine(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from uniedit_hf.synthesis.settings.section import Section
+from uniedit_hf.calls.section import Section
 
 
 class Conversations(Section):

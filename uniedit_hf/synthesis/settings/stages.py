@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
+from uniedit_hf.calls.section import Section, Share, Weight
 from uniedit_hf.release.statistics import PUBLISHED_SHARES
 from uniedit_hf.schema import TASK_CATEGORIES
-from uniedit_hf.synthesis.settings.section import Section, Share, Weight
 
 
 class BenchmarkDataset(Section):

@@ -9,12 +9,12 @@ from typing import Any
 
 from huggingface_hub import HfFileSystem
 
+from uniedit_hf.calls.messages import Picture
 from uniedit_hf.images import URL
 from uniedit_hf.randomness import derive_seed
 from uniedit_hf.release.faults import RowFault as StoreFault
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.schema import stable_id
-from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.sources.rows import RowFault
 
 

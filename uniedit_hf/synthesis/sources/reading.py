@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from uniedit_hf.calls.messages import Picture
 from uniedit_hf.schema import stable_id
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 from uniedit_hf.small_world.question_drafts import draft_of_row
-from uniedit_hf.synthesis.calls.messages import Picture
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.sources.conversations import ConversationRows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Literal
 
+from uniedit_hf.calls.caller import Caller, NoAnswer
+from uniedit_hf.calls.messages import Answer, ChatRequest
 from uniedit_hf.schema import TASK_CATEGORIES
-from uniedit_hf.synthesis.calls.caller import Caller, NoAnswer
-from uniedit_hf.synthesis.calls.messages import Answer, ChatRequest
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from string import Template
 
+from uniedit_hf.calls.caller import Caller
+from uniedit_hf.calls.messages import EditRequest, Picture, RowFailure, encoded, off_loop
 from uniedit_hf.images import ImageError
 from uniedit_hf.randomness import derive_seed
-from uniedit_hf.synthesis.calls.caller import Caller
-from uniedit_hf.synthesis.calls.messages import EditRequest, Picture, RowFailure, encoded, off_loop
 from uniedit_hf.synthesis.geometry import fitted, frame_for, size_to_ask, with_bars, without_bars
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection

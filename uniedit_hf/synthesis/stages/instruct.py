@@ -6,11 +6,11 @@ import json
 import random
 from collections.abc import Sequence
 
+from uniedit_hf.calls.caller import Caller, NoAnswer
+from uniedit_hf.calls.messages import Answer, ChatRequest
 from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.instructions import Plan
 from uniedit_hf.small_world.rules import write_by_rules
-from uniedit_hf.synthesis.calls.caller import Caller, NoAnswer
-from uniedit_hf.synthesis.calls.messages import Answer, ChatRequest
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Instruct

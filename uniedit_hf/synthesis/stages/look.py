@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from uniedit_hf.calls.messages import Picture, off_loop
 from uniedit_hf.images import ImageError
 from uniedit_hf.release.decontamination import Benchmarks, Match, perceptual_hash, pixel_hash, tells_apart
-from uniedit_hf.synthesis.calls.messages import Picture, off_loop
 from uniedit_hf.synthesis.records import Draft, Rejection
 
 

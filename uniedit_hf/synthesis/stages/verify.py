@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from uniedit_hf.synthesis.calls.caller import Caller, NoAnswer
-from uniedit_hf.synthesis.calls.messages import Answer, ChatRequest, Picture, off_loop
+from uniedit_hf.calls.caller import Caller, NoAnswer
+from uniedit_hf.calls.messages import Answer, ChatRequest, Picture, off_loop
 from uniedit_hf.synthesis.ocr import TextReader, text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection

@@ -11,7 +11,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniedit_hf.synthesis.calls.messages import Picture, Reply
+from uniedit_hf.calls.messages import Picture, Reply
 
 
 SCHEMA = """

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from uniedit_hf.synthesis.calls.budget import Budget, price_of
-from uniedit_hf.synthesis.calls.cache import CallCache
-from uniedit_hf.synthesis.calls.messages import (
+from uniedit_hf.calls.budget import Budget, price_of
+from uniedit_hf.calls.cache import CallCache
+from uniedit_hf.calls.call_settings import BackendSettings
+from uniedit_hf.calls.messages import (
     Answer,
     BackendError,
     ChatRequest,
@@ -21,7 +22,6 @@ from uniedit_hf.synthesis.calls.messages import (
     RowFailure,
     request_key,
 )
-from uniedit_hf.synthesis.settings import BackendSettings
 
 
 # So many rows in a row whose last attempt reached no server mean that it is down, and so many rows without a single

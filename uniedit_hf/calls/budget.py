@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from uniedit_hf.synthesis.calls.cache import Spent
-from uniedit_hf.synthesis.calls.messages import Reply
-from uniedit_hf.synthesis.settings import BudgetSettings, Price
+from uniedit_hf.calls.cache import Spent
+from uniedit_hf.calls.call_settings import BudgetSettings, Price
+from uniedit_hf.calls.messages import Reply
 
 
 MILLION = 1_000_000
