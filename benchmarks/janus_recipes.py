@@ -38,11 +38,11 @@ from uniedit_hf.synthesis.records import Record
 RECIPES = {
     "siglip": {"source_views": ["siglip"], "full_dropout": 0.0},
     "siglip, all dropped 5 %": {"source_views": ["siglip"], "full_dropout": 0.05},
-    "vq": {"source_views": ["vq"], "vae_dropout": 0.0, "full_dropout": 0.0},
-    "vq, all dropped 5 %": {"source_views": ["vq"], "vae_dropout": 0.0, "full_dropout": 0.05},
-    "both": {"vae_dropout": 0.0, "full_dropout": 0.0},
-    "both, vq dropped 50 %": {"vae_dropout": 0.5, "full_dropout": 0.0},
-    "both, vq dropped 50 %, all dropped 5 %": {"vae_dropout": 0.5, "full_dropout": 0.05},
+    "vq": {"source_views": ["vq"], "drawing_dropout": 0.0, "full_dropout": 0.0},
+    "vq, all dropped 5 %": {"source_views": ["vq"], "drawing_dropout": 0.0, "full_dropout": 0.05},
+    "both": {"drawing_dropout": 0.0, "full_dropout": 0.0},
+    "both, vq dropped 50 %": {"drawing_dropout": 0.5, "full_dropout": 0.0},
+    "both, vq dropped 50 %, all dropped 5 %": {"drawing_dropout": 0.5, "full_dropout": 0.05},
 }
 ITEM_SEED = 20260522
 LEARNING_RATE = 3e-4

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from uniedit_hf.models.bagel.image_processing_bagel import fit_size
 from uniedit_hf.packing import plan_packs
 from uniedit_hf.recipes import Conditioning, draw_dropout, edit_sample
-from uniedit_hf.segments import ImageSegment, Sample, Segment
+from uniedit_hf.segments import DRAWING, UNDERSTANDING, ImageSegment, Sample, Segment
 
 
 MAX_TOKENS = 11_520
 PLANNED_ROWS = 148_000
 SEED = 0
-BOTH_VIEWS = Conditioning(source_views=("vae", "vit"))
+BOTH_VIEWS = Conditioning(source_views=(DRAWING, UNDERSTANDING))
 
 
 def simulated_row(number: int, draw: random.Random) -> dict:
@@ -39,7 +39,7 @@ def count_tokens(segment: Segment) -> int:
     """Tokens of a segment without its two markers, whether or not it was dropped."""
     if not isinstance(segment, ImageSegment):
         return len(segment.text)
-    longest, shortest, stride = (518, 224, 14) if segment.view == "vit" else (1024, 512, 16)
+    longest, shortest, stride = (518, 224, 14) if segment.view == UNDERSTANDING else (1024, 512, 16)
     width, height = fit_size(*segment.size, longest, shortest, stride)
     return (width // stride) * (height // stride)
 

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from uniedit_hf.attention import (
     CAUSAL,
     FULL,
+    NO_SAMPLE,
     NOISE,
-    PADDING,
     Packed,
     Splits,
     block_mask,
@@ -34,7 +34,7 @@ quicker = settings(max_examples=15, deadline=None)  # every block mask is traced
 
 def as_splits(row: list, padding: int = 0) -> Splits:
     """One row (1, L), with padding on the left."""
-    columns: list[list[int]] = [[PADDING] * padding, [PADDING] * padding, [CAUSAL] * padding]
+    columns: list[list[int]] = [[NO_SAMPLE] * padding, [NO_SAMPLE] * padding, [CAUSAL] * padding]
     split = 0
     for number, sample in enumerate(row):
         for kind, length in sample:
@@ -51,7 +51,7 @@ def slow_mask(each: Splits) -> torch.Tensor:
     mask = torch.zeros(length, length, dtype=torch.bool)
     for query in range(length):
         for key in range(length):
-            if PADDING in (sample[query], sample[key]):
+            if NO_SAMPLE in (sample[query], sample[key]):
                 mask[query, key] = query == key
                 continue
             same_split = split[query] == split[key]
@@ -67,7 +67,7 @@ def stacked(some: list[Splits]) -> Splits:
 
 def routed_order(each: Splits, seed: int) -> torch.Tensor:
     """Any order of the real tokens, as routing makes one."""
-    real = (each.sample.flatten() != PADDING).nonzero()[:, 0]
+    real = (each.sample.flatten() != NO_SAMPLE).nonzero()[:, 0]
     return real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))]
 
 

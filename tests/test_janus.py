@@ -395,9 +395,12 @@ def test_pictures_are_fitted_and_padded(processor, size, kept):
         (lambda p, m: p.pack([Sample([ImageSegment(picture(8, 8), "vq", size=(9, 8))])]), "but its row states 9 x 8"),
         (
             lambda p, m: p.pack([Sample([ImageSegment(picture(8, 8), "vit")])]),
-            "view 'vit', but Janus-Pro has the views",
+            "view 'vit', but JanusProcessor has the views",
         ),
-        (lambda p, m: p.num_tokens(Sample([ImageSegment(picture(8, 8), "vae")])), "view 'vae', but Janus-Pro has"),
+        (
+            lambda p, m: p.num_tokens(Sample([ImageSegment(picture(8, 8), "vae")])),
+            "view 'vae', but",
+        ),
         (lambda p, m: p.pack([]), "A pack needs at least one sample"),
         (lambda p, m: p([]), "There is nothing to do"),
     ],
@@ -411,5 +414,5 @@ def test_bad_input(model, processor, act, sentence):
 def test_a_tokenizer_without_markers_is_refused():
     processor = tiny_janus_processor()
     processor.tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="lacks one of the tokens for beginning, end, padding or images"):
+    with pytest.raises(ValueError, match="does not know all tokens for beginning, end, padding and images"):
         processor.pack([ANSWER])

@@ -41,16 +41,20 @@ def test_the_default_recipe_trains_all_but_the_encoders(tmp_path):
 def test_conditioning_is_the_model_s_own_unless_asked(tmp_path):
     own = tiny_janus_processor().conditioning
     run = trainer(tmp_path, edit_rows(), family="janus")
-    assert run.args.source_views == ["siglip", "vq"] and run.args.vae_dropout == own.vae_dropout
+    assert run.args.source_views == ["understanding", "drawing"] and run.args.drawing_dropout == own.drawing_dropout
     assert run.parts[0].recipe.conditioning == own
     asked = trainer(tmp_path, edit_rows(), family="janus", source_views=["siglip"], text_dropout=0.4)
     conditioning = asked.parts[0].recipe.conditioning
-    assert conditioning.source_views == ("siglip",) and conditioning.text_dropout == 0.4
-    assert conditioning.vae_dropout == 0 and conditioning.full_dropout == own.full_dropout
+    assert conditioning.source_views == ("understanding",) and conditioning.text_dropout == 0.4
+    assert conditioning.drawing_dropout == 0 and conditioning.full_dropout == own.full_dropout
     run.create_model_card()
-    assert "| source_views | ['siglip', 'vq'] |" in (tmp_path / "README.md").read_text()
+    assert "| source_views | ['understanding', 'drawing'] |" in (tmp_path / "README.md").read_text()
     bagel = trainer(tmp_path, edit_rows())
-    assert bagel.args.source_views == ["vit"] and bagel.args.text_dropout == 0.1 and bagel.args.vae_dropout == 0
+    assert (
+        bagel.args.source_views == ["understanding"]
+        and bagel.args.text_dropout == 0.1
+        and bagel.args.drawing_dropout == 0
+    )
 
 
 def test_a_part_follows_the_model_too(tmp_path):
@@ -61,7 +65,7 @@ def test_a_part_follows_the_model_too(tmp_path):
         {segment.view for segment in part.recipe(part.row(0)).segments if hasattr(segment, "view")}
         for part in run.parts
     ]
-    assert views == [{"siglip", "vq"}, {"siglip"}]
+    assert views == [{"understanding", "drawing"}, {"understanding"}]
 
 
 # ---- stored tokens
@@ -206,12 +210,18 @@ def test_sample_images_while_training(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"source_views": ["vit"]}, "has the views ['siglip', 'vq']: choose among them."),
-        ({"timestep_shift": 3.0}, "draws image tokens of one size without a flow: leave it out."),
-        ({"posterior": "mean"}, "posterior is mean, but JanusForConditionalGeneration draws image tokens"),
-        ({"sample_timesteps": 9}, "sample_timesteps is 9, but JanusForConditionalGeneration draws image tokens"),
-        ({"vit_longest_edge": 28}, "draws image tokens of one size without a flow: leave it out."),
-        ({"source_views": ["siglip"], "vae_dropout": 0.5}, "add 'vq' to source_views or set vae_dropout=0."),
+        (
+            {"source_views": ["vit"]},
+            "There is no view 'vit': JanusProcessor has the views 'understanding' (siglip) and ",
+        ),
+        ({"timestep_shift": 3.0}, "has no use for it: leave it out."),
+        ({"posterior": "mean"}, "posterior is mean, but JanusForConditionalGeneration has no use for it"),
+        ({"sample_timesteps": 9}, "sample_timesteps is 9, but JanusForConditionalGeneration has no use for it"),
+        ({"vit_longest_edge": 28}, "has no use for it: leave it out."),
+        (
+            {"source_views": ["siglip"], "drawing_dropout": 0.5},
+            "add 'drawing' to source_views or set drawing_dropout=0.",
+        ),
         ({"full_dropout": 2.0}, "full_dropout=2.0 is not a probability"),
         ({"max_tokens_per_pack": 40}, "are longer than a pack: row 'row-"),
     ],

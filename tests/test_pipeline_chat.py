@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 
 from uniedit_hf import UniEditPipeline
 from uniedit_hf.conversations import conversation_sample
-from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 
 
 ONE, TWO = picture(64, 48), picture(48, 64, seed=1)
@@ -50,7 +50,7 @@ def test_the_order_reaches_the_model(pipe):
         {"role": "assistant", "content": "no"},
         user(text("then what")),
     ]
-    view, fit = pipe.processor.reading_view, pipe.processor.open_source
+    view, fit = UNDERSTANDING, pipe.processor.open_source
     texts = [TextSegment(words, loss=words == "no") for words in ("make it", "is this red", "and this", "no")]
     images = [ImageSegment(fit(each), view) for each in (ONE, TWO)]
     sample = Sample([texts[0], texts[1], images[0], texts[2], images[1], texts[3], TextSegment("then what")])

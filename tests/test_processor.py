@@ -222,7 +222,7 @@ def test_guidance_contexts_are_kept_once():
 
 
 def test_views_and_empty_packs():
-    with pytest.raises(ValueError, match="Sample a shows an image in the view 'siglip', but BAGEL has the views"):
+    with pytest.raises(ValueError, match="Sample a shows an image in the view 'siglip', but BagelProcessor has"):
         PROCESSOR.pack([Sample([ImageSegment(picture(), "siglip")], "a")])
     with pytest.raises(ValueError, match="at least one sample"):
         PROCESSOR.pack([])

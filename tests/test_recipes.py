@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset, Features, Image as ImageFeature, List, Value
 from hypothesis import assume, given, strategies as st
 from PIL import Image
+from tiny_models import tiny_bagel_processor, tiny_janus_processor
 
 from uniedit_hf.recipes import (
     Conditioning,
@@ -36,7 +37,7 @@ ROW = {
     "source_size": [64, 48],
     "target_size": [32, 80],
 }
-BOTH = Conditioning(source_views=("vit", "vae"), vit_dropout=0.3, vae_dropout=0.4)
+BOTH = Conditioning(source_views=("drawing", "understanding"), understanding_dropout=0.3, drawing_dropout=0.4)
 
 
 def without(row, *columns):
@@ -49,25 +50,38 @@ def without(row, *columns):
 def test_the_paper_shows_the_source_to_the_vit_only():
     assert edit_sample(ROW) == Sample(
         (
-            ImageSegment(SOURCE, "vit", size=(64, 48)),
+            ImageSegment(SOURCE, "understanding", size=(64, 48)),
             TextSegment(ROW["instruction"], dropout=0.1),
-            ImageSegment(TARGET, "vae", loss=True, size=(32, 80)),
+            ImageSegment(TARGET, "drawing", loss=True, size=(32, 80)),
         ),
         id="row-1",
     )
 
 
+def views_of(sample):
+    return [(s.view, s.loss, s.dropout) for s in sample.segments if isinstance(s, ImageSegment)]
+
+
 def test_bagel_reads_the_vae_view_first():
-    views = [(s.view, s.loss, s.dropout) for s in edit_sample(ROW, BOTH).segments if isinstance(s, ImageSegment)]
-    assert views == [("vae", False, 0.4), ("vit", False, 0.3), ("vae", True, 0.0)]
+    bagel = tiny_bagel_processor()
+    asked = bagel.make_conditioning(source_views=("vit", "vae"), understanding_dropout=0.3, drawing_dropout=0.4)
+    assert asked == BOTH == bagel.make_conditioning(**vars(BOTH) | {"source_views": BOTH.source_views[::-1]})
+    assert views_of(edit_sample(ROW, asked)) == [
+        ("drawing", False, 0.4),
+        ("understanding", False, 0.3),
+        ("drawing", True, 0.0),
+    ]
 
 
-def test_janus_reads_and_draws_its_own_views():
-    janus = Conditioning(source_views=("vq", "siglip"), vae_dropout=0.5)
-    views = [(s.view, s.dropout) for s in edit_sample(ROW, janus).segments if isinstance(s, ImageSegment)]
-    assert views == [("siglip", 0.0), ("vq", 0.5), ("vq", 0.0)]
-    assert answer_sample(ROW, janus).segments[0].view == "siglip"
-    assert generate_sample(ROW, janus).segments[-1].view == "vq"
+def test_janus_reads_the_siglip_view_first():
+    janus = tiny_janus_processor().make_conditioning(source_views=("vq", "siglip"), drawing_dropout=0.5)
+    assert views_of(edit_sample(ROW, janus)) == [
+        ("understanding", False, 0.0),
+        ("drawing", False, 0.5),
+        ("drawing", True, 0.0),
+    ]
+    assert answer_sample(ROW, janus).segments[0].view == "understanding"
+    assert generate_sample(ROW, janus).segments[-1].view == "drawing"
 
 
 def test_thinking_stands_before_the_drawing_and_may_be_learned():
@@ -84,14 +98,14 @@ def test_thinking_stands_before_the_drawing_and_may_be_learned():
 def test_an_answer_is_learned_from_the_whole_question():
     segments = answer_sample(ROW, BOTH).segments
     assert segments == (
-        ImageSegment(SOURCE, "vit", size=(64, 48)),
+        ImageSegment(SOURCE, "understanding", size=(64, 48)),
         TextSegment(ROW["question"]),
         TextSegment(ROW["answer"], loss=True),
     )
 
 
 def test_an_image_is_generated_from_a_prompt_or_an_instruction():
-    target = ImageSegment(TARGET, "vae", loss=True, size=(32, 80))
+    target = ImageSegment(TARGET, "drawing", loss=True, size=(32, 80))
     assert generate_sample(ROW).segments == (TextSegment(ROW["instruction"], dropout=0.1), target)
     assert generate_sample(ROW | {"prompt": "a lighthouse"}).segments[0] == TextSegment("a lighthouse", dropout=0.1)
 
@@ -110,16 +124,16 @@ TURNS = [
 def test_turns_interleave_text_and_image_losses():
     segments = interleaved_sample({"id": "talk", "turns": TURNS}, BOTH).segments
     assert [(s.view if isinstance(s, ImageSegment) else "text", s.loss, s.dropout) for s in segments] == [
-        ("vae", False, 0.0),
-        ("vit", False, 0.0),
+        ("drawing", False, 0.0),
+        ("understanding", False, 0.0),
         ("text", False, 0.0),
         ("text", True, 0.0),
         ("text", False, 0.1),
-        ("vae", True, 0.0),  # noise, hidden from what follows
-        ("vae", False, 0.4),
-        ("vit", False, 0.3),
+        ("drawing", True, 0.0),  # noise, hidden from what follows
+        ("drawing", False, 0.4),
+        ("understanding", False, 0.3),
         ("text", False, 0.1),
-        ("vae", True, 0.0),
+        ("drawing", True, 0.0),
     ]
 
 
@@ -140,26 +154,26 @@ def test_turns_come_out_of_arrow():
 
 
 def test_everything_is_left_out_together():
-    together = Conditioning(source_views=("siglip", "vq"), text_dropout=0, full_dropout=0.2)
-    apart = Conditioning(source_views=("siglip", "vq"), text_dropout=0.3)
+    together = Conditioning(source_views=("understanding", "drawing"), text_dropout=0, full_dropout=0.2)
+    apart = Conditioning(source_views=("understanding", "drawing"), text_dropout=0.3)
     counts = Counter()
     for number in range(3000):
         row = ROW | {"id": f"row-{number}"}
         dropped = [segment.dropped for segment in draw_dropout(edit_sample(row, together), seed=0, epoch=0).segments]
         assert dropped[3] is False and len(set(dropped[:3])) == 1
         counts["together"] += dropped[0]
-        both = Conditioning(source_views=("siglip", "vq"), text_dropout=0.3, full_dropout=0.2)
+        both = Conditioning(source_views=("understanding", "drawing"), text_dropout=0.3, full_dropout=0.2)
         texts = [draw_dropout(edit_sample(row, each), seed=0, epoch=0).segments[2].dropped for each in (apart, both)]
         assert texts[1] == (texts[0] or dropped[0]), "one draw does not change another"
     assert 0.17 < counts["together"] / 3000 < 0.23
 
 
 def test_asking_for_views_leaves_out_the_dropout_of_others():
-    default = Conditioning(source_views=("siglip", "vq"), vae_dropout=0.5, full_dropout=0.05)
-    assert default.asked(source_views=("siglip",)).vae_dropout == 0
-    assert default.asked(text_dropout=0.4) == Conditioning(("siglip", "vq"), 0.4, 0, 0.5, 0.05)
-    with pytest.raises(ValueError, match="add 'vq' to source_views or set vae_dropout=0"):
-        default.asked(source_views=("siglip",), vae_dropout=0.5)
+    default = Conditioning(source_views=("understanding", "drawing"), drawing_dropout=0.5, full_dropout=0.05)
+    assert default.override(source_views=("understanding",)).drawing_dropout == 0
+    assert default.override(text_dropout=0.4) == Conditioning(("understanding", "drawing"), 0.4, 0, 0.5, 0.05)
+    with pytest.raises(ValueError, match="add 'drawing' to source_views or set drawing_dropout=0"):
+        default.override(source_views=("understanding",), drawing_dropout=0.5)
 
 
 # ---- planning from sizes
@@ -226,7 +240,7 @@ def test_a_row_has_an_id(row, found):
         ([{"text": "hello"}], "turn 0: 'role' is missing"),
         ([{"role": "robot", "text": "hello"}], "turn 0: 'role' is 'robot'; expected 'user' or 'assistant'"),
         ([{"role": "user", "text": "hello", "loss": 1}], "turn 0: 'loss' is 1; expected true, false or null"),
-        ([TURNS[0], {"role": "user", "text": "a", "image": SOURCE}], "turn 1: 'text' stands beside an 'image'"),
+        ([TURNS[0], {"role": "user", "text": "a", "image": SOURCE}], "turn 1: 'text' comes with an 'image'"),
         ([TURNS[0], {"role": "user", "text": None, "image": None}], "turn 1: 'image' is null"),
         ([TURNS[0], {"role": "user"}], "turn 1: 'image' is missing, and so is 'size'"),
         ([TURNS[0]], "no turn carries a loss"),
@@ -240,12 +254,17 @@ def test_bad_turns_get_one_sentence(turns, reason):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"source_views": ()}, "must name one or both of"),
+        ({"source_views": ()}, "must name 'understanding', 'drawing' or both"),
         ({"source_views": ("vit", "vq")}, r"source_views=\('vit', 'vq'\) must name"),
-        ({"source_views": ("clip",)}, "must name one or both of"),
+        ({"vit_dropout": 0.1}, "vit_dropout is now called understanding_dropout: use the new name."),
+        ({"vae_dropout": 0.1}, "vae_dropout is now called drawing_dropout: use the new name."),
+        ({"source_views": ("clip",)}, "must name 'understanding', 'drawing' or both"),
         ({"text_dropout": 1.5}, "text_dropout=1.5 is not a probability"),
-        ({"vae_dropout": 0.3}, "vae_dropout=0.3 has no effect .* add 'vae' to source_views or set vae_dropout=0"),
-        ({"source_views": ("vq",), "vit_dropout": 0.3}, "add 'siglip' to source_views"),
+        (
+            {"drawing_dropout": 0.3},
+            "drawing_dropout=0.3 has no effect .* add 'drawing' to .* set drawing_dropout=0",
+        ),
+        ({"source_views": ("drawing",), "understanding_dropout": 0.3}, "add 'understanding' to source_views"),
     ],
 )
 def test_conditioning_that_cannot_work_is_refused(arguments, sentence):

@@ -57,7 +57,7 @@ def test_it_draws_edits_and_answers(family, pipe):
     source = render(Scene("circle", "red", (36.0, 8.0, 58.0, 30.0), (240, 240, 250)))
     assert pipe.answer(source, "what color is the shape?", max_new_tokens=6) == "red"
     drawn = pipe.generate("a big blue rectangle at the left", seed=0, **DRAWING_SETTINGS[family])
-    views = (pipe.processor.reading_view,)
+    views = ("understanding",)
     edited = pipe.edit(source, "make it green.", seed=0, source_views=views, **EDIT_SETTINGS[family])
     assert drawn.size == edited.size == (64, 64)
 
@@ -65,7 +65,7 @@ def test_it_draws_edits_and_answers(family, pipe):
 def test_its_abilities_are_not_lost(asset, pipe):
     """Below the card's figures by more than chance explains on forty items, so that only a broken model fails."""
     command = [sys.executable, "-m", "uniedit_hf.small_world.base.measure", str(asset), "--items", "40"]
-    view = pipe.processor.reading_view
+    view = pipe.processor.view_names["understanding"]
     output = subprocess.run([*command, "--views", view], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     figures = json.loads(output.splitlines()[-1])
     percent = {ability: parts["all"]["percent"] for ability, parts in figures.items()}

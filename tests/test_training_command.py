@@ -45,7 +45,7 @@ def test_every_example_is_understood(path, monkeypatch):
     written = yaml.safe_load(path.read_text())
     found = training.to_dict() | vars(model) | vars(data)
     assert {name: found[name] for name in written} == written | {"report_to": [written["report_to"]]}
-    assert training.packs_per_step >= 4 and training.conditioning.source_views == ("vit",)
+    assert training.packs_per_step >= 4 and training.conditioning_overrides == {}
     assert train._checkpoint(training.resume_from_checkpoint) is True
 
 

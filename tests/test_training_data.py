@@ -38,7 +38,8 @@ class Run:
     """The data side of a training run."""
 
     def __init__(self, parts, args, state=None, first_step=0):
-        self.parts = [TrainingPart(parts, args.make_recipe())] if not isinstance(parts, list) else parts
+        parts = [TrainingPart(parts, args.make_recipe())] if not isinstance(parts, list) else parts
+        self.parts = [part.for_model(PROCESSOR) for part in parts]
         self.args = args
         self.reader = PackReader(PROCESSOR, args.draw_seed, args.posterior, args.bad_rows == "quarantine")
         self.progress = DataProgress(args, plan_training(self.parts, self.reader, args))
@@ -93,7 +94,9 @@ def test_parts_of_epochs(tmp_path, epochs, expected):
 
 
 def test_planned_lengths_are_those_of_the_packs(tmp_path):
-    args = make_args(tmp_path, source_views=["vit", "vae"], vit_dropout=0.3, vae_dropout=0.3, max_steps=20)
+    args = make_args(
+        tmp_path, source_views=["vit", "vae"], understanding_dropout=0.3, drawing_dropout=0.3, max_steps=20
+    )
     run = Run(edit_rows(24), args)
     for index, tokens in enumerate(run.progress.plan.tokens):
         batch = next(run.batches)

@@ -29,9 +29,11 @@ from uniedit_hf.training import TrainingPart
 
 MODELS = {name: family.model() for name, family in FAMILIES.items()}
 PROCESSORS = {name: family.processor() for name, family in FAMILIES.items()}
-ONE = {name: processor.conditioning.asked() for name, processor in PROCESSORS.items()}
+ONE = {name: processor.make_conditioning() for name, processor in PROCESSORS.items()}
 BOTH = {
-    name: Conditioning(processor.source_views, text_dropout=0.3, vit_dropout=0.3, vae_dropout=0.3, full_dropout=0.1)
+    name: Conditioning(
+        processor.source_views, text_dropout=0.3, understanding_dropout=0.3, drawing_dropout=0.3, full_dropout=0.1
+    )
     for name, processor in PROCESSORS.items()
 }
 SAMPLES = {

@@ -25,11 +25,13 @@ ROWS = edit_rows(6)
         ({"recipe": "paint"}, "recipe is 'paint': use 'edit', 'answer', 'generate' or 'interleaved'."),
         ({"bad_rows": "skip"}, "bad_rows is 'skip': use 'raise' or 'quarantine'."),
         ({"posterior": "mode"}, "posterior is 'mode': use 'sample' or 'mean'."),
-        ({"source_views": ["clip"]}, "source_views=('clip',) must name"),
+        ({"source_views": []}, "source_views=() must name 'understanding', 'drawing' or both"),
+        ({"vit_dropout": 0.1}, "vit_dropout is now called understanding_dropout: use the new name."),
+        ({"vae_dropout": 0.1}, "vae_dropout is now called drawing_dropout: use the new name."),
         ({"text_dropout": 1.5}, "text_dropout=1.5 is not a probability"),
         (
-            {"source_views": ["vit"], "vae_dropout": 0.3},
-            "add 'vae' to source_views or set vae_dropout=0.",
+            {"source_views": ["understanding"], "drawing_dropout": 0.3},
+            "add 'drawing' to source_views or set drawing_dropout=0.",
         ),
         ({"image_loss_weight": -1}, "image_loss_weight is -1: use 0 or more."),
         ({"image_loss_weight": 0}, "image_loss_weight and text_loss_weight are both 0, so nothing is learned"),
@@ -117,8 +119,14 @@ def parts(*recipes: str, text_loss_weight: float = 0.0) -> list[TrainingPart]:
         ),
         (lambda: ROWS.with_transform(lambda rows: rows), {}, "makes its rows by set_transform: use map instead"),
         (lambda: ROWS, {"max_tokens_per_pack": 20}, "are longer than a pack: row 'row-"),
-        (lambda: ROWS, {"vae_dropout": 0.3}, "add 'vae' to source_views or set vae_dropout=0."),
-        (lambda: ROWS, {"source_views": ["siglip"]}, "has the views ['vae', 'vit']: choose among them."),
+        (lambda: ROWS, {"drawing_dropout": 0.3}, "add 'drawing' to source_views or set drawing_dropout=0."),
+        (
+            lambda: ROWS,
+            {"source_views": ["siglip"]},
+            "no view 'siglip': BagelProcessor has the views 'drawing' (vae) and ",
+        ),
+        (lambda: ROWS, {"source_views": ["clip"]}, "There is no view 'clip': BagelProcessor has the views"),
+        (lambda: ROWS, {"source_views": ["vit"], "drawing_dropout": 0.3}, "add 'drawing' to source_views"),
         (
             lambda: ROWS,
             {"vit_longest_edge": 98},
@@ -183,11 +191,11 @@ def test_adapters_are_put_on_once(tmp_path):
         trainer(tmp_path, ROWS, model=adapted, freeze_und=True)
 
 
-def test_image_loss_needs_an_autoencoder(tmp_path):
+def test_a_model_without_its_heads_is_refused(tmp_path):
     class Reader(torch.nn.Module):
         config = tiny_bagel().config
 
-    with pytest.raises(ValueError, match="Reader has no autoencoder to make targets with"):
+    with pytest.raises(ValueError, match="Reader has no check_image_settings, encoders, .* which FamilyModel .* asks"):
         trainer(tmp_path, ROWS, model=Reader())
 
 

@@ -15,7 +15,7 @@ import torch
 
 
 CAUSAL, FULL, NOISE = 0, 1, 2
-PADDING = -1
+NO_SAMPLE = -1
 
 
 class Splits(NamedTuple):
@@ -33,7 +33,7 @@ def _allowed(query_sample, query_split, query_index, key_sample, key_split, key_
     same_split = query_split == key_split
     sees = (key_index <= query_index) | (same_split & (key_kind != CAUSAL))
     hidden = (key_kind == NOISE) & ~same_split
-    return (query_sample == key_sample) & (key_sample != PADDING) & sees & ~hidden
+    return (query_sample == key_sample) & (key_sample != NO_SAMPLE) & sees & ~hidden
 
 
 def dense_mask(splits: Splits) -> torch.Tensor:
@@ -107,7 +107,7 @@ def sample_grid(splits: Splits, order: torch.Tensor) -> Grid:
     starts = lengths.cumsum(0) - lengths
     rows, columns = len(lengths), int(lengths.max())
     place = row * columns + torch.arange(len(sample), device=sample.device) - starts[row]
-    padded = [torch.full((rows * columns,), PADDING, device=sample.device) for _ in splits]
+    padded = [torch.full((rows * columns,), NO_SAMPLE, device=sample.device) for _ in splits]
     by_row = Splits(*(empty.index_copy(0, place, each[0]).view(rows, columns) for empty, each in zip(padded, splits)))
     return Grid(place[order], rows, columns, dense_mask(by_row)[:, None])
 

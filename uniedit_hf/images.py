@@ -17,11 +17,14 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+
+if TYPE_CHECKING:
+    import torch
 
 # What Pillow opens without a warning. It keeps four bytes a pixel: at most 358 MB for one picture.
 MAX_PIXELS = 89_478_485
@@ -85,6 +88,21 @@ def image_size(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
     with _opened(image, name, max_pixels) as picture:
         width, height = picture.size
         return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
+
+
+def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
+    """Pixels (3, height, width) in [-1, 1] as an image. Values are rounded, outliers clamped.
+
+    Raises:
+        ValueError: If a value is not a number, which a model that has overflowed or diverged draws.
+    """
+    if pixels.isnan().any():
+        raise ValueError(
+            "The pixels hold values that are not numbers: the model that drew them has overflowed or diverged; draw "
+            "in fp32 or bf16, or go back to an earlier checkpoint."
+        )
+    values = ((pixels.detach().float().cpu() + 1) * 127.5 + 0.5).floor().clamp(0, 255)
+    return Image.fromarray(values.byte().permute(1, 2, 0).contiguous().numpy())
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.conversations import conversation_sample
 from uniedit_hf.models.card import pushed_card
-from uniedit_hf.models.drawing import DrawingStep
+from uniedit_hf.models.family import DrawingStep
 from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
-from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
 
@@ -174,7 +174,8 @@ class UniEditPipeline:
             instruction: The instruction, or a list as long.
             seed: Of the noise; drawn at random if not given.
             size: (width, height) of the result; the source's, resized as in training, if not given.
-            source_views: Which encoders see the source; all of the model's if not given.
+            source_views: Views of the source: `"understanding"`, `"drawing"` or both (the default), or the family's
+                own names, such as `"vit"` and `"vae"`.
             thinking_budget: Tokens of reasoning before the drawing at most; 0 draws at once.
             thoughts: Instead, the reasoning itself, as `think` returned it.
             text_guidance_scale: How strongly the instruction guides; 1 does not. This and further settings have the
@@ -250,7 +251,7 @@ class UniEditPipeline:
         Raises:
             ValueError: If a question is empty.
         """
-        samples, many = self._samples(image, question, "question", (self.processor.reading_view,))
+        samples, many = self._samples(image, question, "question", (UNDERSTANDING,))
         if thinking_budget:
             samples = [self._asked_to_think(sample, "answer") for sample in samples]
         answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, generate_kwargs)]
@@ -271,7 +272,7 @@ class UniEditPipeline:
             ValueError: If a conversation is empty, or a message is not of the form described there.
         """
         many = bool(messages) and isinstance(messages[0], list)
-        read = self.processor.open_source, self.processor.reading_view
+        read = self.processor.open_source, UNDERSTANDING
         samples = [conversation_sample(each, *read) for each in (messages if many else [messages])]
         if thinking_budget:
             samples = [self._asked_to_think(sample, "answer") for sample in samples]
@@ -337,13 +338,16 @@ class UniEditPipeline:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def _views(self, source_views: Sequence[str] | None) -> tuple[str, ...]:
+        """The views of a source, all by default, in the order of the model's family."""
+        if source_views is None:
+            return tuple(self.processor.view_names)
         if isinstance(source_views, str):
             raise ValueError(f"source_views is {source_views!r}, but must be a list of views: use [{source_views!r}].")
-        if source_views is not None and not source_views:
+        if not source_views:
             raise ValueError(
                 "source_views is empty, so the model would not see the image: name a view, or leave it out."
             )
-        return tuple(self.processor.source_views if source_views is None else source_views)
+        return self.processor.make_conditioning(source_views=source_views).source_views
 
     def _samples(self, image: Any, text: Any, name: str, views: tuple[str, ...]) -> tuple[list[Sample], bool]:
         """A sample for every request, its picture opened and its text checked, and whether they came as a list."""

@@ -1,7 +1,7 @@
 """Recipes: what a model reads and learns from one row of a data set. A recipe is a function from a row to a `Sample`;
 a new way of training is a new function here.
 
-    edit_sample         source, instruction, perhaps thinking -> the target image (the paper's recipe)
+    edit_sample         source, instruction, optional thinking -> the target image (the paper's recipe)
     answer_sample       source, question -> the answer
     generate_sample     prompt -> the target image
     interleaved_sample  turns of text and images, with losses on any of them
@@ -13,22 +13,26 @@ image column that is there but null is an error. Whatever is wrong with a row ra
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from uniedit_hf.randomness import python_random
-from uniedit_hf.segments import ImageSegment, ImageTokens, Sample, Segment, TextSegment, View
-
-
-# The views of a source image, in the order in which each model family reads them.
-BAGEL_VIEWS: tuple[View, ...] = ("vae", "vit")
-JANUS_VIEWS: tuple[View, ...] = ("siglip", "vq")
+from uniedit_hf.renamed import refuse_former_names
+from uniedit_hf.segments import (
+    DRAWING,
+    UNDERSTANDING,
+    ImageSegment,
+    ImageTokens,
+    Sample,
+    Segment,
+    TextSegment,
+    View,
+)
 
 
 class RowError(ValueError):
@@ -48,64 +52,56 @@ class RowError(ValueError):
         return f"Row {self.row_id!r}: {self.reason}"
 
 
+@refuse_former_names
 @dataclass(frozen=True)
 class Conditioning:
-    """What stands in front of an image that the model learns to draw, and how often each part is left out, which is
-    what classifier-free guidance needs. The defaults are the paper's: the source is seen by the ViT only, so the model
-    has to understand it and cannot copy its pixels.
+    """The condition in front of an image that the model learns to draw, and how often each part is left out, which is
+    what classifier-free guidance needs. The defaults are the paper's: only the understanding view of the source is
+    shown, so the model has to understand it and cannot copy its pixels.
 
     Args:
-        source_views: The views of a source image: of `"vit"` and `"vae"` for BAGEL, of `"siglip"` and `"vq"` for
-            Janus-Pro. Their order in the sequence is the model's own, whatever their order here.
+        source_views: `"understanding"`, `"drawing"` or both, in the order in which the model reads them; the
+            processor's `make_conditioning` puts them into its family's order.
         text_dropout: Probability of leaving out a text.
-        vit_dropout: Probability of leaving out the view for understanding, `"vit"` or `"siglip"`.
-        vae_dropout: Probability of leaving out the clean view for drawing, `"vae"` or `"vq"`.
-        full_dropout: Probability of leaving out everything, sources and texts together.
+        understanding_dropout: Probability of leaving out the understanding view of a source.
+        drawing_dropout: Probability of leaving out the clean drawing view of a source.
+        full_dropout: Probability of leaving out the whole condition, images and texts together.
+
+    Raises:
+        ValueError: If a view is unknown, a number is not a probability, or a dropout has no effect.
     """
 
-    source_views: tuple[View, ...] = ("vit",)
+    FORMER_NAMES = {"vit_dropout": "understanding_dropout", "vae_dropout": "drawing_dropout"}
+
+    source_views: tuple[View, ...] = (UNDERSTANDING,)
     text_dropout: float = 0.1
-    vit_dropout: float = 0.0
-    vae_dropout: float = 0.0
+    understanding_dropout: float = 0.0
+    drawing_dropout: float = 0.0
     full_dropout: float = 0.0
 
     def __post_init__(self):
-        asked = tuple(self.source_views)
-        family = JANUS_VIEWS if set(asked) & set(JANUS_VIEWS) else BAGEL_VIEWS
-        if not asked or not set(asked) <= set(family):
-            raise ValueError(
-                f"source_views={asked} must name one or both of {BAGEL_VIEWS} (BAGEL) or of {JANUS_VIEWS} (Janus-Pro)."
-            )
-        object.__setattr__(self, "source_views", tuple(view for view in family if view in asked))
+        views = tuple(self.source_views)
+        if not views or not set(views) <= {UNDERSTANDING, DRAWING}:
+            raise ValueError(f"source_views={views} must name {UNDERSTANDING!r}, {DRAWING!r} or both.")
+        object.__setattr__(self, "source_views", tuple(dict.fromkeys(views)))
 
-        for name in ("text_dropout", "vit_dropout", "vae_dropout", "full_dropout"):
+        for name in ("text_dropout", "understanding_dropout", "drawing_dropout", "full_dropout"):
             if not 0 <= vars(self)[name] <= 1:
                 raise ValueError(f"{name}={vars(self)[name]} is not a probability; choose a number from 0 to 1.")
-        for name, view in (("vit_dropout", self.understanding_view), ("vae_dropout", self.target_view)):
-            if vars(self)[name] and view not in asked:
+        for name, view in (("understanding_dropout", UNDERSTANDING), ("drawing_dropout", DRAWING)):
+            if vars(self)[name] and view not in views:
                 raise ValueError(
-                    f"{name}={vars(self)[name]} has no effect with source_views={asked}; "
+                    f"{name}={vars(self)[name]} has no effect with source_views={views}; "
                     f"add {view!r} to source_views or set {name}=0."
                 )
 
-    def asked(self, **changes) -> Conditioning:
-        """These defaults with what was asked for. A default dropout of a view that was not asked for goes with it."""
+    def override(self, **changes) -> Conditioning:
+        """A copy with `changes` applied. If `source_views` leaves out a view, its default dropout is reset to 0."""
         if "source_views" in changes:
-            views = tuple(changes["source_views"])
-            for name, own in (("vit_dropout", ("vit", "siglip")), ("vae_dropout", ("vae", "vq"))):
-                if not set(own) & set(views):
+            for name, view in (("understanding_dropout", UNDERSTANDING), ("drawing_dropout", DRAWING)):
+                if view not in changes["source_views"]:
                     changes = {name: 0.0} | changes
         return replace(self, **changes)
-
-    @property
-    def understanding_view(self) -> View:
-        """The view by which the model reads an image it is asked about."""
-        return "siglip" if self.source_views[0] in JANUS_VIEWS else "vit"
-
-    @property
-    def target_view(self) -> View:
-        """The view in which the model draws."""
-        return "vq" if self.source_views[0] in JANUS_VIEWS else "vae"
 
     def text(self, text: str) -> TextSegment:
         """A text that the model reads."""
@@ -115,7 +111,7 @@ class Conditioning:
         self, image: Any, size: tuple[int, int] | None, tokens: ImageTokens | None = None
     ) -> tuple[ImageSegment, ...]:
         """The views of an image that the model reads."""
-        dropout = {self.understanding_view: self.vit_dropout, self.target_view: self.vae_dropout}
+        dropout = {UNDERSTANDING: self.understanding_dropout, DRAWING: self.drawing_dropout}
         return tuple(
             ImageSegment(
                 image,
@@ -123,15 +119,14 @@ class Conditioning:
                 dropout=dropout[view],
                 size=size,
                 joint_dropout=self.full_dropout,
-                tokens=tokens if view == "vq" else None,
+                tokens=tokens if view == DRAWING else None,
             )
             for view in self.source_views
         )
 
     def target(self, image: Any, size: tuple[int, int] | None, tokens: ImageTokens | None = None) -> ImageSegment:
         """An image that the model learns to draw."""
-        view = self.target_view
-        return ImageSegment(image, view, loss=True, size=size, tokens=tokens if view == "vq" else None)
+        return ImageSegment(image, DRAWING, loss=True, size=size, tokens=tokens)
 
 
 PAPER = Conditioning()
@@ -146,7 +141,7 @@ def edit_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER, thin
         thinking_loss: Whether the model also learns to write `thinking`. What stands in front of it is then never
             dropped, for thinking has to know what it is about.
     """
-    columns = _Fields.of_row(row)
+    columns = _RowReader.of_row(row)
     image, size = columns.image("source_image", "source_size")
     segments: list[Segment] = [*conditioning.source(image, size, columns.tokens("source_tokens"))]
     segments.append(conditioning.text(columns.text("instruction")))
@@ -159,16 +154,16 @@ def edit_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER, thin
 
 
 def answer_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
-    """The source as the model understands it, `question`, and `answer` with its text loss. Nothing is dropped.
+    """The understanding view of the source, `question`, and `answer` with its text loss. Nothing is dropped.
 
     Args:
         row: Columns `id`, `source_image`, `question` and `answer`.
-        conditioning: Says by its views which model family it is for.
+        conditioning: Not used: an answer needs its whole question. Every recipe takes one.
     """
-    columns = _Fields.of_row(row)
+    columns = _RowReader.of_row(row)
     image, size = columns.image("source_image", "source_size")
     segments = (
-        ImageSegment(image, conditioning.understanding_view, size=size),
+        ImageSegment(image, UNDERSTANDING, size=size),
         TextSegment(columns.text("question")),
         TextSegment(columns.text("answer"), loss=True),
     )
@@ -180,9 +175,9 @@ def generate_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) 
 
     Args:
         row: Columns `id`, `target_image`, and `prompt`, or `instruction` in a data set without `prompt`.
-        conditioning: Its text dropout applies, and its views say which model family it is for.
+        conditioning: Its text and full dropout apply.
     """
-    columns = _Fields.of_row(row)
+    columns = _RowReader.of_row(row)
     prompt = conditioning.text(columns.text("prompt" if "prompt" in row else "instruction"))
     image, size = columns.image("target_image", "target_size")
     return Sample((prompt, conditioning.target(image, size, columns.tokens("target_tokens"))), columns.row_id)
@@ -201,12 +196,12 @@ def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPE
             altogether is planned from its `size`.
         conditioning: Source views and dropouts.
     """
-    columns = _Fields.of_row(row)
+    columns = _RowReader.of_row(row)
     turns = columns.turns("turns")
     segments: list[Segment] = []
     for number, turn in enumerate(turns):
         loss = turn.loss()
-        if turn.holds_text():
+        if turn.is_text():
             segments.append(replace(conditioning.text(turn.text("text")), loss=loss))
             continue
         image, size = turn.image("image", "size")
@@ -251,7 +246,8 @@ def draw_drops(segments: Sequence[Segment], sample_id: str, seed: int, epoch: in
 
 class MixedRow(NamedTuple):
     """One row of an epoch of mixed data: which part, which of its rows, and how many times the part had been walked
-    through before. The last stands in for the epoch in the row's random draws, so that a repeated row draws anew."""
+    through before. The last takes the place of the epoch in the random draws of the row, so that a repeated row draws
+    anew."""
 
     part: int
     row: int
@@ -295,42 +291,51 @@ def mix(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int)
     return rows
 
 
+RECIPES: dict[str, Callable[..., Sample]] = {
+    "edit": edit_sample,
+    "answer": answer_sample,
+    "generate": generate_sample,
+    "interleaved": interleaved_sample,
+}
+
+
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A recipe by its name. What is not asked for is the model's own conditioning, so that the same settings serve
-    every family.
+    """A recipe by its name, whose conditioning is decided when the model's processor is known: the processor's own,
+    overridden by what was set. So the same settings serve every family.
 
     Args:
-        name: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`.
-        asked: Fields of `Conditioning`.
+        name: A key of `RECIPES`.
+        overrides: Fields of `Conditioning` that were set.
         options: Further arguments of the recipe.
-        defaults: The model's own conditioning, BAGEL's until it is known.
+        conditioning: The effective conditioning; `None` until `for_processor` was called, and then the paper's with
+            the overrides is used.
     """
 
     name: str
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Conditioning = PAPER
+    conditioning: Conditioning | None = None
 
-    @functools.cached_property
-    def conditioning(self) -> Conditioning:
-        """What holds."""
-        return self.defaults.asked(**self.asked)
+    def for_processor(self, processor) -> NamedRecipe:
+        """The same recipe with the effective conditioning for a model's processor."""
+        return replace(self, conditioning=processor.make_conditioning(**self.overrides))
 
     def __call__(self, row: Mapping[str, Any]) -> Sample:
-        return globals()[f"{self.name}_sample"](row, self.conditioning, **self.options)
+        conditioning = self.conditioning or PAPER.override(**self.overrides)
+        return RECIPES[self.name](row, conditioning, **self.options)
 
 
 @dataclass(frozen=True)
-class _Fields:
-    """The columns of a row, or the fields of one of its turns, read with a clear sentence for whatever is wrong."""
+class _RowReader:
+    """Reads the columns of a row, or the fields of one of its turns; whatever is wrong raises a `RowError`."""
 
     fields: Mapping[str, Any]
     row_id: str
     kind: str = "column"
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> _Fields:
+    def of_row(cls, row: Mapping[str, Any]) -> _RowReader:
         row_id = cls(row, "").text("id")
         return cls(row, row_id)
 
@@ -384,15 +389,15 @@ class _Fields:
             raise self.error(name, f"holds {value!r:.40}", "expected (width, height) in pixels")
         return pair
 
-    def turns(self, name: str) -> list[_Fields]:
+    def turns(self, name: str) -> list[_RowReader]:
         value = self.value(name)
         if not isinstance(value, (list, tuple)) or not value or not all(isinstance(turn, Mapping) for turn in value):
             raise self.error(name, f"holds {value!r:.40}", "expected a list of turns with role and text or image")
         return [replace(self, fields=turn, kind=f"turn {number}:") for number, turn in enumerate(value)]
 
-    def holds_text(self) -> bool:
+    def is_text(self) -> bool:
         if self.fields.get("text") is not None and self.fields.get("image") is not None:
-            raise self.error("text", "stands beside an 'image'", "make two turns of them")
+            raise self.error("text", "comes with an 'image'", "make two turns of them")
         return self.fields.get("text") is not None
 
     def loss(self) -> bool:

@@ -1,14 +1,17 @@
 """The two nouns every recipe is written in: a `Segment` is a piece of text or one view of an image, a `Sample` is a
-list of segments. They know no model: what a view means, and how many tokens it has, is the processor's business."""
+list of segments. They know no model: a processor decides which encoder a view means, and how many tokens it has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 
-View = Literal["vit", "vae", "siglip", "vq"]
+# The two views that a unified model has of an image: it understands one, and it draws (and may read) the other. Each
+# family has names of its own for them, such as "vit" and "vae", which its processor takes as well.
+View = Literal["understanding", "drawing"]
+UNDERSTANDING, DRAWING = get_args(View)
 
 
 class ImageTokens(NamedTuple):
@@ -50,18 +53,19 @@ class ImageSegment:
     Args:
         image: A `PIL.Image.Image`, encoded bytes, a path, or `{"bytes": ..., "path": ...}` as `datasets` stores it;
             `None` while packs are planned from sizes alone.
-        view: `"vit"` or `"vae"` for BAGEL, `"siglip"` or `"vq"` for Janus-Pro.
+        view: `"understanding"` or `"drawing"`, or the family's own name of it: `"vit"` or `"vae"` for BAGEL,
+            `"siglip"` or `"vq"` for Janus-Pro.
         loss: Whether the model learns to draw this image.
         dropout: Probability of leaving the segment out while training (conditioning dropout).
         dropped: Whether it was left out. In BAGEL a dropped image takes no tokens but still one rotary position; in
             Janus-Pro its tokens become padding.
         size: `(width, height)` in pixels before any resizing, so that packs can be planned without decoding.
         joint_dropout: Probability of leaving out together all segments that have one.
-        tokens: Tokens of the view `"vq"` that were stored with the data, in place of encoding the image.
+        tokens: Tokens of the drawing view that were stored with the data, for families that draw discrete tokens.
     """
 
     image: Any
-    view: View
+    view: View | str
     loss: bool = False
     dropout: float = 0.0
     dropped: bool = False

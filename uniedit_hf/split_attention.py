@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from uniedit_hf.attention import CAUSAL, NOISE, PADDING
+from uniedit_hf.attention import CAUSAL, NO_SAMPLE, NOISE
 
 
 NAME = "split_sdpa"
@@ -95,7 +95,7 @@ def plan_splits(sample, split, kind, order, long: int = LONG) -> SplitPlan:
     long_keys: list[np.ndarray] = []
     rows: list[_Row] = []
     for start, stop in _stretches(sample):
-        if sample[start] == PADDING:
+        if sample[start] == NO_SAMPLE:
             continue
         for first, last in _stretches(split[start:stop], start):
             run = _longest_run(routed[first:last])

@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from trl import TrlParser
 
+from uniedit_hf.renamed import renamed
+
 
 class OptionFormatter(ArgumentDefaultsHelpFormatter):
     """An option under one name, with what it takes: `--steps int`; required options say so."""
@@ -51,6 +53,9 @@ class CommandParser(TrlParser):
             formatter_class=OptionFormatter,
             allow_abbrev=False,
         )
+        self.former_names = {
+            former: new for kind in hints.values() for former, new in getattr(kind, "FORMER_NAMES", {}).items()
+        }
         self.type_hints = {name: hint for kind in hints.values() for name, hint in get_type_hints(kind).items()}
         self.option_of = {action.dest: action for action in self._actions if action.nargs != 0}
         package = run.__module__.partition(".")[0]
@@ -147,7 +152,10 @@ class CommandParser(TrlParser):
         return converted
 
     def _unknown(self, name: str, prefix: str = "") -> str:
-        nearest = get_close_matches(name.replace("-", "_"), self.option_of, n=1)
+        name = name.replace("-", "_")
+        if name in self.former_names:
+            return renamed(name, self.former_names[name], prefix)
+        nearest = get_close_matches(name, self.option_of, n=1)
         remedy = f"did you mean {prefix}{nearest[0]}?" if nearest else f'"{self.prog} --help" lists the options.'
         return f"there is no option {prefix}{name}; {remedy}"
 

@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from uniedit_hf.training.config import RECIPES, UniEditConfig
+from uniedit_hf.recipes import RECIPES
+from uniedit_hf.training.config import UniEditConfig
 
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from uniedit_hf.evaluation.running import picture_path
 from uniedit_hf.evaluation.scorers.marks import mean
 from uniedit_hf.images import open_image
 from uniedit_hf.pipeline import UniEditPipeline
+from uniedit_hf.segments import DRAWING, UNDERSTANDING
 from uniedit_hf.small_world.reader import read_all
 from uniedit_hf.small_world.scoring import Score, score_answer, score_drawing, score_edit
 from uniedit_hf.small_world.suite_items import Ability, SmallWorldItem, test_items
@@ -180,7 +181,7 @@ def ask(
         return pipeline.answer(sources, prompts, max_new_tokens=6)
     if ability == "generation":
         return pipeline.generate(prompts, seed=noise, **(DRAWING_SETTINGS[family] | settings))
-    views = {"vit": (pipeline.processor.reading_view,), "both": pipeline.processor.source_views}[view]
+    views = {"vit": [UNDERSTANDING], "both": [UNDERSTANDING, DRAWING]}[view]
     return pipeline.edit(sources, prompts, seed=noise, source_views=views, **(EDIT_SETTINGS[family] | settings))
 
 
@@ -207,7 +208,7 @@ def bounds(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem]) -> dict[s
 
 def pipeline_round_trip(pipeline: UniEditPipeline, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pictures through the autoencoder and back."""
-    pixels = [pipeline.processor.drawn(picture) for picture in pictures]
+    pixels = [pipeline.processor.prepare_target(picture) for picture in pictures]
     return [pipeline.processor.to_pil(each) for each in pipeline.model.round_trip(pixels)]
 
 

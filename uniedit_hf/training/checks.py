@@ -11,6 +11,8 @@ from datasets import Dataset, IterableDataset
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from peft import PeftModel
 
+from uniedit_hf.models.family import check_family
+
 from .config import UniEditConfig
 from .data import TrainingPart
 from .planning import PartLengths
@@ -183,29 +185,18 @@ def check_adapters(model, args: UniEditConfig, peft_config, quantization_config)
 
 
 def check_model(model, processor, args: UniEditConfig) -> None:
-    """The model has the parts that the settings ask for."""
-    if args.image_loss_weight and not hasattr(model, "encode_images"):
-        raise ValueError(
-            f"image_loss_weight is {args.image_loss_weight}, but {type(model).__name__} has no autoencoder to make "
-            "targets with: use the class for conditional generation, or set image_loss_weight=0."
-        )
-    if args.source_views is not None and not set(args.source_views) <= set(processor.source_views):
-        raise ValueError(
-            f"source_views is {args.source_views}, but {type(model).__name__} has the views "
-            f"{list(processor.source_views)}: choose among them."
-        )
-    of_a_flow = {"timestep_shift": 1, "vit_longest_edge": None, "posterior": "sample", "sample_timesteps": 20}
-    for name, left_out in of_a_flow.items():
-        if getattr(args, name) != left_out and not hasattr(model.config, "timestep_shift"):
+    """Model and processor keep the contract of a family, and the settings have a meaning for it."""
+    check_family(model, processor)
+    of_some_families = {"timestep_shift": 1, "vit_longest_edge": None, "posterior": "sample", "sample_timesteps": 20}
+    for name, default in of_some_families.items():
+        if getattr(args, name) != default and name not in model.training_options:
             raise ValueError(
-                f"{name} is {getattr(args, name)}, but {type(model).__name__} draws image tokens of one size without "
-                "a flow: leave it out."
+                f"{name} is {getattr(args, name)}, but {type(model).__name__} has no use for it: leave it out."
             )
-    largest = model.config.vision_config.image_size
-    if args.vit_longest_edge is not None and args.vit_longest_edge > largest:
+    if args.vit_longest_edge is not None and args.vit_longest_edge > model.config.vision_config.image_size:
         raise ValueError(
-            f"vit_longest_edge is {args.vit_longest_edge}, but the encoder has positions for {largest} pixels: lower "
-            "it."
+            f"vit_longest_edge is {args.vit_longest_edge}, but the encoder has positions for "
+            f"{model.config.vision_config.image_size} pixels: lower it."
         )
 
 

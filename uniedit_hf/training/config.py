@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
 from uniedit_hf.recipes import PAPER, Conditioning, NamedRecipe
+from uniedit_hf.renamed import refuse_former_names
+from uniedit_hf.segments import DRAWING, UNDERSTANDING
 
 
-Recipe = Literal["edit", "answer", "generate", "interleaved"]
+RecipeName = Literal["edit", "answer", "generate", "interleaved"]
 BadRows = Literal["raise", "quarantine"]
 Posterior = Literal["sample", "mean"]
-RECIPES = get_args(Recipe)
-CONDITIONING = ("source_views", "text_dropout", "vit_dropout", "vae_dropout", "full_dropout")
-BOTH_VIEWS = Conditioning(source_views=("vit", "vae"))
+CONDITIONING = tuple(each.name for each in fields(Conditioning))
+BOTH_VIEWS = Conditioning(source_views=(UNDERSTANDING, DRAWING))
 # What `report_to` may name and carries the name of its package.
 REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
+@refuse_former_names
 @dataclass
 class UniEditConfig(TrainingArguments):
     r"""Arguments of [`UniEditTrainer`].
@@ -44,17 +46,18 @@ class UniEditConfig(TrainingArguments):
             What a row becomes: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see `uniedit_hf.recipes`. A
             `TrainingPart` brings its own.
         source_views (`list[str]`, *optional*):
-            Encoders that see the source image while training: of `"vit"` and `"vae"` for BAGEL, of `"siglip"` and
-            `"vq"` for Janus-Pro. This and the dropouts are the processor's own `conditioning` if not set: for BAGEL
-            the paper's, `["vit"]` and 0.1 for texts.
+            Views of the source image while training: `"understanding"` (ViT in BAGEL, SigLIP in Janus-Pro),
+            `"drawing"` (VAE or VQ) or both; the family's own names `"vit"`, `"vae"`, `"siglip"` and `"vq"` work too.
+            This and the dropouts are the processor's own `conditioning` if not set: for BAGEL the paper's,
+            `["understanding"]` and 0.1 for texts.
         text_dropout (`float`, *optional*):
             Probability of training a sample without its text.
-        vit_dropout (`float`, *optional*):
-            Probability of leaving out the view for understanding.
-        vae_dropout (`float`, *optional*):
-            Probability of leaving out the clean view for drawing.
+        understanding_dropout (`float`, *optional*):
+            Probability of dropping the understanding view of the source.
+        drawing_dropout (`float`, *optional*):
+            Probability of dropping the clean drawing view of the source.
         full_dropout (`float`, *optional*):
-            Probability of leaving out everything, sources and texts together.
+            Probability of dropping the whole condition, images and text together.
         thinking_loss (`bool`, *optional*, defaults to `False`):
             Learn to write the column `thinking` before the edit.
         max_tokens_per_pack (`int`, *optional*, defaults to `11520`):
@@ -128,12 +131,20 @@ class UniEditConfig(TrainingArguments):
     freeze_gen: bool = field(default=False, metadata={"help": "Keep the generation expert as it is."})
     freeze_vit: bool = field(default=True, metadata={"help": "Keep the understanding encoder as it is."})
 
-    recipe: Recipe = field(default="edit", metadata={"help": "What a row becomes."})
-    source_views: list[str] | None = field(default=None, metadata={"help": "Encoders that see the source image."})
+    recipe: RecipeName = field(default="edit", metadata={"help": "What a row becomes."})
+    source_views: list[str] | None = field(
+        default=None, metadata={"help": "Views of the source image: understanding, drawing or both."}
+    )
     text_dropout: float | None = field(default=None, metadata={"help": "Probability of training without the text."})
-    vit_dropout: float | None = field(default=None, metadata={"help": "Of leaving out the view for understanding."})
-    vae_dropout: float | None = field(default=None, metadata={"help": "Of leaving out the clean view for drawing."})
-    full_dropout: float | None = field(default=None, metadata={"help": "Of leaving out sources and texts together."})
+    understanding_dropout: float | None = field(
+        default=None, metadata={"help": "Probability of dropping the understanding view of the source."}
+    )
+    drawing_dropout: float | None = field(
+        default=None, metadata={"help": "Probability of dropping the clean drawing view of the source."}
+    )
+    full_dropout: float | None = field(
+        default=None, metadata={"help": "Probability of dropping the whole condition, images and text."}
+    )
     thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
     max_tokens_per_pack: int = field(default=11520, metadata={"help": "Tokens of a pack at most."})
     packing_window: int = field(default=64, metadata={"help": "Samples that wait while packs are filled."})
@@ -150,6 +161,7 @@ class UniEditConfig(TrainingArguments):
     num_samples: int = field(default=4, metadata={"help": "How many sample images."})
     sample_timesteps: int = field(default=20, metadata={"help": "Timesteps of the sample images."})
 
+    FORMER_NAMES = Conditioning.FORMER_NAMES
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     def __post_init__(self):
@@ -169,18 +181,12 @@ class UniEditConfig(TrainingArguments):
         self._check_inherited()
 
     @property
-    def asked_conditioning(self) -> dict[str, Any]:
-        """Source views and dropouts as far as they are set."""
-        asked = {name: getattr(self, name) for name in CONDITIONING if getattr(self, name) is not None}
-        return asked | ({"source_views": tuple(self.source_views)} if self.source_views is not None else {})
-
-    @property
-    def conditioning(self) -> Conditioning:
-        """Source views and dropouts, where they are not set those of the paper."""
-        return PAPER.asked(**self.asked_conditioning)
+    def conditioning_overrides(self) -> dict[str, Any]:
+        """The source views and dropouts that were set; the others are the processor's own."""
+        return {name: getattr(self, name) for name in CONDITIONING if getattr(self, name) is not None}
 
     def set_conditioning(self, conditioning: Conditioning) -> None:
-        """Writes down what holds."""
+        """Stores the effective conditioning in these arguments, so that it is saved and logged."""
         for name in CONDITIONING:
             setattr(self, name, getattr(conditioning, name))
         self.source_views = list(conditioning.source_views)
@@ -190,7 +196,7 @@ class UniEditConfig(TrainingArguments):
         the model that is trained."""
         name = name or self.recipe
         options = {"thinking_loss": self.thinking_loss} if name == "edit" else {}
-        return NamedRecipe(name, self.asked_conditioning, options)
+        return NamedRecipe(name, self.conditioning_overrides, options)
 
     @property
     def packs_per_step(self) -> int:
@@ -203,11 +209,14 @@ class UniEditConfig(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     def _check_values(self) -> None:
-        _one_of("recipe", self.recipe, RECIPES)
+        _one_of("recipe", self.recipe, get_args(RecipeName))
         _one_of("bad_rows", self.bad_rows, get_args(BadRows))
         _one_of("posterior", self.posterior, get_args(Posterior))
-        # without views only the numbers can be judged; the rest waits for the model
-        (PAPER if self.source_views else BOTH_VIEWS).asked(**self.asked_conditioning)
+        overrides = self.conditioning_overrides
+        if overrides.keys() >= {"source_views"} and set(self.source_views) <= {UNDERSTANDING, DRAWING}:
+            PAPER.override(**overrides)
+        else:  # the views are the processor's to judge, the numbers can be judged now
+            BOTH_VIEWS.override(**{name: each for name, each in overrides.items() if name != "source_views"})
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
         if self.timestep_shift <= 0:

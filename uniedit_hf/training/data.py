@@ -21,7 +21,7 @@ from uniedit_hf.recipes import MixedRow, NamedRecipe, RowError, draw_dropout
 from uniedit_hf.segments import Sample, TextSegment
 
 
-Recipe = Callable[[Mapping[str, Any]], Sample]
+RowRecipe = Callable[[Mapping[str, Any]], Sample]
 # What a recipe, an image or its file may find wrong with a row.
 BAD_ROW_ERRORS = (RowError, ImageError, OSError)
 
@@ -69,7 +69,7 @@ class TrainingPart:
     """
 
     dataset: Dataset | IterableDataset
-    recipe: Recipe
+    recipe: RowRecipe
     weight: float = 1.0
 
     def __post_init__(self):
@@ -81,10 +81,10 @@ class TrainingPart:
             self.dataset = self.dataset.with_format("arrow")
 
     def for_model(self, processor) -> TrainingPart:
-        """The same part, its recipe following the processor's conditioning where the settings leave it open."""
+        """The same part; a named recipe takes the processor's conditioning where none was set."""
         if not isinstance(self.recipe, NamedRecipe):
             return self
-        return replace(self, recipe=replace(self.recipe, defaults=processor.conditioning))
+        return replace(self, recipe=self.recipe.for_processor(processor))
 
     def row(self, number: int) -> dict[str, Any]:
         """One row of a data set of known length, as it is stored."""
@@ -149,7 +149,7 @@ class PackReader:
     posterior: str
     keep_bad_rows: bool
 
-    def read(self, rows: Sequence[tuple[Recipe, Mapping[str, Any], int]], name: str, epoch: int) -> dict[str, Any]:
+    def read(self, rows: Sequence[tuple[RowRecipe, Mapping[str, Any], int]], name: str, epoch: int) -> dict[str, Any]:
         """The features of a pack and, under `pack`, its notes.
 
         Args:

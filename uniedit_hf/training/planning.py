@@ -55,25 +55,25 @@ class PartLengths:
 
     def _add(self, chunk: list[tuple[int, Mapping]], recipe, processor, keep_bad_rows: bool) -> None:
         samples: list[Sample | None] = []
-        plans: list[list[tuple[int, str]]] = []
+        lengths: list[list[tuple[int, str]]] = []
         for number, row in chunk:
             try:
                 sample = recipe(row)
                 _check_images(sample)
-                plan = processor.segment_plans(sample)
+                length = processor.segment_lengths(sample)
             except BAD_ROW_ERRORS as error:
                 bad = bad_row(row, number, error)
                 if not keep_bad_rows:
                     raise stop_at(bad) from error
                 self.bad_rows.append(bad)
-                sample, plan = None, []
+                sample, length = None, []
             samples.append(sample)
-            plans.append(plan)
-        counts = iter(processor.count_words([words for plan in plans for _, words in plan if words]))
-        for sample, plan in zip(samples, plans):
+            lengths.append(length)
+        counts = iter(processor.count_text_tokens([text for length in lengths for _, text in length if text]))
+        for sample, length in zip(samples, lengths):
             segments = () if sample is None else sample.segments
             self.ids.append(None if sample is None else sample.id)
-            self.tokens.append(tuple(tokens + (next(counts) if words else 0) for tokens, words in plan))
+            self.tokens.append(tuple(tokens + (next(counts) if text else 0) for tokens, text in length))
             key = tuple(map(_kind, segments))
             if key not in self._shapes:  # few differ, so each is kept once
                 self._shapes[key] = tuple(map(_without_content, segments))

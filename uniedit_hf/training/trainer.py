@@ -119,7 +119,7 @@ class UniEditTrainer(HubMixin, Trainer):
         if processing_class is None:
             processing_class = load_processor(name, inner_model(model).config)
         checks.check_model(inner_model(model), processing_class, args)
-        args.set_conditioning(processing_class.conditioning.asked(**args.asked_conditioning))
+        args.set_conditioning(processing_class.make_conditioning(**args.conditioning_overrides))
         self.parts = [part.for_model(processing_class) for part in self.parts]
         self.eval_parts = {name: part.for_model(processing_class) for name, part in self.eval_parts.items()}
         model = _prepare_model(model, args, peft_config, draws)
@@ -407,7 +407,7 @@ def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedMode
 def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, draws: bool):
     """Freezes what is not trained and puts on adapters."""
     inner = inner_model(model)
-    if hasattr(inner.config, "timestep_shift"):
+    if "timestep_shift" in inner.training_options:
         inner.config.timestep_shift = args.timestep_shift
     if isinstance(model, PeftModel):
         return model
@@ -422,10 +422,4 @@ def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, d
 
 def _training_processor(processor, args: UniEditConfig):
     """The processor with the sizes of training, leaving the one that is saved as it is."""
-    if args.vit_longest_edge is None:
-        return processor
-    processor = copy.deepcopy(processor)
-    settings = processor.image_processor.to_dict()
-    settings["vit_size"] = settings["vit_size"] | {"longest_edge": args.vit_longest_edge}
-    processor.image_processor = type(processor.image_processor)(**settings)
-    return processor
+    return processor if args.vit_longest_edge is None else processor.with_vit_longest_edge(args.vit_longest_edge)

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 
-# What a token is: decides how it is embedded and which expert it takes.
+# The token types: they decide how a token is embedded and which expert it takes.
 PADDING, TEXT, VIT, LATENT = range(4)
 
 

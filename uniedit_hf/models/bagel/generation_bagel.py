@@ -16,7 +16,7 @@ from torch.utils._triton import has_triton
 from transformers import DynamicCache
 
 from uniedit_hf.attention import Splits
-from uniedit_hf.models.drawing import DrawingStep, StepCallback
+from uniedit_hf.models.family import DrawingCallback, DrawingStep
 
 from .denoising_bagel import MARKERS, Context, Denoiser, contexts_of
 from .flow import Renorm, unpatchify
@@ -107,7 +107,7 @@ class BagelImageGenerationMixin:
         settings: Sequence[ImageSettings],
         branches: torch.Tensor,
         noise: Sequence[torch.Tensor] | None = None,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: DrawingCallback | None = None,
         **contexts,
     ) -> list[torch.Tensor]:
         """Draws one image for every request.
@@ -142,7 +142,7 @@ class BagelImageGenerationMixin:
         settings: Sequence[ImageSettings],
         branches: torch.Tensor,
         noise: Sequence[torch.Tensor] | None = None,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: DrawingCallback | None = None,
         **contexts,
     ) -> list[torch.Tensor]:
         """As `generate_images`, but returns the latent tokens (P, C) in fp32."""

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from uniedit_hf.images import open_image
+from uniedit_hf.images import open_image, pixels_to_pil
 
 
 # 14 * 14 * 9 * 1024, the reference's limit while it fits a size.
@@ -212,20 +212,14 @@ class BagelImageProcessor(BaseImageProcessor):
 
     @staticmethod
     def to_pil(pixels: torch.Tensor | Sequence[torch.Tensor]) -> Image.Image | list[Image.Image]:
-        """Pixels in [-1, 1] to a picture, or a list or batch of them to a list. Values are rounded, outliers clamped.
+        """Pixels in [-1, 1] to an image, or a list or batch of them to a list. Values are rounded, outliers clamped.
 
         Raises:
             ValueError: If a value is not a number, which a model that has overflowed or diverged draws.
         """
         if not isinstance(pixels, torch.Tensor) or pixels.ndim == 4:
             return [BagelImageProcessor.to_pil(image) for image in pixels]
-        if pixels.isnan().any():
-            raise ValueError(
-                "The pixels hold values that are not numbers: the model that drew them has overflowed or diverged; "
-                "draw in fp32 or bf16, or go back to an earlier checkpoint."
-            )
-        values = ((pixels.detach().float().cpu() + 1) * 127.5 + 0.5).floor().clamp(0, 255)
-        return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+        return pixels_to_pil(pixels)
 
     def _settings(self, view: str) -> tuple[dict[str, int], int]:
         """Edges and stride of a view."""

@@ -234,6 +234,8 @@ class BagelForConditionalGeneration(
 ):
     """BAGEL with its text head and its autoencoder: trains on packs, writes text, draws images."""
 
+    training_options = frozenset({"timestep_shift", "vit_longest_edge", "posterior", "sample_timesteps"})
+
     def __init__(self, config: BagelConfig):
         super().__init__(config)
         self.model = BagelModel(config)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from transformers import StaticCache
 
-from uniedit_hf.models.drawing import DrawingStep, StepCallback
+from uniedit_hf.models.family import DrawingCallback, DrawingStep
 
 
 @contextmanager
@@ -83,7 +83,7 @@ class JanusImageGenerationMixin:
         self,
         settings: Sequence[JanusImageSettings],
         branches: torch.Tensor,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: DrawingCallback | None = None,
         **contexts,
     ) -> list[torch.Tensor]:
         """Draws one image for every request.
@@ -112,7 +112,7 @@ class JanusImageGenerationMixin:
         self,
         settings: Sequence[JanusImageSettings],
         branches: torch.Tensor,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: DrawingCallback | None = None,
         *,
         input_ids: torch.Tensor,
         token_type_ids: torch.Tensor,

@@ -19,7 +19,7 @@ from transformers.models.janus.processing_janus import DEFAULT_SYSTEM_PROMPT
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 
-# What a token of a sequence is: padding, text or a marker, a token of SigLIP's view, or one of the VQ view.
+# The token types: padding, text and markers, tokens of the SigLIP view, tokens of the VQ view.
 PADDING, TEXT, SIGLIP, VQ = range(4)
 USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
 TURN = f"\n\n{ASSISTANT}"
@@ -94,7 +94,7 @@ def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
     return found
 
 
-class TokenRow:
+class JanusRow:
     """The tokens of one sample: ids, types and text labels. Labels stand where the token is predicted, one earlier."""
 
     def __init__(self):
@@ -120,9 +120,9 @@ class TokenRow:
         return {name: np.asarray(values, dtype=np.int64) for name, values in columns.items()}
 
 
-def lay_out(sample: Sample, tokenize: Callable[[str], list[int]], marks: Markers, system_prompt: bool) -> TokenRow:
+def lay_out(sample: Sample, tokenize: Callable[[str], list[int]], marks: Markers, system_prompt: bool) -> JanusRow:
     """All tokens of a sample."""
-    row = TokenRow()
+    row = JanusRow()
     for piece in pieces(sample, system_prompt):
         if piece.begins:
             row.extend([marks.bos])

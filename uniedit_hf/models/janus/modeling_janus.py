@@ -31,6 +31,7 @@ FLEX = {"": "sdpa", "text_config": "flex_attention", "vision_config": "sdpa", "v
 class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanusForConditionalGeneration):
     """transformers' class of this name; also trains on packs of `JanusProcessor` and edits pictures."""
 
+    training_options: frozenset[str] = frozenset()  # image tokens of one size are drawn without a flow
     # Tokens of pictures must not depend on the precision that the rest runs in.
     _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
 

@@ -92,7 +92,7 @@ pipe = UniEditPipeline.from_pretrained("assets/small_{family}")
 settings = {{{settings}}}
 picture = pipe.generate("a big red circle at the left", **settings)
 pipe.answer(picture, "what color is the shape?")
-pipe.edit(picture, "make it blue.", source_views=("{view}",), image_guidance_scale={image}, **settings)
+pipe.edit(picture, "make it blue.", source_views=("understanding",), image_guidance_scale={image}, **settings)
 ```
 
 ## How well it does
@@ -175,7 +175,6 @@ def card(pipe: UniEditPipeline, figures: dict, autoencoder: dict, notes: str) ->
     return CARD.format(
         name=making.name,
         family=family(pipe),
-        view=pipe.processor.reading_view,
         millions=sum(parameter.numel() for parameter in pipe.model.parameters()) / 1e6,
         settings=", ".join(f'"{name}": {value}' for name, value in DRAWING[family(pipe)].items()),
         image=IMAGE_GUIDANCE,

@@ -1,0 +1,219 @@
+"""The contract of a model family: what trainer, pipeline and page ask of a model and of its processor.
+
+`FamilyModel` and `FamilyProcessor` are the protocols; `check_family` names what a pair lacks. The base class of both
+processors, which brings most of the second protocol, is `SampleProcessor` in `uniedit_hf.models.sample_processor`.
+docs/add_a_model.md shows a family of fifty lines.
+
+Shapes: B contexts, L tokens of a row, R requests, h and w pixels of an image, which is fp32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import BatchFeature
+
+from uniedit_hf.losses import Losses
+from uniedit_hf.recipes import Conditioning
+from uniedit_hf.segments import Sample, View
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DrawingStep:
+    """A step of a drawing, handed to a callback.
+
+    Args:
+        number: Step index, starting at 1.
+        total: Number of steps.
+        times: The flow time, per request, from which the step was made; empty for families without one.
+        latents: The unfinished images, per request; the next step continues from an item that is replaced.
+        preview: Returns pixels (3, height, width) per request of what the model now predicts the images will be.
+        stop: Set by a callback: draw no further steps.
+    """
+
+    number: int
+    total: int
+    times: list[float]
+    latents: list[torch.Tensor]
+    preview: Callable[[], list[torch.Tensor]]
+    stop: bool = False
+
+
+DrawingCallback = Callable[[DrawingStep], None]
+
+
+class ImageSettings(Protocol):
+    """How one image is drawn: a frozen dataclass of the family, with further fields of its own and defaults for all
+    but the size. The constructor raises `ValueError` for a setting out of its range.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        seed: Of the drawing.
+        text_guidance_scale: Classifier-free guidance scale for the text; 1 disables it.
+        image_guidance_scale: The same for the source image.
+        editing: Settings by which `UniEditPipeline.edit` differs from the defaults.
+        drawing: Those of `UniEditPipeline.generate`.
+    """
+
+    height: int
+    width: int
+    seed: int
+    text_guidance_scale: float
+    image_guidance_scale: float
+    editing: ClassVar[dict[str, Any]]
+    drawing: ClassVar[dict[str, Any]]
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+
+class FamilyModel(Protocol):
+    """A `PreTrainedModel` of a family, with all its heads. Everything that `PreTrainedModel` has is taken for granted:
+    configuration, device, dtype, saving and loading, and `generate` of `GenerationMixin`.
+
+    Attributes:
+        encoders: The parts that images go through before they are tokens; under FSDP each device keeps them whole.
+        training_options: Those of `timestep_shift`, `vit_longest_edge`, `posterior` and `sample_timesteps` of
+            `UniEditConfig` that have a meaning for this family; the others are refused.
+        image_settings: The class of `settings` of `generate_images`.
+    """
+
+    encoders: Sequence[nn.Module]
+    training_options: frozenset[str]
+    image_settings: type[ImageSettings]
+
+    def forward(self, **pack) -> Losses:
+        """The losses of what `FamilyProcessor.pack` or `merge` returns, without its `num_` counts.
+
+        Every trainable parameter is in the graph, whatever the pack holds, or DDP and FSDP would wait for it forever.
+        """
+
+    def generate(self, *, max_new_tokens: int, **context) -> torch.Tensor:
+        """Token ids (B, L + new) behind the contexts that the processor returns when it is called."""
+
+    def generate_images(
+        self,
+        settings: Sequence[ImageSettings],
+        branches: torch.Tensor,
+        callback_on_step_end: DrawingCallback | None = None,
+        **contexts,
+    ) -> list[torch.Tensor]:
+        """One image (3, height, width) for each of R settings.
+
+        Args:
+            settings: One per request. A request gives the same image whatever it is batched with.
+            branches: (R, 3) rows of the contexts: the condition, the condition without its text, without its images.
+            callback_on_step_end: Called after every step.
+            contexts: What else `FamilyProcessor.guidance_contexts` returns.
+        """
+
+    def check_image_settings(self, settings: Sequence[ImageSettings]) -> None:
+        """Raises `ValueError` if these images cannot be drawn, or not side by side."""
+
+    def round_trip(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Images (3, h, w) encoded and decoded: the best that the model could draw."""
+
+    def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by purpose.
+
+        Returns:
+            `vit`: the understanding encoder; `und`: what understands and writes; `gen`: what draws; `text_only`: what
+            gets a gradient only from the text loss; `fixed`: what is never trained. A family without separate experts
+            has all of its decoder in `und`.
+        """
+
+    def lora_target_modules(self, und: bool = True, gen: bool = True, text: bool = False) -> str:
+        """A regular expression of PEFT for the linear layers to adapt: of `und`, of `gen`, and with `text` also those
+        that only the text loss reaches."""
+
+
+class FamilyProcessor(Protocol):
+    """A `ProcessorMixin` of a family, which turns samples into what its model takes. Saving, loading, `tokenizer`,
+    `decode` and `batch_decode` are those of `ProcessorMixin`; `SampleProcessor` brings most of the rest.
+
+    Attributes:
+        view_names: The family's own name of each view, in the order in which it reads the views of a source.
+        conditioning: How the family is tuned unless set otherwise.
+        dropped_segments_keep_tokens: Whether a dropped segment takes as many tokens as one that is not.
+        thinking_prompts: Texts that ask for reasoning before an `"answer"` and before it may `"draw"`; `None` if the
+            family does not reason.
+    """
+
+    view_names: dict[View, str]
+    conditioning: Conditioning
+    dropped_segments_keep_tokens: bool
+    thinking_prompts: dict[str, str] | None
+
+    def make_conditioning(self, **overrides) -> Conditioning:
+        """The family's conditioning with some fields set; views may go by the family's own names."""
+
+    def num_tokens(self, sample: Sample) -> int:
+        """Tokens of a sample in a pack, from sizes and texts alone."""
+
+    def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
+        """For each segment its tokens other than those of a text (markers, image tokens), and the text itself, to be
+        tokenised in one batch by `count_text_tokens`; as if no segment were dropped."""
+
+    def count_text_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without markers."""
+
+    def with_pixels(self, sample: Sample) -> Sample:
+        """The sample with its images opened and prepared. Raises `ImageError` if one cannot be used."""
+
+    def pack(self, samples: Sequence[Sample], seed: int, epoch: int | Sequence[int], posterior: str) -> BatchFeature:
+        """Samples end to end in one sequence (1, L), as `forward` takes it, with `num_text_targets` and
+        `num_image_targets`, how many tokens carry each loss. Every random draw depends on (seed, epoch, sample id)."""
+
+    def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Several packs end to end in one."""
+
+    def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
+        """Contexts to write text behind, padded on the left: what `generate` takes."""
+
+    def guidance_contexts(
+        self, samples: Sequence[Sample], thoughts: Sequence[str | None] | None = None
+    ) -> BatchFeature:
+        """Contexts to draw images behind, with `branches`: what `generate_images` takes."""
+
+    def open_source(self, image: Any, name: str = "image") -> Image.Image:
+        """An image to edit or to ask about. Raises `ImageError` if it cannot be used."""
+
+    def output_size(self, source: Image.Image) -> tuple[int, int]:
+        """(width, height) of an edit of what `open_source` returned."""
+
+    def default_size(self, config) -> tuple[int, int]:
+        """(width, height) of a drawing for which no size was given."""
+
+    def prepare_target(self, image: Image.Image) -> torch.Tensor:
+        """An image as the model would learn to draw it: pixels (3, h, w), for `round_trip`."""
+
+    def to_pil(self, pixels: torch.Tensor) -> Image.Image:
+        """Pixels (3, h, w) as an image. Raises `ValueError` if some are not numbers."""
+
+
+def members(protocol: type) -> set[str]:
+    """The names that a protocol of this module asks for."""
+    return {name for name in (*protocol.__annotations__, *vars(protocol)) if name == "__call__" or name[0] != "_"}
+
+
+def check_family(model, processor) -> None:
+    """Refuses a model or processor that lacks something of the contract.
+
+    Raises:
+        ValueError: With the names of what is missing.
+    """
+    for each, protocol in ((model, FamilyModel), (processor, FamilyProcessor)):
+        if missing := sorted(name for name in members(protocol) if not hasattr(each, name)):
+            raise ValueError(
+                f"{type(each).__name__} has no {', '.join(missing)}, which {protocol.__name__} of "
+                "uniedit_hf.models.family asks for: use the family's class with all heads, or see docs/add_a_model.md."
+            )

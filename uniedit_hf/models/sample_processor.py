@@ -1,0 +1,330 @@
+"""`SampleProcessor`: what the processors of all families do alike with samples, see `uniedit_hf.models.family`.
+
+Shapes: B rows of contexts, L tokens of a row, T tokens of an image, h and w pixels of an image in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from uniedit_hf.images import pixels_to_pil
+from uniedit_hf.recipes import PAPER, Conditioning
+from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
+
+
+# The token types that all families share; each numbers its image tokens from 2.
+PADDING, TEXT = 0, 1
+IGNORED = -100  # the label of a token that nothing is learned from
+
+# What a sequence of tokens is for: training on it, writing text behind it, or drawing an image behind it.
+Purpose = Literal["train", "write", "draw"]
+
+
+class PreparedImage(NamedTuple):
+    """An image of a sample as the model takes it.
+
+    Args:
+        index: Of its segment in the sample.
+        segment: With the family's own name of the view.
+        data: Pixels (3, h, w), or stored tokens (T,).
+    """
+
+    index: int
+    segment: ImageSegment
+    data: torch.Tensor
+
+
+class SampleProcessor:
+    """Packs, contexts and guidance branches of samples; goes before `ProcessorMixin` among the bases of a family's
+    processor, which adds the methods that raise `NotImplementedError` here, and its attributes.
+
+    A family's `lay_out` decides how one sample becomes tokens. Everything else follows from it: a pack is the merge of
+    the packs of its samples, and a batch of contexts is padded on the left.
+    """
+
+    view_names: ClassVar[dict[View, str]] = {"understanding": "understanding", "drawing": "drawing"}
+    conditioning: ClassVar[Conditioning] = PAPER
+    dropped_segments_keep_tokens: ClassVar[bool] = False
+    thinking_prompts: dict[str, str] | None = None
+
+    # What `lay_out` returns for each token, and which of it numbers samples or their splits from 0.
+    token_columns: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "labels")
+    numbering_columns: ClassVar[tuple[str, ...]] = ()
+
+    # --- what a family adds -------------------------------------------------------------------------------------
+
+    @property
+    def context_padding(self) -> dict[str, int]:
+        """The token columns of a context, with their values at padding."""
+        return {"input_ids": 0, "token_type_ids": PADDING}
+
+    def lay_out(self, sample: Sample, images: Sequence[PreparedImage], purpose: Purpose) -> dict[str, np.ndarray]:
+        """The tokens of a sample: for each token column int64 (L,), from its images in order."""
+        raise NotImplementedError
+
+    def prepare_segment(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
+        """What the model takes of an image. `name` is what to call it in errors. Raises `ImageError`."""
+        raise NotImplementedError
+
+    def image_features(self, images: Sequence[PreparedImage]) -> dict[str, Any]:
+        """The images of any number of samples, in the order of their tokens, as the model takes them."""
+        raise NotImplementedError
+
+    def training_features(
+        self, sample: Sample, images: Sequence[PreparedImage], seed: int, epoch: int, posterior: str
+    ) -> dict[str, Any]:
+        """What only training takes, such as noise."""
+        return {}
+
+    def num_image_tokens_of(self, image: PreparedImage) -> int:
+        """Tokens of an image without markers."""
+        raise NotImplementedError
+
+    def guidance_branches(self, sample: Sample, thought: str | None) -> tuple[Sample, Sample, Sample]:
+        """The condition to draw from, the same without its text, and without its images."""
+        raise NotImplementedError
+
+    def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
+        """See `FamilyProcessor`."""
+        raise NotImplementedError
+
+    # --- views and conditioning ---------------------------------------------------------------------------------
+
+    @property
+    def source_views(self) -> tuple[View, ...]:
+        """The views of an image, in the order in which this family reads them."""
+        return tuple(self.view_names)
+
+    def to_view(self, name: str) -> View:
+        """A view by `name`, which may be the family's own.
+
+        Raises:
+            ValueError: If there is no such view.
+        """
+        for view, own_name in self.view_names.items():
+            if name in (view, own_name):
+                return view
+        raise ValueError(f"There is no view {name!r}: {self._known_views()}.")
+
+    def _known_views(self) -> str:
+        views = " and ".join(f"{view!r} ({own_name})" for view, own_name in self.view_names.items())
+        return f"{type(self).__name__} has the views {views}"
+
+    def make_conditioning(self, **overrides) -> Conditioning:
+        """The `conditioning` of this family with `overrides`; source views are put into the order of the family.
+
+        Raises:
+            ValueError: If a view is unknown, or as `Conditioning` does.
+        """
+        if "source_views" in overrides:
+            chosen = {self.to_view(name) for name in overrides["source_views"]}
+            overrides["source_views"] = tuple(view for view in self.view_names if view in chosen)
+        return self.conditioning.override(**overrides)
+
+    def with_own_views(self, sample: Sample) -> Sample:
+        """The sample with the family's own names of all views.
+
+        Raises:
+            ValueError: If a view is unknown.
+        """
+        views = [segment.view for segment in sample.segments if isinstance(segment, ImageSegment)]
+        own_names = set(self.view_names.values())
+        if own_names.issuperset(views):
+            return sample
+        for view in views:
+            if view not in own_names and view not in self.view_names:
+                raise ValueError(
+                    f"Sample {sample.id or '(no id)'} shows an image in the view {view!r}, but {self._known_views()}: "
+                    "name one of them."
+                )
+        return sample.with_segments(
+            [
+                replace(each, view=self.view_names.get(each.view, each.view))
+                if isinstance(each, ImageSegment)
+                else each
+                for each in sample.segments
+            ]
+        )
+
+    # --- lengths and images -------------------------------------------------------------------------------------
+
+    def num_tokens(self, sample: Sample) -> int:
+        """Tokens of a sample in a pack, from sizes and texts alone.
+
+        Raises:
+            ValueError: If a view is unknown.
+        """
+        if not self.dropped_segments_keep_tokens:
+            sample = sample.with_segments([segment for segment in sample.segments if not segment.dropped])
+        lengths = self.segment_lengths(sample)
+        texts = [text for _, text in lengths if text]
+        return sum(tokens for tokens, _ in lengths) + sum(self.count_text_tokens(texts))
+
+    def count_text_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without markers; together they go faster than one by one."""
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        tokenizer = self.tokenizer.backend_tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def with_pixels(self, sample: Sample) -> Sample:
+        """The sample with its images opened and prepared, so that an image that cannot be used is met by itself.
+
+        Raises:
+            ImageError: If an image cannot be read, or is not of the size that its row states.
+        """
+        segments = list(sample.segments)
+        for index, segment, data in self.prepare_images(sample):
+            segments[index] = replace(segment, image=data)
+        return sample.with_segments(segments)
+
+    def prepare_images(self, sample: Sample) -> list[PreparedImage]:
+        """The images of a sample that are not dropped.
+
+        Raises:
+            ImageError: As `with_pixels`.
+            ValueError: If a view is unknown.
+        """
+        name = f"The image of sample {sample.id!r}" if sample.id else "The image"
+        return [
+            PreparedImage(index, segment, self.prepare_segment(segment, name, sample.id))
+            for index, segment in enumerate(self.with_own_views(sample).segments)
+            if isinstance(segment, ImageSegment) and not segment.dropped
+        ]
+
+    def to_pil(self, pixels: torch.Tensor) -> Image.Image:
+        """Pixels (3, h, w) in [-1, 1] as an image.
+
+        Raises:
+            ValueError: If some are not numbers.
+        """
+        return pixels_to_pil(pixels)
+
+    # --- packs --------------------------------------------------------------------------------------------------
+
+    def pack(
+        self, samples: Sequence[Sample], seed: int = 0, epoch: int | Sequence[int] = 0, posterior: str = "mean"
+    ) -> BatchFeature:
+        """Samples end to end in one sequence, with the random draws of each: what the training forward takes.
+
+        Args:
+            samples: Whose dropout has been drawn (see `uniedit_hf.recipes.draw_dropout`).
+            seed: With `epoch` and the sample's id it decides every random draw.
+            epoch: See `seed`; one for all samples, or one for each.
+            posterior: `"mean"` or `"sample"` of an autoencoder's posterior, for families that have one.
+
+        Returns:
+            `input_ids`, `token_type_ids`, `labels` and the family's other token columns: (1, L); images and noise as
+            the model's `forward` says; `num_text_targets` and `num_image_targets`, how many tokens carry a loss.
+
+        Raises:
+            ValueError: If there is no sample, or a view is unknown.
+            ImageError: If an image cannot be used.
+        """
+        samples = list(samples)
+        if not samples:
+            raise ValueError("A pack needs at least one sample, but the list of samples is empty.")
+        epochs = [epoch] * len(samples) if isinstance(epoch, int) else epoch
+        packs = [self._pack_one(sample, seed, each, posterior) for sample, each in zip(samples, epochs)]
+        return BatchFeature(self._end_to_end(packs))
+
+    def _pack_one(self, sample: Sample, seed: int, epoch: int, posterior: str) -> dict[str, Any]:
+        images = self.prepare_images(sample)
+        columns = self.lay_out(self.with_own_views(sample), images, "train")
+        features = {name: torch.from_numpy(column)[None] for name, column in columns.items()}
+        features |= self.image_features(images)
+        features |= self.training_features(sample, images, seed, epoch, posterior)
+        features["num_text_targets"] = int((features["labels"] != IGNORED).sum())
+        features["num_image_targets"] = sum(self.num_image_tokens_of(each) for each in images if each.segment.loss)
+        return features
+
+    def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Several packs end to end in one sequence; samples and splits are numbered on."""
+        return self._end_to_end(packs)
+
+    def _end_to_end(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for name in dict.fromkeys(name for pack in packs for name in pack):
+            values = [pack[name] for pack in packs if name in pack]
+            if name.startswith("num_"):
+                merged[name] = sum(values)
+            elif isinstance(values[0], list):
+                merged[name] = [item for value in values for item in value]
+            elif name in self.numbering_columns:
+                # a sample without tokens keeps its number
+                counts = [int(value.max()) + 1 if value.numel() else 1 for value in values]
+                starts = np.cumsum([0, *counts]).tolist()
+                merged[name] = torch.cat([value + start for value, start in zip(values, starts)], dim=1)
+            else:
+                merged[name] = torch.cat(values, dim=1 if name in self.token_columns else 0)
+        return merged
+
+    # --- contexts -----------------------------------------------------------------------------------------------
+
+    def contexts(self, samples: Sequence[Sample], purpose: Purpose) -> BatchFeature:
+        """Samples as rows, padded on the left: the context columns (B, L), `attention_mask` (B, L) and the images.
+
+        Raises:
+            ValueError: If there is no sample, or a view is unknown.
+            ImageError: If an image cannot be used.
+        """
+        if not samples:
+            raise ValueError("There is nothing to do: the list of requests is empty.")
+        images = [self.prepare_images(sample) for sample in samples]
+        rows = [self.lay_out(self.with_own_views(sample), each, purpose) for sample, each in zip(samples, images)]
+        length = max(len(row["input_ids"]) for row in rows)
+        features: dict[str, Any] = {
+            name: torch.from_numpy(
+                np.stack([np.pad(row[name], (length - len(row[name]), 0), constant_values=value) for row in rows])
+            )
+            for name, value in self.context_padding.items()
+        }
+        features["attention_mask"] = (features["token_type_ids"] != PADDING).long()
+        return BatchFeature(features | self.image_features([image for each in images for image in each]))
+
+    def guidance_contexts(
+        self, samples: Sequence[Sample], thoughts: Sequence[str | None] | None = None
+    ) -> BatchFeature:
+        """Contexts to draw images behind, with those that guidance compares them to: what `generate_images()` takes.
+
+        Each sample gives three contexts, see `guidance_branches`. Contexts that are equal are kept once; `branches`
+        (samples, 3) says which row each sample's three are.
+
+        Args:
+            samples: The conditions.
+            thoughts: What the model wrote about each before it draws.
+        """
+        rows: list[Sample] = []
+        row_of: dict[tuple, int] = {}
+        branches = []
+        for sample, thought in zip(samples, thoughts or [None] * len(samples)):
+            places = []
+            for branch in self.guidance_branches(sample, thought):
+                key = tuple(map(_identity, branch.segments))
+                if key not in row_of:
+                    row_of[key] = len(rows)
+                    rows.append(branch)
+                places.append(row_of[key])
+            branches.append(places)
+        features = self.contexts(rows, "draw")
+        features["branches"] = torch.tensor(branches)
+        return features
+
+
+def _identity(segment: Segment) -> tuple:
+    """What makes two segments the same context. Images by identity: the branches of one request share them."""
+    if isinstance(segment, TextSegment):
+        text = segment.text if isinstance(segment.text, str) else tuple(segment.text)
+        return text, segment.dropped, segment.loss
+    return None if segment.dropped else id(segment.image), segment.view
