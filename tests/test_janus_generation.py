@@ -239,7 +239,7 @@ def test_the_three_verbs(pipe):
     [
         (lambda pipe: pipe.edit(picture(), " "), "The instruction is empty"),
         (lambda pipe: pipe.edit(picture(100, 4), "a"), "is 100 x 4 pixels, of which Janus-Pro would see 32 x 1"),
-        (lambda pipe: pipe.edit(picture(), "a", source_views=["vit"]), "view 'vit', but Janus-Pro"),
+        (lambda pipe: pipe.edit(picture(), "a", source_views=["vit"]), "no view 'vit': JanusProcessor"),
         (lambda pipe: pipe.edit(picture(), "a", num_timesteps=5), "There is no setting num_timesteps: choose from"),
         (lambda pipe: pipe.edit(picture(), "a", size=(64, 64)), "64 x 64 pixels cannot be drawn: Janus-Pro draws 32"),
         (lambda pipe: pipe.edit(picture(), "a", text_guidance_scale=0.5), "text_guidance_scale is 0.5, but guidance"),
