@@ -86,7 +86,7 @@ def test_contexts_with_thoughts_are_the_references(pipe):
     (found,) = model.generate_latents(
         [request], **processor.guidance_contexts([Sample([system, *views, words])], [thought])
     )
-    contexts = processor._contexts(by_hand, add_generation_prompt=False)
+    contexts = processor.contexts(by_hand, "draw")
     (expected,) = model.generate_latents([request], torch.tensor([[0, 1, 2]]), **contexts)
     assert torch.equal(found, expected)
 

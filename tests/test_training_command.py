@@ -35,6 +35,7 @@ def data(tmp_path_factory):
     save_checkpoint(folder / "model")
     save_checkpoint(folder / "janus", "janus")
     save_parquet(edit_rows(16), folder / "edits", num_files=2)
+    (folder / "former.yaml").write_text("vae_dropout: 0.5")
     return folder
 
 
@@ -118,6 +119,12 @@ def mistakes(data):
         "no such model": ([*good, "--model_name_or_path", str(data / "edits")], 1, "edits"),
         "unknown recipe": ([*good, "--recipe", "paint"], 2, "argument --recipe: invalid choice: 'paint'"),
         "unknown option": ([*good, "--recipee", "edit"], 2, "there is no option --recipee; did you mean --recipe?"),
+        "former name": ([*good, "--vit_dropout", "0.1"], 2, "--vit_dropout is now called --understanding_dropout: "),
+        "former name in a file": (
+            ["--config", str(data / "former.yaml")],
+            2,
+            "former.yaml: vae_dropout is now called drawing_dropout: use the new name.",
+        ),
         "4 bit without adapters": ([*good, "--load_in_4bit", "true"], 1, "set use_peft to train adapters on them"),
         "4 and 8 bit": ([*good, "--load_in_4bit", "true", "--load_in_8bit", "true"], 1, "both set: choose one"),
         "nothing learned": ([*good, "--image_loss_weight", "0"], 1, "are both 0, so nothing is learned"),

@@ -152,10 +152,10 @@ class CommandParser(TrlParser):
         return converted
 
     def _unknown(self, name: str, prefix: str = "") -> str:
-        name = name.replace("-", "_")
-        if name in self.former_names:
-            return renamed(name, self.former_names[name], prefix)
-        nearest = get_close_matches(name, self.option_of, n=1)
+        spelled = name.replace("-", "_")
+        if spelled in self.former_names:
+            return renamed(spelled, self.former_names[spelled], prefix)
+        nearest = get_close_matches(spelled, self.option_of, n=1)
         remedy = f"did you mean {prefix}{nearest[0]}?" if nearest else f'"{self.prog} --help" lists the options.'
         return f"there is no option {prefix}{name}; {remedy}"
 
