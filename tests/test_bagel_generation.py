@@ -341,9 +341,14 @@ def test_without_a_cache(model, processor):
     """Text alone; with images transformers always caches, as for any model that is given embeddings."""
     samples = [Sample([TextSegment("make it bigger")]), Sample([TextSegment("what is this red square")])]
     expected, expected_logits = written(model, processor, samples)
-    with RowsSeen(model) as seen:
-        found, logits = written(model, processor, samples, use_cache=False)
-    assert found == expected and relative_error(logits, expected_logits) < 1e-4 and len(seen) == len(found[0])
+    lengths = []
+    query = model.model.language_model.layers[0].self_attn.q_proj
+    hook = query.register_forward_pre_hook(lambda _, arguments: lengths.append(len(arguments[0])))
+    found, logits = written(model, processor, samples, use_cache=False)
+    hook.remove()
+    assert found == expected and relative_error(logits, expected_logits) < 1e-4
+    # the first pass leaves the padding out; the others take all of both rows
+    assert [after - before for before, after in zip(lengths[1:], lengths[2:])] == [2] * 6 and len(lengths) == 8
 
 
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])

@@ -11,20 +11,20 @@ H query heads, K key and value heads, E head size, P latent tokens, C channels o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, initialization
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers import Cache, GenerationMixin, initialization
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from uniedit_hf.attention import Grid, Splits, context_mask, dense_mask
 from uniedit_hf.losses import Losses
 from uniedit_hf.split_attention import NAME as SPLITS, PickRows, SplitPlan
 
 from .checkpoint_bagel import CheckpointFolder
-from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig, BagelVisionConfig
+from .configuration_bagel import LATENT, TEXT, VIT, BagelConfig, BagelVisionConfig
 from .decoder_bagel import BagelTextModel
+from .decoding_bagel import BagelOutput, BagelTextGenerationMixin
 from .encoders_bagel import (
     BagelConnector,
     BagelVisionTransformer,
@@ -224,13 +224,8 @@ class BagelModel(BagelPreTrainedModel):
         return Grid(order, rows, length, context_mask(attention_mask, own, num_keys))
 
 
-@dataclass
-class BagelOutput(CausalLMOutputWithPast):
-    """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary) and the cache."""
-
-
 class BagelForConditionalGeneration(
-    BagelPreTrainedModel, BagelTrainingMixin, BagelImageGenerationMixin, GenerationMixin
+    BagelPreTrainedModel, BagelTrainingMixin, BagelImageGenerationMixin, BagelTextGenerationMixin, GenerationMixin
 ):
     """BAGEL with its text head and its autoencoder: trains on packs, writes text, draws images."""
 
@@ -360,6 +355,28 @@ class BagelForConditionalGeneration(
         index = [grid_index(x.shape[1] // patch, x.shape[2] // patch, side, x.device) for x in latents]
         return torch.cat(tokens), torch.cat(index)
 
+    @torch.no_grad()
+    def embed_context(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, **images) -> torch.Tensor:
+        """The tokens of a batch of contexts (B, L, D), whose images are all clean; `images` as in `forward`."""
+        return self._embed_context(input_ids, token_type_ids, **images)
+
+    def _embed_context(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        vae_images: list[torch.Tensor] | None = None,
+        latents: list[torch.Tensor] | None = None,
+        posterior_noise: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
+        if vae_images or latents:
+            tokens, index = self.latent_tokens(latents or self.encode_images(vae_images, posterior_noise))
+            images |= {"latents": tokens, "latent_time": torch.zeros(len(tokens), device=tokens.device)}
+            images["latent_index"] = index
+        return self.model.embed(input_ids, token_type_ids, **images)
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def forward(
@@ -410,6 +427,11 @@ class BagelForConditionalGeneration(
         Raises:
             ValueError: If there is noise to learn from but no `labels`.
         """
+        given = (token_type_ids, split_ids, labels, vit_patches, vae_images, latents, noise, timesteps)
+        if self.writes_plainly and all(each is None for each in given):
+            return self.next_of_text(
+                input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, logits_to_keep
+            )
         if token_type_ids is None and input_ids is not None:
             token_type_ids = torch.full_like(input_ids, TEXT)
         splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
@@ -423,78 +445,7 @@ class BagelForConditionalGeneration(
             raise ValueError("noise and timesteps are of a pack to learn from, which needs labels too: give labels.")
         if inputs_embeds is None:
             inputs_embeds = self._embed_context(input_ids, token_type_ids, **images)
-        return self._next_token(
+        return self.next_token(
             inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache,
             logits_to_keep,
         )  # fmt: skip
-
-    # --- writing text -------------------------------------------------------------------------------------------
-
-    def _next_token(
-        self, inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache, keep
-    ) -> BagelOutput:
-        rows, length = inputs_embeds.shape[:2]
-        if use_cache is not False and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.text_config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if attention_mask is None:
-            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=inputs_embeds.device)
-        if token_type_ids is None:
-            token_type_ids = torch.where(attention_mask[:, -length:].bool(), TEXT, PADDING)
-        if position_ids is None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        hidden = self.model(
-            inputs_embeds, token_type_ids, position_ids, splits, attention_mask, past_key_values
-        ).last_hidden_state
-        return BagelOutput(logits=self.lm_head(hidden[:, -keep:]), past_key_values=past_key_values)
-
-    def generate(self, inputs=None, **kwargs):
-        """Writes text behind a context, as any transformers model does (sampling, stopping, batches, any cache).
-
-        Takes what the processor returns. The images are embedded first, so that what `GenerationMixin` expands and
-        slices are plain (B, L, ...) tensors.
-        """
-        input_ids = kwargs.pop("input_ids", inputs)
-        names = ("vit_patches", "vit_grids", "vae_images", "latents", "posterior_noise")
-        images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
-        if images:
-            kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
-        return super().generate(input_ids, **kwargs)
-
-    @torch.no_grad()
-    def embed_context(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, **images) -> torch.Tensor:
-        """The tokens of a batch of contexts (B, L, D), whose images are all clean; `images` as in `forward`."""
-        return self._embed_context(input_ids, token_type_ids, **images)
-
-    def _embed_context(
-        self,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        vit_patches: torch.Tensor | None = None,
-        vit_grids: torch.Tensor | None = None,
-        vae_images: list[torch.Tensor] | None = None,
-        latents: list[torch.Tensor] | None = None,
-        posterior_noise: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
-        if vae_images or latents:
-            tokens, index = self.latent_tokens(latents or self.encode_images(vae_images, posterior_noise))
-            images |= {"latents": tokens, "latent_time": torch.zeros(len(tokens), device=tokens.device)}
-            images["latent_index"] = index
-        return self.model.embed(input_ids, token_type_ids, **images)
-
-    def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, sample_ids=None, split_ids=None,
-        split_kinds=None, **kwargs,
-    ):  # fmt: skip
-        """Splits matter to the context alone: what is written is text, which sees everything before it."""
-        if is_first_iteration:
-            kwargs |= {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
-        return super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-
-    @staticmethod
-    def create_masks_for_generate(attention_mask=None, **kwargs):
-        """The model makes its own masks from the (B, L) one, for static caches too."""
-        return attention_mask

@@ -1,0 +1,212 @@
+"""Writing text: contexts of text and images first, then steps over text alone behind their cache.
+
+All tokens of such a step take the understanding expert, so nothing is routed. A step of a token a row needs no mask at
+all unless rows are padded. Static caches have a step of their own in `token_step`.
+
+Shapes: B rows, L new tokens a row, S keys in the cache, D hidden size, H query heads, K key and value heads, E head
+size.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from uniedit_hf.attention import Splits
+from uniedit_hf.split_attention import NAME as SPLITS
+
+from .configuration_bagel import PADDING, TEXT
+from .decoder_bagel import rotary_tables
+from .denoising_bagel import on_device_of
+from .regions import EAGER, compiled_regions
+from .token_step import CapturedStep, is_static, token_logits
+
+
+# cuDNN makes a plan for every number of keys, which here is another one for every token
+GROWING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@dataclass
+class BagelOutput(CausalLMOutputWithPast):
+    """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary) and the cache."""
+
+
+def text_states(
+    decoder: nn.Module,
+    embeds: torch.Tensor,
+    positions: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Cache | None,
+    compile_layers: bool,
+) -> torch.Tensor:
+    """Hidden states (B, L, D) after the last norm of text behind a cache, to which it is added.
+
+    Args:
+        decoder: The language model of a `BagelModel`.
+        embeds: (B, L, D) of the tokens.
+        positions: (B, L) rotary positions.
+        attention_mask: (B, past + L), 1 at real tokens; `None` if all are.
+        cache: Keys and values of the context.
+        compile_layers: Whether the layers run compiled.
+    """
+    rows, length = embeds.shape[:2]
+    hidden, tables = embeds.flatten(0, 1), rotary_tables(decoder.rotary_emb, embeds, positions.flatten())
+    regions, mask = compiled_regions() if compile_layers else EAGER, text_mask(attention_mask, cache, length, hidden)
+    for index, layer in enumerate(decoder.layers):
+        hidden, tables, mask = on_device_of(layer, (hidden, tables, mask))
+        expert = layer.expert("")
+        query, key, value = (
+            each.unflatten(0, (rows, length)).transpose(1, 2) for each in regions.project(expert, hidden, *tables)
+        )
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        if length == 1:  # the queries that share a key head are the queries of one attention over it
+            query = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
+        output = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=length > 1)
+        if length > 1:
+            output = output.transpose(1, 2)
+        hidden = regions.absorb(expert, hidden, output.reshape(rows * length, -1))
+    return decoder.norm(hidden).unflatten(0, (rows, length))
+
+
+def text_mask(
+    attention_mask: torch.Tensor | None, cache: Cache | None, length: int, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Which keys new tokens of text see, as booleans (B or 1, 1, L, S); `None` for all of them.
+
+    Args:
+        attention_mask: (B, past + L) or (B, S), 1 at real tokens; `None` if all are.
+        cache: Before the new tokens are added.
+        length: L.
+        like: On the device of the mask.
+    """
+    past = 0 if cache is None else cache.get_seq_length()
+    num_keys = length if cache is None else cache.get_mask_sizes(length, 0)[0]
+    grows = isinstance(past, int) and num_keys == past + length
+    if attention_mask is None and length == 1 and grows:
+        return None
+    keys = torch.arange(num_keys, device=like.device)
+    queries = torch.arange(length, device=like.device)[:, None] + past
+    mask = (keys <= queries)[None, None]
+    if attention_mask is None:
+        return mask
+    real = pad(attention_mask, (0, num_keys - attention_mask.shape[1]), value=1).bool()[:, None, None]
+    # padding sees itself, so that no row is empty
+    return mask & real if length == 1 else mask & real | (keys == queries)
+
+
+class BagelTextGenerationMixin:
+    """Adds `generate` to the model that holds `model`, `lm_head` and `config`, ahead of `GenerationMixin`."""
+
+    compile_layers: bool | None
+
+    def next_token(
+        self, inputs_embeds, attention_mask, position_ids, token_type_ids, splits: Splits | None, past_key_values,
+        use_cache, keep: int,
+    ) -> BagelOutput:  # fmt: skip
+        """Logits behind text and images, which are routed to their experts."""
+        rows, length = inputs_embeds.shape[:2]
+        if use_cache is not False and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if attention_mask is None:
+            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=inputs_embeds.device)
+        if token_type_ids is None:
+            token_type_ids = torch.where(attention_mask[:, -length:].bool(), TEXT, PADDING)
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        hidden = self.model(
+            inputs_embeds, token_type_ids, position_ids, splits, attention_mask, past_key_values
+        ).last_hidden_state
+        return BagelOutput(logits=self.lm_head(hidden[:, -keep:]), past_key_values=past_key_values)
+
+    def next_of_text(
+        self, input_ids, inputs_embeds, attention_mask, position_ids, cache, use_cache, keep: int
+    ) -> BagelOutput:
+        """Logits behind text alone; nothing is routed."""
+        if inputs_embeds is None and position_ids is not None and input_ids.shape[1] == 1 and is_static(cache):
+            logits = token_logits(self, input_ids, position_ids, attention_mask, cache, bool(self.compile_layers))
+            return BagelOutput(logits=logits, past_key_values=cache)
+        decoder = self.model.language_model
+        embeds = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is not False and cache is None:
+            cache = DynamicCache(config=self.config.text_config)
+        if position_ids is None:
+            position_ids = self._text_positions(embeds, attention_mask, cache)
+        grows = embeds.is_cuda and (cache is None or not cache.is_compileable)
+        with sdpa_kernel(GROWING) if grows else nullcontext():
+            hidden = text_states(decoder, embeds, position_ids, attention_mask, cache, bool(self.compile_layers))
+        return BagelOutput(logits=self.lm_head(hidden[:, -keep:]), past_key_values=cache)
+
+    @staticmethod
+    def _text_positions(embeds, attention_mask, cache) -> torch.Tensor:
+        """Rotary positions (B, L) of text alone, whose padding takes none."""
+        rows, length = embeds.shape[:2]
+        if attention_mask is not None:
+            return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        past = 0 if cache is None else cache.get_seq_length()
+        return (torch.arange(length, device=embeds.device) + past).expand(rows, -1)
+
+    @property
+    def writes_plainly(self) -> bool:
+        """Whether attention is SDPA's, which steps over text alone call themselves."""
+        return self.config.text_config._attn_implementation in ("sdpa", "flex_attention", SPLITS)
+
+    def generate(self, inputs=None, **kwargs):
+        """Writes text behind a context, as any transformers model does (sampling, stopping, batches, any cache).
+
+        Takes what the processor returns. The images are embedded first, so that what `GenerationMixin` expands and
+        slices are plain (B, L, ...) tensors. `cache_implementation="static"` is the fastest on a GPU.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        names = ("vit_patches", "vit_grids", "vae_images", "latents", "posterior_noise")
+        images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
+        if images:
+            kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
+        return super().generate(input_ids, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids, next_sequence_length=None, inputs_embeds=None, is_first_iteration=False, sample_ids=None,
+        split_ids=None, split_kinds=None, **kwargs,
+    ):  # fmt: skip
+        """Splits and token types matter to the context alone: what is written is text, which sees everything before
+        it."""
+        positions = kwargs.get("position_ids")
+        here = input_ids.device == self.device
+        if not is_first_iteration and next_sequence_length == 1 and positions is not None and here:
+            names = ("past_key_values", "attention_mask", "use_cache", "logits_to_keep")
+            step = {name: kwargs[name] for name in names if name in kwargs}
+            return step | {"input_ids": input_ids[:, -1:], "position_ids": positions[:, -1:]}
+        if is_first_iteration:
+            kwargs |= {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration,
+            **kwargs,
+        )  # fmt: skip
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+        """Behind a cache a step of one token needs no more than the position before it."""
+        model_kwargs.pop("token_type_ids", None)
+        single = model_kwargs.get("use_cache") and "num_new_tokens" not in kwargs
+        positions = model_kwargs.pop("position_ids", None) if single else None
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        return updated if positions is None else updated | {"position_ids": positions[:, -1:] + 1}
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask=None, **kwargs):
+        """The model makes its own masks from the (B, L) one, for static caches too."""
+        return attention_mask
+
+    def get_compiled_call(self, compile_config=None):
+        """What transformers calls for every token with a static cache: a captured step, unless a `compile_config`
+        asks for `torch.compile`."""
+        if compile_config is None and self.device.type == "cuda" and self.writes_plainly:
+            return CapturedStep(self)
+        return super().get_compiled_call(compile_config)

@@ -1,0 +1,197 @@
+"""One token a row behind a static cache, whose keys and values never move.
+
+Every step has the same shapes and addresses. So on a CUDA device it is captured once and replayed as one graph; on
+other devices its layers can be compiled, each as one region.
+
+Shapes: B rows, S keys in the cache, D hidden size, H query heads, K key and value heads, E head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import pad
+from transformers import Cache
+from transformers.cache_utils import StaticLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .decoder_bagel import rotary_tables
+from .denoising_bagel import on_device_of
+from .regions import EAGER, Regions, compiled_regions
+
+
+def is_static(cache: Cache | None) -> bool:
+    """Whether every layer of the cache has its final size and holds a context."""
+    layers = [] if cache is None or cache.offloading else cache.layers
+    return bool(layers) and all(type(layer) is StaticLayer and layer.is_initialized for layer in layers)
+
+
+def token_logits(
+    model,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Cache,
+    compile_layers: bool,
+) -> torch.Tensor:
+    """Logits (B, 1, vocabulary) behind a token a row, which is added to the cache.
+
+    Args:
+        model: A `BagelForConditionalGeneration`.
+        input_ids: (B, 1).
+        position_ids: (B, 1) rotary positions.
+        attention_mask: (B, tokens so far or S), 1 at real tokens; `None` if all are.
+        cache: A static one that holds a context.
+        compile_layers: Whether the layers run compiled.
+    """
+    decoder, on_cpu = model.model.language_model, input_ids.device.type == "cpu"
+    code = compiled_code() if compile_layers and on_cpu else PLAIN
+    regions = compiled_regions() if compile_layers and not on_cpu else EAGER
+    hidden, *tables = code.begin(decoder, input_ids, position_ids)
+    place = cache.layers[0].cumulative_length.view(1)
+    bias = _bias(attention_mask, place, cache.layers[0])
+    for layer, memory in zip(decoder.layers, cache.layers):
+        hidden, tables, place, bias = on_device_of(layer, (hidden, tables, place, bias))
+        hidden = code.layer(layer.expert(""), hidden, *tables, memory.keys, memory.values, place, bias, regions)
+    torch._foreach_add_([memory.cumulative_length for memory in cache.layers], 1)
+    return code.end(decoder, model.lm_head, hidden)
+
+
+def _bias(attention_mask: torch.Tensor | None, place: torch.Tensor, memory: StaticLayer) -> torch.Tensor:
+    """What is added to the scores of one token a row, (B * K, 1, S) in fp32: 0 at what it sees."""
+    rows, heads, size = memory.keys.shape[:3]
+    unseen = torch.arange(size, device=place.device) > place
+    if attention_mask is not None:
+        unseen = unseen | ~pad(attention_mask, (0, size - attention_mask.shape[1]), value=1).bool()[:, None]
+    bias = unseen * torch.finfo(torch.float32).min
+    return bias.expand(rows, heads, size).reshape(rows * heads, 1, size)
+
+
+# --- the step in three pieces ---------------------------------------------------------------------------------------
+
+
+def token_begin(decoder, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Embeddings (B, D) of a token a row, with the tables (B, 1, E) of its rotary position."""
+    embeds = decoder.embed_tokens(input_ids[:, 0])
+    return embeds, *rotary_tables(decoder.rotary_emb, embeds, position_ids[:, 0])
+
+
+def token_layer(expert, hidden, cos, sin, keys, values, place, bias, regions: Regions) -> torch.Tensor:
+    """One layer over a token a row.
+
+    Args:
+        expert: The understanding expert of the layer.
+        hidden: (B, D).
+        cos, sin: (B, 1, E) tables of rotary positions.
+        keys, values: (B, K, S, E), written in place.
+        place: (1,) where the token goes.
+        bias: (B * K, 1, S) in fp32, added to the scores.
+        regions: What the layer does around attention.
+
+    Returns:
+        (B, D).
+    """
+    query, key, value = regions.project(expert, hidden, cos, sin)
+    keys.index_copy_(2, place, key[:, :, None])
+    values.index_copy_(2, place, value[:, :, None])
+    # The queries that share a key head are the rows of one product with its keys, which are read once.
+    query = query.reshape(len(bias), -1, query.shape[-1])
+    scores = _product(query, keys.flatten(0, 1).transpose(1, 2)) * query.shape[-1] ** -0.5
+    weights = (scores + bias).softmax(-1).to(values.dtype)
+    attended = torch.bmm(weights, values.flatten(0, 1))
+    return regions.absorb(expert, hidden, attended.reshape(len(hidden), -1))
+
+
+def token_end(decoder, head, hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states (B, D) to logits (B, 1, vocabulary)."""
+    return head(decoder.norm(hidden))[:, None]
+
+
+def _product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """A batch of matrix products in fp32, as attention accumulates them."""
+    if first.is_cuda and first.dtype != torch.float32:
+        return torch.bmm(first, second, out_dtype=torch.float32)
+    return torch.bmm(first.float(), second.float())
+
+
+class TokenCode(NamedTuple):
+    """The three pieces, as they are or compiled."""
+
+    begin: Callable
+    layer: Callable
+    end: Callable
+
+
+PLAIN = TokenCode(token_begin, token_layer, token_end)
+
+
+@functools.cache
+def compiled_code() -> TokenCode:
+    """The pieces compiled for the CPU, each as one region for all sizes of cache."""
+    return TokenCode(*(_compiled(piece) for piece in PLAIN))
+
+
+def _compiled(piece: Callable) -> Callable:
+    code = torch.compile(piece)
+
+    @functools.wraps(piece)
+    def run(*arguments):
+        for tensor in arguments:
+            if isinstance(tensor, torch.Tensor):
+                torch._dynamo.maybe_mark_dynamic(tensor, (0, 2) if tensor.ndim > 2 else 0)  # rows and keys
+        return code(*arguments)
+
+    return run
+
+
+# --- the step as one graph ------------------------------------------------------------------------------------------
+
+
+class CapturedStep:
+    """The forward of a model for one call of `generate`, whose steps of a token a row become one CUDA graph.
+
+    The first step runs as it is, which loads what it needs; the second is captured. Other shapes, and caches that
+    move (beam search reorders them), run as they are.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.seen = self.captured = None
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.graph = self.logits = None
+
+    def __call__(self, input_ids=None, position_ids=None, attention_mask=None, past_key_values=None, **kwargs):
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        given = inputs | {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        is_token = input_ids is not None and input_ids.shape[1] == 1 and position_ids is not None
+        if not is_token or not is_static(past_key_values) or kwargs.get("token_type_ids") is not None:
+            return self.model(**given, **kwargs)
+        key = (len(input_ids), attention_mask is None, *(layer.keys.data_ptr() for layer in past_key_values.layers))
+        if key not in (self.seen, self.captured):
+            self.seen = key
+            return self.model(**given)
+        if key != self.captured:
+            self.captured = key
+            self.capture(inputs, attention_mask, past_key_values)
+        for name, value in inputs.items():
+            self.inputs[name].copy_(value)
+        self.replay()
+        return CausalLMOutputWithPast(logits=self.logits, past_key_values=past_key_values)
+
+    def capture(self, inputs: dict[str, torch.Tensor], attention_mask: torch.Tensor | None, cache: Cache) -> None:
+        """Records the step at the addresses of this cache."""
+        self.inputs = {name: value.clone() for name, value in inputs.items()}
+        if attention_mask is not None:  # what comes later is real
+            size = cache.layers[0].keys.shape[2]
+            attention_mask = pad(attention_mask, (0, size - attention_mask.shape[1]), value=1)
+        step = self.inputs | {"attention_mask": attention_mask, "past_key_values": cache}
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.logits = self.model(**step).logits
+
+    def replay(self) -> None:
+        """Runs the recorded step."""
+        self.graph.replay()
