@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uniedit_hf.images import ImageError, open_image
-from uniedit_hf.release.faults import RowFault
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.release.raw import find_release, read_lines, read_table
+from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
 
 
@@ -132,7 +132,7 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
     def rows(self, part):
         """The good rows of a part; the others are logged, or raised if `strict`."""
         for line, row in read_part(part, self.images):
-            if not isinstance(row, RowFault):
+            if not isinstance(row, RowError):
                 yield row
             elif self.config.strict:
                 raise ValueError(f"{row.at(part.file, line)} Mend the row, or leave out strict to go on without it.")
@@ -141,7 +141,7 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
 
 
 def read_part(part, images):
-    """The rows of a part: number of the line from 1, and the row in the row schema or the `RowFault`.
+    """The rows of a part: number of the line from 1, and the row in the row schema or the `RowError`.
 
     Args:
         part: A `uniedit_hf.release.raw.Part`.
@@ -149,10 +149,10 @@ def read_part(part, images):
     """
     for line, entry in read_table(part) if part.is_table else read_lines(part):
         try:
-            if isinstance(entry, RowFault):
+            if isinstance(entry, RowError):
                 raise entry
             row = checked_row(entry) if part.is_table else official_row(entry, images)
-        except RowFault as fault:
+        except RowError as fault:
             row = fault
         yield line, row
 
@@ -161,11 +161,11 @@ def official_row(entry, images):
     """A line of an official manifest as a row. What it does not say is null.
 
     Raises:
-        RowFault: The line lacks what a row needs, or a picture cannot be used.
+        RowError: The line lacks what a row needs, or a picture cannot be used.
     """
     instruction = _text(entry, "edit_instruction", required=True)
     if instruction.strip() == NO_INSTRUCTION:
-        raise RowFault("no instruction", f"edit_instruction is the official pipeline's placeholder {instruction!r}.")
+        raise RowError("no instruction", f"edit_instruction is the official pipeline's placeholder {instruction!r}.")
     names = [_text(entry, key, required=True) for key in ("image_path", "output_image_path")]
     source, target = (images.read(name) for name in names)
     source_size, target_size = (_size(data, name) for data, name in zip((source, target), names))
@@ -193,18 +193,18 @@ def checked_row(row):
     """A row of Parquet in the row schema, as it is, if its pictures can be opened and have the sizes it says.
 
     Raises:
-        RowFault: It lacks a column, or a picture cannot be used.
+        RowError: It lacks a column, or a picture cannot be used.
     """
     lacking = [name for name in row_features() if name not in row]
     if lacking:
-        raise RowFault("lacking column", f"there is no column {lacking[0]!r}: expected the row schema.")
+        raise RowError("lacking column", f"there is no column {lacking[0]!r}: expected the row schema.")
     for side in ("source", "target"):
         picture = row[f"{side}_image"]
         if picture is None or picture["bytes"] is None:
-            raise RowFault("image not found", f"{side}_image holds no bytes: expected the picture itself.")
+            raise RowError("image not found", f"{side}_image holds no bytes: expected the picture itself.")
         size = _size(picture["bytes"], f"{side}_image")
         if row[f"{side}_size"] is not None and list(row[f"{side}_size"]) != size:
-            raise RowFault("wrong size", f"{side}_size is {row[f'{side}_size']}, but the picture is {size}.")
+            raise RowError("wrong size", f"{side}_size is {row[f'{side}_size']}, but the picture is {size}.")
         row[f"{side}_size"] = size
     return row
 
@@ -214,7 +214,7 @@ def _size(data, name):
     try:
         return list(open_image(data, name=name).size)
     except ImageError as error:
-        raise RowFault("unusable image", str(error)) from error
+        raise RowError("unusable image", str(error)) from error
 
 
 def _text(entry, key, required=False):
@@ -223,17 +223,17 @@ def _text(entry, key, required=False):
         return None
     if not isinstance(value, str) or (required and not value.strip()):
         found = "nothing" if value is None else f"{value!r:.80}"
-        raise RowFault(
+        raise RowError(
             "wrong value", f"{key} is {found}: expected {'a text that is not empty' if required else 'text'}."
         )
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise RowFault("not UTF-8", f"{key} holds half of a surrogate pair: expected whole characters.")
+        raise RowError("not UTF-8", f"{key} holds half of a surrogate pair: expected whole characters.")
     return value
 
 
 def _category(name):
     if name is not None and name.strip().lower() not in TASK_CATEGORIES:
-        raise RowFault("unknown category", f"task_category is {name!r:.80}: expected {', '.join(TASK_CATEGORIES)}.")
+        raise RowError("unknown category", f"task_category is {name!r:.80}: expected {', '.join(TASK_CATEGORIES)}.")
     return name and name.strip().lower()
 
 
@@ -242,4 +242,4 @@ def _number(entry, key):
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
-        raise RowFault("wrong value", f"{key} is {value!r:.80}: expected a number.") from None
+        raise RowError("wrong value", f"{key} is {value!r:.80}: expected a number.") from None

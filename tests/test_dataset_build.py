@@ -21,10 +21,10 @@ from raw_releases import LAYOUTS, make_release, picture_bytes
 from uniedit_hf.cli import main
 from uniedit_hf.dataset_builder.uniedit_148k import read_part
 from uniedit_hf.release.build import build
-from uniedit_hf.release.faults import RowFault
 from uniedit_hf.release.image_store import ImageStore, safe_parts
 from uniedit_hf.release.parquet import ROWS_PER_GROUP
 from uniedit_hf.release.raw import Part, find_release, read_lines
+from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import row_features
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 from uniedit_hf.small_world.edits import synthesize
@@ -283,7 +283,7 @@ def test_names_with_and_without_the_folder_of_the_archive(tmp_path, layout):
     store = ImageStore(tmp_path / "raw", [archive])
     for prefix in ("", "images/", "images/part/", "part/"):
         assert store.read(f"{prefix}images/easy/1.png") == picture_bytes(1)
-    with pytest.raises(RowFault, match="whose members are named like 'edited/easy/2_0a1b2c3d.png'"):
+    with pytest.raises(RowError, match="whose members are named like 'edited/easy/2_0a1b2c3d.png'"):
         store.read("elsewhere/images/easy/1.png")
 
 
@@ -291,7 +291,7 @@ def test_names_with_and_without_the_folder_of_the_archive(tmp_path, layout):
 def test_safe_names_lead_nowhere_else(name):
     try:
         parts = safe_parts(name)
-    except RowFault:
+    except RowError:
         return
     place = os.path.normpath(os.path.join("/data/images", *parts))
     assert place.startswith("/data/images/") and "\0" not in place

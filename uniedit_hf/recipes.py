@@ -23,6 +23,7 @@ from PIL import Image
 
 from uniedit_hf.randomness import python_random
 from uniedit_hf.renamed import refuse_former_names
+from uniedit_hf.row_error import RowError
 from uniedit_hf.segments import (
     DRAWING,
     UNDERSTANDING,
@@ -33,23 +34,6 @@ from uniedit_hf.segments import (
     TextSegment,
     View,
 )
-
-
-class RowError(ValueError):
-    """A row that no sample can be made of, so that a trainer can stop at it or set it aside.
-
-    Args:
-        row_id: The row's `id`, empty if it has none.
-        reason: What is wrong and how to put it right.
-    """
-
-    def __init__(self, row_id: str, reason: str):
-        super().__init__(row_id, reason)
-        self.row_id = row_id
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"Row {self.row_id!r}: {self.reason}"
 
 
 @refuse_former_names
@@ -210,7 +194,8 @@ def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPE
         if not loss or number + 1 < len(turns):
             segments.extend(conditioning.source(image, size))
     if not any(segment.loss for segment in segments):
-        raise RowError(columns.row_id, "no turn carries a loss; give what the model should learn role 'assistant'.")
+        reason = "no turn carries a loss; give what the model should learn role 'assistant'."
+        raise RowError(reason, row_id=columns.row_id)
     return Sample(_keep_what_a_text_answers(segments), columns.row_id)
 
 
@@ -340,7 +325,7 @@ class _RowReader:
         return cls(row, row_id)
 
     def error(self, name: str, found: str, remedy: str) -> RowError:
-        return RowError(self.row_id, f"{self.kind} {name!r} {found}; {remedy}.")
+        return RowError(f"{self.kind} {name!r} {found}; {remedy}.", row_id=self.row_id)
 
     def value(self, name: str) -> Any:
         if name not in self.fields:

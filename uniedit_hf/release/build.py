@@ -16,11 +16,12 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.dataset_builder.uniedit_148k import ROWS_PER_PART, VERSION, read_part
 from uniedit_hf.release.dataset_card import write_card
-from uniedit_hf.release.faults import FaultyRow, RowFault, fault_table
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.release.parquet import write_rows
 from uniedit_hf.release.raw import Part, RawRelease, find_release
+from uniedit_hf.row_error import RowError
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,24 @@ class BuildReport:
 
     found: str
     rows: dict[str, int] = field(default_factory=dict)
-    faults: list[FaultyRow] = field(default_factory=list)
+    faults: list[RowError] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = "\n".join(f"{name}: {count:,} rows" for name, count in self.rows.items())
         return f"{self.found}\n{counts}\n{fault_table(self.faults)}"
+
+
+def fault_table(faults: Iterable[RowError], limit: int = 20) -> str:
+    """The faults as text: how many of each reason, then the first `limit` with file, line and reason."""
+    faults = list(faults)
+    if not faults:
+        return "No faulty rows."
+    counts = Counter(fault.reason for fault in faults)
+    lines = ["rows  reason", *(f"{count:4}  {reason}" for reason, count in counts.most_common()), ""]
+    lines += ["file:line  reason: what was found", *map(str, faults[:limit])]
+    if len(faults) > limit:
+        lines.append(f"... and {len(faults) - limit} more")
+    return "\n".join(lines)
 
 
 def build(
@@ -149,13 +163,13 @@ def _build(
             progress.update(output.part.num_rows)
             if strict and result["faults"]:
                 raise ValueError(
-                    f"{FaultyRow(**result['faults'][0])} Mend the row, or leave out --strict to go on without it."
+                    f"{RowError(**result['faults'][0])} Mend the row, or leave out --strict to go on without it."
                 )
     for output in outputs:
         name = f"{output.config}/{output.split}"
         report.rows[name] = report.rows.get(name, 0) + results[output.name]["rows"]
-        report.faults += [FaultyRow(**fault) for fault in results[output.name]["faults"]]
-    lines = [json.dumps(asdict(fault), ensure_ascii=False) + "\n" for fault in report.faults]
+        report.faults += [RowError(**fault) for fault in results[output.name]["faults"]]
+    lines = [json.dumps(fault.record(), ensure_ascii=False) + "\n" for fault in report.faults]
     (output_dir / "faults.jsonl").write_text("".join(lines), encoding="utf-8")
     if not any(report.rows.values()):
         raise ValueError(
@@ -233,18 +247,18 @@ def _finished(
 
 
 def _write(output: Output, images: ImageStore, output_dir: Path) -> dict[str, Any]:
-    faults: list[FaultyRow] = []
+    faults: list[RowError] = []
     path = output_dir / output.name
     path.parent.mkdir(parents=True, exist_ok=True)
     count = write_rows(_good_rows(output.part, images, faults), path)
-    result = {"rows": count, "faults": [asdict(fault) for fault in faults]}
+    result = {"rows": count, "faults": [fault.record() for fault in faults]}
     _write_json(_journal(output, output_dir), result)
     return result
 
 
-def _good_rows(part: Part, images: ImageStore, faults: list[FaultyRow]) -> Iterator[dict[str, Any]]:
+def _good_rows(part: Part, images: ImageStore, faults: list[RowError]) -> Iterator[dict[str, Any]]:
     for line, row in read_part(part, images):
-        if isinstance(row, RowFault):
+        if isinstance(row, RowError):
             faults.append(row.at(part.file, line))
         else:
             yield row

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
-from uniedit_hf.release.faults import RowFault
+from uniedit_hf.row_error import RowError
 
 
 # A picture of 89 million pixels, the most that is opened, is seldom larger as PNG.
@@ -63,7 +63,7 @@ class ImageStore:
         """The encoded picture of that name.
 
         Raises:
-            RowFault: The name is not safe or not unique, or there is no such picture, or it is too large or damaged.
+            RowError: The name is not safe or not unique, or there is no such picture, or it is too large or damaged.
         """
         parts = safe_parts(name)
         path = self.root.joinpath(*parts)
@@ -71,7 +71,7 @@ class ImageStore:
             return self._read_file(path, name)
         member = self._find(parts)
         if member is None:
-            raise RowFault(
+            raise RowError(
                 "image not found", f"there is no {name!r} below {self.root.name}/{self._searched()}; check image_root."
             )
         return self._read_member(name, *member)
@@ -79,14 +79,14 @@ class ImageStore:
     def _read_file(self, path: Path, name: str) -> bytes:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(folder) for folder in self.allowed):
-            raise RowFault(
+            raise RowError(
                 "link out of the folder", f"{name!r} is or follows a link that leads out of the image root."
             )
         if not real.exists():
-            raise RowFault("link out of the folder", f"{name!r} is a link to nothing.")
+            raise RowError("link out of the folder", f"{name!r} is a link to nothing.")
         status = real.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise RowFault("no file", f"{name!r} is a folder or a device: expected a picture.")
+            raise RowError("no file", f"{name!r} is a folder or a device: expected a picture.")
         _check_size(name, status.st_size)
         return real.read_bytes()
 
@@ -102,7 +102,7 @@ class ImageStore:
             )
             if len(found) > 1:
                 archives = ", ".join(sorted({os.path.basename(row[0]) for row in found}))
-                raise RowFault(
+                raise RowError(
                     "ambiguous name", f"{'/'.join(parts)!r} occurs {len(found)} times in {archives}: expected once."
                 )
             if found:
@@ -112,9 +112,9 @@ class ImageStore:
     def _read_member(self, name: str, archive: str, inner: str, kind: str, start: int, size: int) -> bytes:
         place = f"{name!r} in {os.path.basename(archive)}"
         if kind == LINK:
-            raise RowFault("link in an archive", f"{place} is a link or a device; links are never followed.")
+            raise RowError("link in an archive", f"{place} is a link or a device; links are never followed.")
         if kind == SECRET:
-            raise RowFault("encrypted", f"{place} needs a password.")
+            raise RowError("encrypted", f"{place} needs a password.")
         _check_size(place, size)
         try:
             if archive.lower().endswith(".zip"):
@@ -124,10 +124,10 @@ class ImageStore:
                 # Without a position in the file that processes after a fork would share.
                 data = os.pread(_descriptor(archive, os.getpid()), size, start)
         except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-            raise RowFault("damaged archive member", f"{place} cannot be unpacked ({error}).") from error
+            raise RowError("damaged archive member", f"{place} cannot be unpacked ({error}).") from error
         _check_size(place, len(data))
         if len(data) < size:
-            raise RowFault("damaged archive member", f"{place} ends after {len(data):,} of {size:,} bytes.")
+            raise RowError("damaged archive member", f"{place} ends after {len(data):,} of {size:,} bytes.")
         return data
 
     def _searched(self) -> str:
@@ -163,7 +163,7 @@ class ImageStore:
             for inner, kind, start, size in listed(archive):
                 try:
                     yield "/".join(safe_parts(inner)), str(archive), inner, kind, start, size
-                except RowFault:
+                except RowError:
                     self.ignored_members += 1  # no row can name it: the same name is a fault in the manifest
         except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
             self.damaged[str(archive)] = str(error)
@@ -173,15 +173,15 @@ def safe_parts(name: str) -> list[str]:
     """The parts of a relative path with `/`, without `.`.
 
     Raises:
-        RowFault: The path is empty, absolute or climbs with `..`, or has characters that mean more than a name.
+        RowError: The path is empty, absolute or climbs with `..`, or has characters that mean more than a name.
     """
     if name.startswith(("/", "\\")) or name[1:2] == ":":
-        raise RowFault("absolute path", f"{name[:200]!r}: expected a path relative to the image root.")
+        raise RowError("absolute path", f"{name[:200]!r}: expected a path relative to the image root.")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise RowFault("path that climbs", f"{name[:200]!r} leads out of the image root or may: expected no '..'.")
+        raise RowError("path that climbs", f"{name[:200]!r} leads out of the image root or may: expected no '..'.")
     if not parts or UNSAFE.search(name) or any(len(part.encode()) > 255 for part in parts):
-        raise RowFault("no path", f"{name[:200]!r}: expected names of at most 255 bytes with '/' between them.")
+        raise RowError("no path", f"{name[:200]!r}: expected names of at most 255 bytes with '/' between them.")
     return parts
 
 
@@ -214,7 +214,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, str, int, int]]:
 
 def _check_size(place: str, size: int) -> None:
     if size > MAX_IMAGE_BYTES:
-        raise RowFault(
+        raise RowError(
             "too many bytes", f"{place} is or unpacks to {size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}."
         )
 

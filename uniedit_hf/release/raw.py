@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from uniedit_hf.release.faults import RowFault
+from uniedit_hf.row_error import RowError
 
 
 CONFIGS = ("148k", "40k")
@@ -158,14 +158,14 @@ def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str
     return release
 
 
-def read_lines(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowFault]]:
+def read_lines(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     """The lines of a part of a manifest that are not blank: number from 1, and the JSON object or what is wrong."""
     with open(part.file, "rb") as file:
         file.seek(part.position)
         for number in range(part.first_row + 1, part.first_row + part.num_rows + 1):
             try:
                 entry = _parsed(_line(file))
-            except RowFault as fault:
+            except RowError as fault:
                 entry = fault
             if entry is not None:
                 yield number, entry
@@ -246,7 +246,7 @@ def _line(file) -> bytes:
         return line
     while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
         continue
-    raise RowFault("line too long", f"more than {MAX_LINE_BYTES:,} bytes: expected one JSON object a line.")
+    raise RowError("line too long", f"more than {MAX_LINE_BYTES:,} bytes: expected one JSON object a line.")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -255,11 +255,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise RowFault("not UTF-8", f"byte {error.start} is {line[error.start : error.start + 1]!r}.") from error
+        raise RowError("not UTF-8", f"byte {error.start} is {line[error.start : error.start + 1]!r}.") from error
     except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
-        raise RowFault("not JSON", f"{error}; the line begins with {line[:60]!r}.") from error
+        raise RowError("not JSON", f"{error}; the line begins with {line[:60]!r}.") from error
     if not isinstance(entry, dict):
-        raise RowFault("not JSON", f"found a {type(entry).__name__}: expected an object.")
+        raise RowError("not JSON", f"found a {type(entry).__name__}: expected an object.")
     return entry
 
 

@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 
 from uniedit_hf.images import ImageError
-from uniedit_hf.recipes import MixedRow, NamedRecipe, RowError, draw_dropout
+from uniedit_hf.recipes import MixedRow, NamedRecipe, draw_dropout
+from uniedit_hf.row_error import RowError
 from uniedit_hf.segments import Sample, TextSegment
 
 
@@ -30,17 +31,9 @@ class DataError(ValueError):
     """What is wrong with the training data, in one sentence. Worker processes hand it over as it is."""
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that was left out, and why."""
-
-    id: str
-    reason: str
-
-
-def bad_row(row: Mapping[str, Any], number: int, error: Exception) -> BadRow:
-    """The row as its id, or as its number where it has none, with what is wrong in words."""
-    return BadRow(row_name(row, number), error.reason if isinstance(error, RowError) else str(error))
+def row_error(row: Mapping[str, Any], number: int, error: Exception) -> RowError:
+    """What a recipe, an image or its file found wrong with a row, under the name of the row."""
+    return RowError(error.reason if isinstance(error, RowError) else str(error), row_id=row_name(row, number))
 
 
 def row_name(row: Mapping[str, Any], number: int) -> str:
@@ -48,9 +41,9 @@ def row_name(row: Mapping[str, Any], number: int) -> str:
     return str(row.get("id") or f"number {number}, without an id")
 
 
-def stop_at(bad: BadRow) -> DataError:
-    """The error that stops a run at a bad row."""
-    return DataError(f"Row {bad.id!r}: {bad.reason} To go on without such rows, set bad_rows='quarantine'.")
+def stop_at(bad: RowError) -> DataError:
+    """The error that stops a run at a row that cannot be used."""
+    return DataError(f"{bad} To train without such rows, set bad_rows='quarantine'.")
 
 
 @dataclass
@@ -128,7 +121,7 @@ class PackNotes:
     epoch: int
     ids: list[str]
     tokens: int
-    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_rows: list[RowError] = field(default_factory=list)
     worker: int = 0
     state: dict[str, Any] | None = None
 
@@ -162,7 +155,7 @@ class PackReader:
             try:
                 sample = self.processor.with_pixels(draw_dropout(recipe(row), self.seed, row_epoch))
             except BAD_ROW_ERRORS as error:
-                bad = bad_row(row, number, error)
+                bad = row_error(row, number, error)
                 if not self.keep_bad_rows:
                     raise stop_at(bad) from error
                 bad_rows.append(bad)

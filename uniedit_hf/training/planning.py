@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.packing import OversizedSampleError, PackPlan, plan_packs, split_over_ranks
 from uniedit_hf.randomness import derive_seed
-from uniedit_hf.recipes import MixedRow, RowError, draw_drops, mix
+from uniedit_hf.recipes import MixedRow, draw_drops, mix
+from uniedit_hf.row_error import RowError
 from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment
 
-from .data import BAD_ROW_ERRORS, BadRow, DataError, TrainingPart, bad_row, stop_at
+from .data import BAD_ROW_ERRORS, DataError, TrainingPart, row_error, stop_at
 
 
 CHUNK = 1000  # rows whose texts are tokenised together
@@ -44,7 +45,7 @@ class PartLengths:
         self.ids: list[str | None] = []
         self.segments: list[tuple[Segment, ...]] = []
         self.tokens: list[tuple[int, ...]] = []
-        self.bad_rows: list[BadRow] = []
+        self.bad_rows: list[RowError] = []
         self._keep_dropped = processor.dropped_segments_keep_tokens
         self._shapes: dict[tuple, tuple[Segment, ...]] = {}
         rows = enumerate(_rows_without_images(part))
@@ -62,7 +63,7 @@ class PartLengths:
                 _check_images(sample)
                 length = processor.segment_lengths(sample)
             except BAD_ROW_ERRORS as error:
-                bad = bad_row(row, number, error)
+                bad = row_error(row, number, error)
                 if not keep_bad_rows:
                     raise stop_at(bad) from error
                 self.bad_rows.append(bad)
@@ -120,7 +121,7 @@ def _is_image(segment: Segment) -> bool:
 def _check_images(sample: Sample) -> None:
     """Recipes plan an image from its size alone, but to train on it the image itself has to be there."""
     if any(segment.image is None for segment in sample.segments if _is_image(segment)):
-        raise RowError(sample.id, "has the size of an image but no column with the image itself; add it.")
+        raise RowError("has the size of an image but no column with the image itself; add it.", row_id=sample.id)
 
 
 def _kind(segment: Segment) -> tuple:
@@ -151,7 +152,7 @@ class RunPlan:
     packs: list[list[MixedRow]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     epoch_ends: list[int] = field(default_factory=list)
-    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_rows: list[RowError] = field(default_factory=list)
     ids: list[list[str | None]] = field(default_factory=list)
 
     def epoch_after(self, num_packs: int) -> float:
@@ -199,7 +200,9 @@ def plan_run(
         mixed = mix([len(part.ids) for part in lengths], [part.weight for part in parts], seed, epoch)
         rows = [row for row in mixed if run.ids[row.part][row.row] is not None]
         if not rows:
-            raise DataError(f"No row of the data can be used; row {run.bad_rows[0].id!r}: {run.bad_rows[0].reason}")
+            raise DataError(
+                f"No row of the data can be used; row {run.bad_rows[0].row_id!r}: {run.bad_rows[0].reason}"
+            )
         plan = _plan_epoch(
             [lengths[row.part].length(row.row, seed, row.epoch) for row in rows],
             [run.ids[row.part][row.row] for row in rows],
@@ -218,7 +221,7 @@ def plan_run(
         run.tokens += plan.tokens[: steps * packs_per_step]
         run.epoch_ends.append((run.epoch_ends[-1] if run.epoch_ends else 0) + len(plan))
         oversized |= dict.fromkeys(run.ids[rows[index].part][rows[index].row] for index in plan.skipped)
-    run.bad_rows += [BadRow(each, f"longer than max_tokens_per_pack={max_tokens}") for each in oversized]
+    run.bad_rows += [RowError(f"longer than max_tokens_per_pack={max_tokens}", row_id=each) for each in oversized]
     if max_steps > 0:
         del run.packs[max_steps * packs_per_step :], run.tokens[max_steps * packs_per_step :]
     return run

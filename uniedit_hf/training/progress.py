@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from uniedit_hf.row_error import RowError
+
 from .config import UniEditConfig
-from .data import BadRow, PackNotes
+from .data import PackNotes
 from .planning import RunPlan
 
 
@@ -59,14 +60,14 @@ class DataProgress:
             self.first_worker = (pack.worker + 1) % self.num_workers
             self.stream_epoch = max(self.stream_epoch, pack.epoch)
 
-    def set_aside(self, rows: Iterable[BadRow]) -> None:
+    def set_aside(self, rows: Iterable[RowError]) -> None:
         """Counts bad rows and lists them in the quarantine file, each once."""
-        new = [row for row in rows if row.id not in self.bad_rows]
-        self.bad_rows |= {row.id: row.reason for row in new}
+        new = [row for row in rows if row.row_id not in self.bad_rows]
+        self.bad_rows |= {row.row_id: row.reason for row in new}
         if new:
             self._quarantine_file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._quarantine_file, "a") as file:
-                file.writelines(json.dumps(asdict(row)) + "\n" for row in new)
+                file.writelines(json.dumps({"id": row.row_id, "reason": row.reason}) + "\n" for row in new)
 
     @property
     def _quarantine_file(self) -> Path:
@@ -94,7 +95,7 @@ class DataProgress:
             self.stream_epoch = state["epoch"]
         self.bad_rows = {}
         self._quarantine_file.unlink(missing_ok=True)
-        self.set_aside(BadRow(name, reason) for name, reason in state["bad_rows"].items())
+        self.set_aside(RowError(reason, row_id=name) for name, reason in state["bad_rows"].items())
 
     def _check_plan(self, state: dict[str, Any], step: int) -> None:
         packs = step * self.args.packs_per_step

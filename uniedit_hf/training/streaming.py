@@ -13,8 +13,9 @@ from torch.utils.data import get_worker_info
 
 from uniedit_hf.packing import OversizedSampleError, StreamedPack, StreamPacker
 from uniedit_hf.recipes import draw_dropout
+from uniedit_hf.row_error import RowError
 
-from .data import BAD_ROW_ERRORS, BadRow, DataError, PackReader, TrainingPart, bad_row, row_name, stop_at
+from .data import BAD_ROW_ERRORS, DataError, PackReader, TrainingPart, row_error, row_name, stop_at
 
 
 class Place(NamedTuple):
@@ -84,7 +85,7 @@ class _WorkerStream:
         self.dataset: IterableDataset = stream.part.dataset.shard(stream.num_workers, worker)
         self.packer = StreamPacker(stream.max_tokens, stream.window)
         self.waiting: dict[str, StreamedRow] = {}
-        self.bad_rows: list[BadRow] = []
+        self.bad_rows: list[RowError] = []
         self.num_packs = 0
 
     def packs(self) -> Iterator[dict[str, Any]]:
@@ -114,7 +115,7 @@ class _WorkerStream:
             if place.number == before_epoch and place.position is None:
                 raise DataError("The training stream has no rows: check its name, split and filters.")
             if not self.waiting and not self.num_packs:
-                reason = f"row {self.bad_rows[0].id!r}: {self.bad_rows[0].reason}"
+                reason = f"row {self.bad_rows[0].row_id!r}: {self.bad_rows[0].reason}"
                 raise DataError(f"No row of the training stream can be used; {reason}")
             place = Place(place.epoch + 1, None, place.number)
 
@@ -152,11 +153,11 @@ class _WorkerStream:
         except OversizedSampleError as error:
             del self.waiting[row.key]
             reason = f"has {error.length:,} tokens, more than max_tokens_per_pack={error.max_tokens:,}; raise it."
-            bad = BadRow(row_name(row.row, row.before.number), reason)
+            bad = RowError(reason, row_id=row_name(row.row, row.before.number))
             if not reader.keep_bad_rows:
                 raise stop_at(bad) from error
         except BAD_ROW_ERRORS as error:
-            bad = bad_row(row.row, row.before.number, error)
+            bad = row_error(row.row, row.before.number, error)
             if not reader.keep_bad_rows:
                 raise stop_at(bad) from error
         self.bad_rows.append(bad)

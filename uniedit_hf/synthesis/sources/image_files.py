@@ -12,8 +12,8 @@ from huggingface_hub import HfFileSystem
 from uniedit_hf.calls.messages import Picture
 from uniedit_hf.images import URL
 from uniedit_hf.randomness import derive_seed
-from uniedit_hf.release.faults import RowFault as StoreFault
 from uniedit_hf.release.image_store import ImageStore
+from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import stable_id
 from uniedit_hf.synthesis.sources.rows import RowFault
 
@@ -62,7 +62,7 @@ class Pictures:
             )
         try:
             return Picture(self.store.read(path))
-        except StoreFault as fault:
+        except RowError as fault:
             raise RowFault(fault.reason, fault.detail) from fault
         except OSError as error:
             raise RowFault("image not found", f"{path!r} cannot be read: {error.strerror}.") from error
