@@ -24,6 +24,7 @@ from .decoder_bagel import rotary_tables
 from .encoders_bagel import grid_index
 from .flow import guide, schedule
 from .regions import Regions
+from .shortcuts_bagel import Reuse
 
 
 MARKERS = 2  # tokens of an image that take the understanding expert: where it begins and where it ends
@@ -78,7 +79,7 @@ class Branches:
         requests: The request of every branch.
         lengths: Latent tokens of every request.
         decoder: The language model of a `BagelModel`.
-        marker_ids: The two tokens around an image.
+        markers: (2, D) embeddings of the two tokens around an image.
     """
 
     def __init__(
@@ -87,13 +88,12 @@ class Branches:
         requests: Sequence[int],
         lengths: Sequence[int],
         decoder: nn.Module,
-        marker_ids: Sequence[int],
+        markers: torch.Tensor,
     ):
         self.requests = list(requests)
         self.lengths = [lengths[request] for request in requests]
         position = torch.stack([context.position for context in contexts])
-        ids = torch.tensor(marker_ids, device=position.device)
-        self.markers = decoder.embed_tokens(ids).repeat(len(contexts), 1)
+        self.markers = markers.repeat(len(contexts), 1)
         tables = rotary_tables(decoder.rotary_emb, self.markers, position)
         self.rotary = [
             tuple(torch.cat([row.expand(n, *row.shape) for row, n in zip(each, counts)]) for each in tables)
@@ -164,49 +164,60 @@ class Denoiser:
         self.places = [core.latent_pos_embed(grid_index(*grid, core.latent_pos_embed.side, device)) for grid in grids]
         times = torch.tensor(self.times, device=device)
         self.time_embeds = core.time_embedder(times.flatten(), self.places[0].dtype).unflatten(0, times.shape)
+        config = model.config
+        ids = torch.tensor([config.vision_start_token_id, config.vision_end_token_id], device=device)
+        self.markers = core.language_model.embed_tokens(ids)
         self._branches: dict[tuple, Branches] = {}
+        self.reuse = [Reuse(*each) for each in zip(settings, self.times)]
 
     def velocities(self, step: int, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The velocity (P, C) in fp32 of every request at its own time of this step, from its latents (P, C)."""
-        core, wanted = self.model.model, [self._wanted(request, step) for request in range(len(self.rows))]
-        pairs = tuple(dict.fromkeys((row, r) for r, rows in enumerate(wanted) for row in rows if row is not None))
+        asked = [request for request, reuse in enumerate(self.reuse) if reuse.computes(step)]
+        found = self._computed(step, latents, asked) if asked else {}
+        return [found[r] if r in found else reuse.extrapolated(step) for r, reuse in enumerate(self.reuse)]
+
+    def _computed(self, step: int, latents, asked: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The guided velocities of the requests that ask the model in this step."""
+        core, wanted = self.model.model, {request: self._wanted(request, step) for request in asked}
+        pairs = tuple(dict.fromkeys((row, r) for r, rows in wanted.items() for row in rows if row is not None))
         branches = self._branches_of(pairs)
-        embeds = [
-            core.vae2llm(latent.to(places.dtype)) + times[step] + places
-            for latent, times, places in zip(latents, self.time_embeds, self.places)
-        ]
+        embeds = {
+            r: core.vae2llm(latents[r].to(self.places[r].dtype)) + self.time_embeds[r, step] + self.places[r]
+            for r in asked
+        }
         gen = torch.cat([embeds[request] for request in branches.requests])
         hidden = denoise(core.language_model, branches, gen, self.regions)
         by_pair = dict(zip(pairs, core.llm2vae(hidden).float().split(branches.lengths)))
-        return [
-            guide(
-                *(None if row is None else by_pair[row, request] for row in rows),
-                s.text_guidance_scale, s.image_guidance_scale, s.guidance_renorm, s.guidance_renorm_min,
+        found = {}
+        for request, rows in wanted.items():
+            s, reuse = self.settings[request], self.reuse[request]
+            full, *others = (None if row is None else by_pair[row, request] for row in rows)
+            compared = reuse.branches(step, full, others)
+            found[request] = guide(
+                *compared, s.text_guidance_scale, s.image_guidance_scale, s.guidance_renorm, s.guidance_renorm_min
             )
-            for request, (s, rows) in enumerate(zip(self.settings, wanted))
-        ]  # fmt: skip
+            reuse.keep(step, found[request])
+        return found
 
     def _wanted(self, request: int, step: int) -> list[int | None]:
         """The contexts that a step needs: full, and where guidance acts those without text and without images."""
-        settings, rows = self.settings[request], self.rows[request]
-        low, high = settings.guidance_interval
-        acts = low < self.times[request][step] <= high
+        settings, rows, reuse = self.settings[request], self.rows[request], self.reuse[request]
+        reuse.begin(step)
         return [
             rows[0],
-            rows[1] if acts and settings.text_guidance_scale > 1 else None,
-            rows[2] if acts and settings.image_guidance_scale > 1 else None,
+            rows[1] if reuse.guides and settings.text_guidance_scale > 1 else None,
+            rows[2] if reuse.guides and settings.image_guidance_scale > 1 else None,
         ]
 
     def _branches_of(self, pairs: tuple[tuple[int, int], ...]) -> Branches:
         """The branches of these (context, request) pairs, made once."""
         if pairs not in self._branches:
             rows, requests = zip(*pairs)
-            config = self.model.config
             self._branches[pairs] = Branches(
                 [self.contexts[row] for row in rows],
                 requests,
                 self.lengths,
                 self.model.model.language_model,
-                (config.vision_start_token_id, config.vision_end_token_id),
+                self.markers,
             )
         return self._branches[pairs]
