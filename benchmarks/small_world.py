@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import differing
@@ -39,7 +39,7 @@ from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.recipes import PAPER, answer_sample, edit_sample, generate_sample
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa, load_image, one_row_per_image
 from uniedit_hf.small_world.questions import drawing_of
-from uniedit_hf.small_world.quickstart.edit_data import make_edits
+from uniedit_hf.small_world.quickstart.edit_data import load_edits, make_edits
 from uniedit_hf.small_world.quickstart.tuning import SMALL_WORLD, base_folder, tune
 from uniedit_hf.small_world.reader import read
 from uniedit_hf.small_world.suite import groups, outputs_of, score, write_items
@@ -117,7 +117,7 @@ def write_edits(folder: Path, seed: int, size: int) -> None:
 
 
 def recipe(way: str, folder: Path) -> tuple[object, dict]:
-    return WAYS[way]({kind: load_dataset(str(folder / kind), split="train") for kind in KINDS})
+    return WAYS[way]({kind: load_edits(folder, kind) for kind in KINDS})
 
 
 def run_all(

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from benchmarks.small_world import arguments, run_all, table
-from uniedit_hf.small_world.asking import ASKINGS
-from uniedit_hf.small_world.easy_vqa import load_easy_vqa
-from uniedit_hf.small_world.edits import synthesize
-from uniedit_hf.small_world.output import write_parquet
+from uniedit_hf.small_world.asking import ASKING_STYLES
+from uniedit_hf.small_world.quickstart.edit_data import intelligent_settings, load_edits
+from uniedit_hf.synthesis.run import run as synthesize
 
 
 # 36 tokens of an edit are its pictures; its text, which is left out one time in ten, has 38, 21 or 8 on the mean.
@@ -35,17 +34,17 @@ PAIRS = (("question", "answer"), ("question", "plain"))
 
 def write_edits(folder: Path, seed: int, size: int) -> None:
     """The same edits in a data set a way of asking."""
-    for asking in ASKINGS:
-        write_parquet(synthesize(load_easy_vqa("train"), seed=seed, size=size, asking=asking), folder / asking)
+    for asking in ASKING_STYLES:
+        synthesize(intelligent_settings(folder / asking, seed=seed, size=size, asking=asking))
 
 
 def recipe(way: str, folder: Path) -> tuple[Dataset, dict]:
     """The data of a way of asking, and packs of as many edits."""
-    return load_dataset(str(folder / way), split="train"), {"max_tokens_per_pack": PACK[way]}
+    return load_edits(folder, way), {"max_tokens_per_pack": PACK[way]}
 
 
 def main() -> None:
-    options = arguments(__doc__, "runs/three_ways", ASKINGS).parse_args()
+    options = arguments(__doc__, "runs/three_ways", ASKING_STYLES).parse_args()
     items, scores = run_all(options, write_edits, recipe)
     pairs = [pair for pair in PAIRS if {*pair} <= {*options.ways}]
     print(table(items, scores, pairs, options.output_dir / "table.json"))

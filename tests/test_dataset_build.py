@@ -26,9 +26,8 @@ from uniedit_hf.release.parquet import ROWS_PER_GROUP
 from uniedit_hf.release.raw import Part, find_release, read_lines
 from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import row_features
-from uniedit_hf.small_world.easy_vqa import load_easy_vqa
-from uniedit_hf.small_world.edits import synthesize
-from uniedit_hf.small_world.output import write_parquet
+from uniedit_hf.small_world.quickstart.edit_data import intelligent_settings
+from uniedit_hf.synthesis.run import run as synthesize
 
 
 UNIEDIT = Path(sys.executable).with_name("uniedit")
@@ -258,10 +257,10 @@ def test_what_cannot_be_placed_is_said(tmp_path, files, sentence):
 
 
 def test_our_synthesis_is_a_source(tmp_path):
-    write_parquet(synthesize(load_easy_vqa("train"), seed=0, size=40), tmp_path / "raw")
-    report = build(tmp_path / "raw", tmp_path / "out", rows_per_file=16)
+    raw = synthesize(intelligent_settings(tmp_path / "made", seed=0, size=40)).dataset
+    report = build(raw, tmp_path / "out", rows_per_file=16)
     assert report.rows == {"148k/train": 40} and not report.faults
-    original = pq.read_table(tmp_path / "raw" / "train-00000-of-00001.parquet").to_pylist()
+    original = pq.read_table(raw / "train-00000-of-00001.parquet").to_pylist()
     assert stored_rows(tmp_path / "out") == original
 
 

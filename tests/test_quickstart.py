@@ -21,6 +21,7 @@ from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.small_world import quickstart
+from uniedit_hf.small_world.quickstart.edit_data import load_edits
 from uniedit_hf.small_world.quickstart.estimate import in_words, makespan
 from uniedit_hf.small_world.quickstart.summary import verdict
 from uniedit_hf.small_world.quickstart.tuning import base_folder, tune
@@ -57,7 +58,7 @@ def test_the_page_is_one_file(folder):
 
 
 def test_data_and_model_load(family, folder):
-    edits = load_dataset(str(folder / "data" / "intelligent"), split="train")
+    edits = load_dataset(str(folder / "data" / "intelligent" / "dataset"), split="train")
     assert len(edits) == 60 and edits[0]["source_image"].size == (64, 64)
     pipeline = UniEditPipeline.from_pretrained(folder / "model")
     drawn = pipeline.edit(edits[0]["source_image"], edits[0]["instruction"], seed=0, **EDIT_SETTINGS[family])
@@ -90,7 +91,7 @@ def test_figures_are_means_over_the_seeds(folder, report):
 
 def test_the_same_seed_gives_the_same_files(family, folder, report, tmp_path):
     quickstart.run(str(tmp_path), model=family, jobs=1, **SMALL)
-    for file in ("data/intelligent", "data/plain"):
+    for file in ("data/intelligent/dataset", "data/plain/dataset"):
         for name in [path.name for path in (folder / file).rglob("*.parquet")]:
             first, second = (next((root / file).rglob(name)).read_bytes() for root in (folder, tmp_path))
             assert first == second, name
@@ -121,7 +122,7 @@ def test_edits_follow_their_source_and_their_instruction(report):
 @pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_ends_more_than_the_training(family, folder, tmp_path, number, ends_with):
     """Neither the control is tuned then, nor anything measured."""
-    base, edits = base_folder(None, family), load_dataset(str(folder / "data" / "intelligent"), split="train")
+    base, edits = base_folder(None, family), load_edits(folder / "data", "intelligent")
     before = signal.getsignal(number)
 
     def send():

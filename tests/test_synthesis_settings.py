@@ -29,6 +29,14 @@ def test_examples_are_parsed(path):
     assert yaml.safe_load(path.read_text())["output_dir"].startswith("runs/") and settings.edit.backend
 
 
+def planned(**changes) -> dict:
+    return {
+        "source": {"kind": "planned_edits"},
+        "classify": None,
+        "balance": {"size": 9, "shares": {"shape": 1}},
+    } | changes
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -45,9 +53,17 @@ def test_examples_are_parsed(path):
         ({"backends": {"c": {"kind": "openai", "model": "m", "base_url": "http://me:sk-oops@host/v1"}}}, "no key"),
         ({"instruct": {"backend": "rules", "depths": {0: 1}}}, "instruct.depths: 'rules' always writes a condition"),
         ({"engine": {"kind": "datatrove", "executor": "slurm"}}, "engine: slurm needs partition and time"),
-        ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands pictures of the source easy_vqa"),
+        ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands images of the source easy_vqa"),
         ({"edit": {"backend": "c"}, "backends": {"c": {"kind": "openai", "model": "m"}}}, "not an image editor"),
         ({"classify": None}, "classify: this source names no categories"),
+        ({"source": {"kind": "planned_edits"}}, "classify: the source planned_edits names the categories itself"),
+        (planned(balance={"shares": {"shape": 1}}), "balance.size: the source planned_edits needs to know how many"),
+        (planned(balance={"size": 9}), "balance.shares: give weights to some of shape, color, count, location, know"),
+        (planned(balance={"size": 9, "shares": {"ocr": 1}}), "balance.shares: give weights to some of shape"),
+        (planned(instruct={"backend": "rules", "depths": {0: 1, 1: 1}}), "instruct.depths: 'rules' always writes"),
+        (planned(instruct={"backend": "rules", "unchanged": 1.5}), "instruct.unchanged"),
+        (planned(source={"kind": "planned_edits", "asking": "riddle"}), "source.asking"),
+        (planned(source={"kind": "plain_edits", "of": "x"}), "plain_edits makes one edit of each image: leave out"),
         ({"backends": {"c": {"kind": "openai", "model": "m", "arguments": {"extra_headers": {"k": "sk-oops"}}}}},
          "extra_headers may hold a key"),
     ],

@@ -40,7 +40,7 @@ def write_lines(path, *rows):
 
 
 def read(settings):
-    return [row for _, row in read_source(settings)]
+    return list(read_source(settings))
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ from uniedit_hf.synthesis.sources.reading import read_source
 HfApi().create_repo("uniedit-hf/signs", repo_type="dataset")
 HfApi().upload_folder(repo_id="uniedit-hf/signs", repo_type="dataset", folder_path=sys.argv[1])
 columns = {"question": "asked", "answer": "said"}
-for _, draft in read_source(Rows(kind="rows", dataset="uniedit-hf/signs", columns=columns)):
+for draft in read_source(Rows(kind="rows", dataset="uniedit-hf/signs", columns=columns)):
     print(draft.question, draft.answer, draft.image.sha256)
 """
 
@@ -141,7 +141,7 @@ def test_easy_vqa_is_a_source():
 @pytest.mark.parametrize("shards", [1, 2, 7])
 def test_shards_share_out_every_row_and_keep_pictures_together(shards):
     settings = EasyVqa(kind="easy_vqa", limit=60)
-    parts = [[row for _, row in read_source(settings, shard, shards)] for shard in range(shards)]
+    parts = [list(read_source(settings, shard, shards)) for shard in range(shards)]
     together = sorted((draft for part in parts for draft in part), key=lambda draft: draft.position)
     assert [draft.id for draft in together] == [draft.id for draft in read(settings)]
     pictures = [{draft.image.sha256 for draft in part} for part in parts]

@@ -1,11 +1,11 @@
 """The small world: 64-pixel images of one coloured shape, in which every edit can be made and checked exactly.
 
 scene.py, reader.py, compare.py         what an image shows, read back from its pixels, and when two agree
-easy_vqa.py, source_images.py           the questions and images of easy-VQA
+easy_vqa.py, drafts.py                  the questions and images of easy-VQA
 program.py, wording.py, questions.py    what an instruction means, how it is said, what can be asked
 topics.py, instructions.py, asking.py   drawing instructions that have to be understood
 rules.py, editor.py, verifier.py        the stages of synthesis without any model
-edits.py                                as many edits as asked for, in exact shares
+edits.py                                edits planned one by one: as many as asked for, in exact shares
 suite.py, suite_items.py, scoring.py    the suite `small_world` of `uniedit evaluate`
 base/                                   how the small base models in assets/ were trained
 quickstart/                             the whole way once: `uniedit quickstart`

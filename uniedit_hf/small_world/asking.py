@@ -36,14 +36,14 @@ from uniedit_hf.small_world.scene import Scene
 from uniedit_hf.small_world.wording import NOUNS, NUMBER_WORDS, action_phrases, condition_phrases
 
 
-Asking = Literal["question", "answer", "plain"]
-ASKINGS: tuple[Asking, ...] = ("question", "answer", "plain")
+AskingStyle = Literal["question", "answer", "plain"]
+ASKING_STYLES: tuple[AskingStyle, ...] = ("question", "answer", "plain")
 OTHER_HALF = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 Phrases = tuple[str, ...]
 
 
-def asked(asking: Asking, instruction: str, program: Program, scene: Scene, rng: random.Random) -> str:
+def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Scene, rng: random.Random) -> str:
     """An instruction asked in one of three ways, in the words of the closed vocabulary.
 
     Args:

@@ -1,30 +1,36 @@
-"""As many edits of easy-VQA as asked for, in exact shares: the rows are gone through, over and over if need be, until
-each planned edit is found. Writer, editor and verifier are those of `uniedit_hf.small_world.rules`."""
+"""Edits that are planned one by one: what an edit shall be like is drawn first, then questions are tried in turn until
+one becomes such an edit. So any number of edits in any shares come of the same 4,000 images.
+
+A planned source is a generator: it yields a draft to try, and is sent what became of it. `uniedit synthesize` takes
+the drafts through its stages into Parquet (the sources `planned_edits` and `plain_edits`); `made` takes them through
+the same stages in memory, for the items of the suite.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import count
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from uniedit_hf.calls.messages import Picture
 from uniedit_hf.randomness import python_random
-from uniedit_hf.schema import stable_id
-from uniedit_hf.small_world.asking import Asking, asked
-from uniedit_hf.small_world.easy_vqa import VqaRow, one_row_per_image
-from uniedit_hf.small_world.instructions import Plan, draw_plain_edit
-from uniedit_hf.small_world.question_drafts import draft_of_row
-from uniedit_hf.small_world.rules import draw_exactly, read_back, with_instruction, write_by_rules
-from uniedit_hf.small_world.source_images import Source, source_of_record, source_of_row
+from uniedit_hf.small_world.asking import AskingStyle
+from uniedit_hf.small_world.drafts import draft_of_bytes, draft_of_image, draft_of_row
+from uniedit_hf.small_world.easy_vqa import VqaRow, load_easy_vqa, one_row_per_image
+from uniedit_hf.small_world.instructions import PlainPlan, Plan
+from uniedit_hf.small_world.rules import draw_exactly, instruct_by_rules, read_back
 from uniedit_hf.small_world.topics import CATEGORIES, PLAIN_KINDS, Category, PlainKind
-from uniedit_hf.synthesis.records import Draft, Record, Rejection, finished
+from uniedit_hf.synthesis.records import Draft, Record, Rejection, finished, record_id
 
 
-Result = Record | Rejection
+if TYPE_CHECKING:
+    from uniedit_hf.synthesis.settings import Settings
+
+DEPTHS = (1, 2, 3)
+PlannedSource = Generator[Draft | Rejection, Draft | Rejection | None, None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Shares:
         categories: By what the embedded question is about.
         depths: By how many conditions are nested.
         false_conditions: How often the outermost condition does not hold.
-        unchanged: How often the picture is to be left as it is.
+        unchanged: How often the image is to be left as it is.
 
     Raises:
         ValueError: An unknown name, a negative weight, or a share outside of 0 to 1.
@@ -50,143 +56,16 @@ class Shares:
 
     def __post_init__(self):
         check_weights("categories", self.categories, CATEGORIES)
-        check_weights("depths", self.depths, (1, 2, 3))
+        check_weights("depths", self.depths, DEPTHS)
         for name, share in (("false_conditions", self.false_conditions), ("unchanged", self.unchanged)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}")
 
-
-def synthesize(
-    rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None, asking: Asking = "question"
-) -> Iterator[Result]:
-    """Intelligent edits of training pictures, with a progress bar.
-
-    Args:
-        rows: Questions about training pictures.
-        seed: Decides every choice; the same rows, seed, size and shares give the same records.
-        size: How many records to make; rejections come in addition.
-        shares: How often each sort is drawn.
-        asking: How they are asked for; records that differ in this alone differ in nothing but the instruction.
-
-    Raises:
-        ValueError: A row is not of the training split, or the rows cannot give what the shares ask for.
-    """
-    check_training_rows(rows)
-    return intelligent_edits(rows, seed=seed, size=size, shares=shares, asking=asking)
-
-
-def synthesize_plain(
-    rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
-) -> Iterator[Result]:
-    """Plain edits of training pictures: `plain_edits` behind the check of `synthesize`."""
-    check_training_rows(rows)
-    return plain_edits(rows, seed=seed, size=size, kinds=kinds)
-
-
-def intelligent_edits(
-    rows: Sequence[VqaRow], *, seed: int, size: int, shares: Shares | None = None, asking: Asking = "question"
-) -> Iterator[Result]:
-    """Like `synthesize`, for rows of any split: edits of test pictures are for measuring, never for training."""
-    shares = shares or Shares()
-    wanted = [name for name, weight in shares.categories.items() if weight]
-    pools = {category: _pool(rows, category, seed) for category in wanted}
-    endless = {category: _endless(pool) for category, pool in pools.items()}
-    seen: set[str] = set()
-    for index in tqdm(range(size), desc="Intelligent edits", unit="edit", mininterval=0.5):
-        plan = draw_plan(shares, python_random(seed, index, "plan"))
-        make = partial(intelligent_edit, plan=plan, seed=seed, asking=asking)
-        yield from _until_record(endless[plan.category], make, seen, 2 * len(pools[plan.category]))
-
-
-def plain_edits(
-    rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
-) -> Iterator[Result]:
-    """Direct edits ("make the shape red.") of the rows' pictures, which take turns.
-
-    Args:
-        rows: Only their pictures matter, of any split.
-        seed: Decides every choice.
-        size: How many records to make; rejections come in addition.
-        kinds: How often each of `PLAIN_KINDS` is drawn; all alike by default.
-
-    Raises:
-        ValueError: There are no rows, a kind is unknown, or no row gives an edit.
-    """
-    weights = dict.fromkeys(PLAIN_KINDS, 1.0) if kinds is None else kinds
-    check_weights("kinds", weights, PLAIN_KINDS)
-    pool = _shuffled(one_row_per_image(rows), seed, "plain")
-    endless, seen = _endless(pool), set()
-    for index in tqdm(range(size), desc="Plain edits", unit="edit", mininterval=0.5):
-        kind = _weighted(weights, python_random(seed, index, "kind"))
-        yield from _until_record(endless, partial(_plain_edit_of_row, kind=kind, seed=seed), seen, 2 * len(pool))
-
-
-def plain_counterpart(record: Record, *, seed: int, kinds: Collection[PlainKind] = PLAIN_KINDS) -> Result:
-    """A plain edit of the picture that a record starts from, for a control that sees the same pictures."""
-    source = source_of_record(record)
-    if isinstance(source, Rejection):
-        return source
-    order = python_random(seed, record.id, "kinds").sample(list(kinds), len(kinds))
-    results = (plain_edit(source, kind, seed=seed, draw=record.id) for kind in order)
-    return next((result for result in results if isinstance(result, Record)), Rejection("no plain edit", record.id))
-
-
-def intelligent_edit(row: VqaRow, draw: int, *, plan: Plan, seed: int, asking: Asking = "question") -> Result:
-    """One intelligent edit of a row: draw the instruction, draw the target, verify it.
-
-    Args:
-        row: A question about a picture.
-        draw: Counts the edits of the same row.
-        plan: What the instruction should be like.
-        seed: Decides every choice, with row and draw.
-        asking: How it is asked for; the id is that of the instruction with its question.
-    """
-    draft = draft_of_row(row)
-    if isinstance(draft, Rejection):
-        return draft
-    written = write_by_rules(draft, plan, python_random(seed, draft.id, f"instruction {plan} {draw}"))
-    record = _edited(written)
-    if isinstance(record, Rejection):
-        return record
-    phrasing = python_random(record.id, "asking")
-    return replace(record, instruction=asked(asking, record.instruction, written.program, written.scene, phrasing))
-
-
-def plain_edit(source: Source, kind: PlainKind, *, seed: int, draw: int | str) -> Result:
-    """One plain edit of a picture; `draw` tells edits of the same picture apart."""
-    picture_id = stable_id(source.image)
-    instruction = draw_plain_edit(source.scene, kind, python_random(seed, picture_id, f"plain {kind} {draw}"))
-    if isinstance(instruction, str):
-        return Rejection(instruction, picture_id)
-    draft = Draft(
-        position=(0, 0),
-        id=picture_id,
-        image=Picture(source.image),
-        question=None,
-        answer=None,
-        source="easy-vqa",
-        license=source.license,
-        split=source.split,
-        scene=source.scene,
-    )
-    category = None if kind == "size" else kind  # the data set has no category for size
-    return _edited(with_instruction(draft, instruction, category, {"depth": 0, "changed": True}))
-
-
-def draw_plan(shares: Shares, rng: random.Random) -> Plan:
-    """What the next instruction should be like."""
-    category, depth = _weighted(shares.categories, rng), _weighted(shares.depths, rng)
-    return Plan(category, depth, rng.random() >= shares.false_conditions, rng.random() >= shares.unchanged)
-
-
-def check_training_rows(rows: Sequence[VqaRow]) -> None:
-    """Raises ValueError for the first row that is not of the training split."""
-    for index, row in enumerate(rows):
-        if row.split != "train":
-            raise ValueError(
-                f"Row {index} ({row.question!r} about {row.image_path.name}) is of the split {row.split!r}; training "
-                'data is made of training pictures only: pass rows of `load_easy_vqa("train")`.'
-            )
+    def draw_plan(self, rng: random.Random, asking: AskingStyle = "question") -> Plan:
+        """What the next instruction should be like; the order in which weights were given changes nothing."""
+        category = _weighted({each: self.categories.get(each, 0.0) for each in CATEGORIES}, rng)
+        depth = _weighted({each: self.depths.get(each, 0.0) for each in DEPTHS}, rng)
+        return Plan(category, depth, rng.random() >= self.false_conditions, rng.random() >= self.unchanged, asking)
 
 
 def check_weights(option: str, weights: Mapping, names: Collection) -> None:
@@ -199,33 +78,172 @@ def check_weights(option: str, weights: Mapping, names: Collection) -> None:
         )
 
 
-def _edited(draft: Draft | Rejection) -> Result:
-    verified = draft if isinstance(draft, Rejection) else read_back(draw_exactly(draft))
-    return verified if isinstance(verified, Rejection) else finished(verified)
+# ---- sources
 
 
-def _plain_edit_of_row(row: VqaRow, draw: int, *, kind: PlainKind, seed: int) -> Result:
-    source = source_of_row(row)
-    return source if isinstance(source, Rejection) else plain_edit(source, kind, seed=seed, draw=draw)
+def planned_drafts(settings: Settings, shard: int) -> PlannedSource:
+    """The drafts of a shard of a run whose source is planned.
+
+    Raises:
+        ValueError: No question becomes one of the planned edits, or there is no data set at `source.of`.
+    """
+    from uniedit_hf.synthesis.sources.image_files import shard_of
+    from uniedit_hf.synthesis.stages.balance import quotas
+
+    source, shards = settings.source, settings.shards
+    if source.kind == "plain_edits":
+        rows = enumerate(source.rows())
+        mine = ((number, row) for number, row in rows if shard_of(row["source_image"], shards) == shard)
+        return plain_counterparts(mine, seed=settings.seed)
+    rows = load_easy_vqa("train")[: source.limit]
+    sizes = quotas(settings.balance.size, dict.fromkeys(range(shards), 1.0))
+    return intelligent_drafts(
+        [row for row in rows if shard_of(row.image_path.name, shards) == shard],
+        seed=settings.seed,
+        numbers=range(sum(sizes[each] for each in range(shard)), sum(sizes[each] for each in range(shard + 1))),
+        shares=Shares(
+            settings.balance.shares,
+            settings.instruct.depths,
+            settings.instruct.false_conditions,
+            settings.instruct.unchanged,
+        ),
+        asking=source.asking,
+    )
 
 
-def _until_record(
-    candidates: Iterator[tuple[VqaRow, int]], make: Callable[[VqaRow, int], Result], seen: set[str], limit: int
-) -> Iterator[Result]:
-    """Rejections up to the next new record, and that record."""
-    for _ in range(limit):
-        result = make(*next(candidates))
-        if isinstance(result, Record) and result.id in seen:
-            result = Rejection("the same edit was drawn before", result.id)
-        yield result
-        if isinstance(result, Record):
-            seen.add(result.id)
+def intelligent_drafts(
+    rows: Sequence[VqaRow], *, seed: int, numbers: Iterable[int], shares: Shares, asking: AskingStyle = "question"
+) -> PlannedSource:
+    """Drafts with plans of intelligent edits.
+
+    Args:
+        rows: Questions about images.
+        seed: Decides every choice; the same rows, seed, numbers and shares give the same edits.
+        numbers: Of the edits to make, one plan each.
+        shares: How often each sort is drawn.
+        asking: How edits are asked for; edits that differ in this alone differ in nothing but the instruction.
+
+    Raises:
+        ValueError: The rows cannot give what the shares ask for.
+    """
+    wanted = [name for name, weight in shares.categories.items() if weight]
+    pools = {category: _pool(rows, category, seed) for category in wanted}
+    endless = {category: _endless(pool) for category, pool in pools.items()}
+    for number in numbers:
+        plan = shares.draw_plan(python_random(seed, number, "plan"), asking)
+        drafts = (_planned(draft_of_row(row), plan, draw) for row, draw in endless[plan.category])
+        yield from _until_made(islice(drafts, 2 * len(pools[plan.category])), number)
+
+
+def plain_drafts(
+    rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
+) -> PlannedSource:
+    """Drafts with plans of direct edits ("make the shape red.") of the rows' images, which take turns.
+
+    Args:
+        rows: Only their images matter, of any split.
+        seed: Decides every choice.
+        size: How many edits to make.
+        kinds: How often each of `PLAIN_KINDS` is drawn; all alike by default.
+
+    Raises:
+        ValueError: There are no rows, a kind is unknown, or no row gives an edit.
+    """
+    weights = dict.fromkeys(PLAIN_KINDS, 1.0) if kinds is None else kinds
+    check_weights("kinds", weights, PLAIN_KINDS)
+    pool = _shuffled(one_row_per_image(rows), seed, "plain")
+    endless = _endless(pool)
+    for number in range(size):
+        plan = PlainPlan(_weighted(weights, python_random(seed, number, "kind")))
+        drafts = (_planned(draft_of_image(row), plan, draw) for row, draw in endless)
+        yield from _until_made(islice(drafts, 2 * len(pool)), number)
+
+
+def plain_counterparts(rows: Iterable[tuple[int, Mapping[str, Any]]], *, seed: int) -> PlannedSource:
+    """For every row of a data set of such edits drafts of a plain edit of its source, for a control that sees the same
+    images: one kind of edit after another, until one succeeds."""
+    for number, row in rows:
+        draft = draft_of_bytes(row["source_image"]["bytes"], row["id"], row["license"])
+        kinds = python_random(seed, row["id"], "kinds").sample(PLAIN_KINDS, len(PLAIN_KINDS))
+        for attempt, kind in enumerate(kinds):
+            result = yield _at(_planned(draft, PlainPlan(kind), row["id"]), (number, attempt))
+            if not isinstance(result, Rejection):
+                break
+
+
+# ---- in memory
+
+
+def intelligent_edits(
+    rows: Sequence[VqaRow],
+    *,
+    seed: int,
+    size: int,
+    shares: Shares | None = None,
+    asking: AskingStyle = "question",
+) -> Iterator[Record | Rejection]:
+    """`size` intelligent edits, with a progress bar; rejections come in addition. See `intelligent_drafts`."""
+    numbers = tqdm(range(size), desc="Intelligent edits", unit="edit", mininterval=0.5)
+    return made(intelligent_drafts(rows, seed=seed, numbers=numbers, shares=shares or Shares(), asking=asking), seed)
+
+
+def plain_edits(
+    rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
+) -> Iterator[Record | Rejection]:
+    """`size` plain edits; rejections come in addition. See `plain_drafts`."""
+    return made(plain_drafts(rows, seed=seed, size=size, kinds=kinds), seed)
+
+
+def made(source: PlannedSource, seed: int) -> Iterator[Record | Rejection]:
+    """Takes the drafts of a planned source through the stages: the writer, the exact editor and the verifier of
+    `uniedit_hf/small_world/rules.py`."""
+    seen: set[str] = set()
+    result = None
+    while True:
+        try:
+            draft = source.send(result)
+        except StopIteration:
             return
-    raise ValueError(f"{limit} rows were tried in vain for one edit; the last was rejected because {result.reason}.")
+        result = draft if isinstance(draft, Rejection) else _edited(draft, seed, seen)
+        yield result if isinstance(result, Rejection) else finished(result)
+
+
+def _edited(draft: Draft, seed: int, seen: set[str]) -> Draft | Rejection:
+    written = instruct_by_rules(draft, None, seed)
+    if isinstance(written, Rejection):
+        return written
+    edit_id = record_id(written)
+    if edit_id in seen:
+        return written.rejected("screen", "duplicate edit", "the same was drawn before.")
+    seen.add(edit_id)
+    return read_back(draw_exactly(written))
+
+
+# ---- drawing
+
+
+def _until_made(drafts: Iterator[Draft | Rejection], number: int) -> PlannedSource:
+    """Drafts up to the first that becomes an edit; where nothing is sent in, the first is taken for made."""
+    result, attempt = None, -1
+    for attempt, draft in enumerate(drafts):
+        result = yield _at(draft, (number, attempt))
+        if not isinstance(result, Rejection):
+            return
+    raise ValueError(
+        f"None of {attempt + 1} questions became edit {number}; the last was rejected because {result.reason}."
+    )
+
+
+def _planned(draft: Draft | Rejection, plan: Plan | PlainPlan, draw: int | str) -> Draft | Rejection:
+    return draft if isinstance(draft, Rejection) else draft.with_(plan=plan, draw=draw, category=plan.task_category)
+
+
+def _at(draft: Draft | Rejection, position: tuple[int, int]) -> Draft | Rejection:
+    return replace(draft, position=position) if isinstance(draft, Rejection) else draft.with_(position=position)
 
 
 def _pool(rows: Sequence[VqaRow], category: Category, seed: int) -> list[VqaRow]:
-    """The rows that a category can be made of, shuffled: those that ask about it, or one of each picture where the
+    """The rows that a category can be made of, shuffled: those that ask about it, or one of each image where the
     question is composed."""
     of_category = category in ("shape", "color")
     pool = [row for row in rows if row.attribute == category] if of_category else one_row_per_image(rows)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from uniedit_hf.small_world.asking import AskingStyle
 from uniedit_hf.small_world.compare import mismatches
 from uniedit_hf.small_world.easy_vqa import VqaRow
 from uniedit_hf.small_world.program import (
@@ -65,14 +66,39 @@ class Plan:
     Args:
         category: What the embedded question is about.
         depth: How many conditions are nested, 1 to 3.
-        holds: Whether the outermost condition holds.
-        changes: Whether the picture changes; otherwise the branch that is taken leaves it as it is.
+        condition: Whether the outermost condition is true of the image.
+        changed: Whether the image changes; otherwise the branch that is taken leaves it as it is.
+        asking: How the edit is asked for.
     """
 
     category: Category
     depth: int
-    holds: bool
-    changes: bool
+    condition: bool
+    changed: bool
+    asking: AskingStyle = "question"
+
+    @property
+    def task_category(self) -> str:
+        """The category of the edit in the data set."""
+        return self.category
+
+    @property
+    def seed_text(self) -> str:
+        """What the draws of an instruction are seeded by, so that one seed gives the same rows in every release."""
+        drawn = f"category={self.category!r}, depth={self.depth}, holds={self.condition}, changes={self.changed}"
+        return f"Plan({drawn})"
+
+
+@dataclass(frozen=True)
+class PlainPlan:
+    """A direct edit of one kind, without a question or a condition."""
+
+    kind: PlainKind
+
+    @property
+    def task_category(self) -> str | None:
+        """The category of the edit in the data set, which has none for size."""
+        return None if self.kind == "size" else self.kind
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ def draw_instruction(scene: Scene, row: VqaRow, plan: Plan, rng: random.Random) 
     """
     reason = ""
     for _ in range(ATTEMPTS):
-        topic = draw_topic(scene, row, plan.category, plan.holds, rng)
+        topic = draw_topic(scene, row, plan.category, plan.condition, rng)
         program = None if topic is None else _draw_program(scene, topic, plan, rng)
         if program is None:
             reason = f"no {plan.category} edit for this picture"
@@ -198,16 +224,16 @@ def leaks(instruction: Instruction, scene: Scene) -> list[str]:
 
 def _draw_program(scene: Scene, topic: Topic, plan: Plan, rng: random.Random) -> If | None:
     """A nested if whose taken branch ends in the topic's edit or, where nothing is to change, in none."""
-    outer = draw_condition(scene, topic.sorts, plan.holds, rng)
+    outer = draw_condition(scene, topic.sorts, plan.condition, rng)
     mains = rng.sample(topic.actions, len(topic.actions))
-    main = next((action for action in mains if changes(action, scene) or not plan.changes), None)
+    main = next((action for action in mains if changes(action, scene) or not plan.changed), None)
     if outer is None or main is None:
         return None
-    keep_beside = KEEP_BESIDE if plan.changes else 0.0
+    keep_beside = KEEP_BESIDE if plan.changed else 0.0
     beside = [Keep() if rng.random() < keep_beside else draw_any_action(rng) for _ in range(plan.depth)]
-    if not plan.changes:
+    if not plan.changed:
         beside[rng.randrange(plan.depth)] = main
-    leaves = Leaves(main if plan.changes else Keep(), beside)
+    leaves = Leaves(main if plan.changed else Keep(), beside)
     return _draw_if(scene, outer, plan.depth, leaves, frozenset({subject(outer)}), rng)
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from uniedit_hf.calls.messages import Picture, encoded
+from uniedit_hf.randomness import python_random
+from uniedit_hf.small_world.asking import rephrased
 from uniedit_hf.small_world.editor import EDITOR, edit
-from uniedit_hf.small_world.instructions import Instruction, Plan, draw_instruction
+from uniedit_hf.small_world.instructions import Instruction, PlainPlan, Plan, draw_instruction, draw_plain_edit
 from uniedit_hf.small_world.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
 from uniedit_hf.small_world.topics import CATEGORIES
 from uniedit_hf.small_world.verifier import JUDGE, verify
-from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.records import Draft, Rejection, record_id
 
+
+if TYPE_CHECKING:
+    from uniedit_hf.synthesis.settings import Instruct
 
 EDIT_NAMES = {Recolor: "color", Reshape: "shape", Move: "location", Resize: "size", Copies: "count", Keep: "none"}
 
@@ -27,19 +33,48 @@ def classify_by_rules(draft: Draft, weights: Mapping[str, float], rng: random.Ra
     return draft.with_(category=category, short_answer=draft.answer)
 
 
-def write_by_rules(draft: Draft, plan: Plan, rng: random.Random) -> Draft | Rejection:
-    """An instruction according to a plan, with the program that it means."""
-    instruction = draw_instruction(draft.scene, draft.row, plan, rng)
+def instruct_by_rules(draft: Draft, settings: Instruct | None, seed: int) -> Draft | Rejection:
+    """The draft with an instruction and the program that it means, written by the draft's plan.
+
+    Args:
+        draft: With a category, a plan, or both.
+        settings: What a plan is drawn from where the draft has none.
+        seed: Decides every choice, with the draft's id.
+    """
+    plan = draft.plan or _draw_plan(draft, settings, seed)
+    if isinstance(plan, PlainPlan):
+        rng = python_random(seed, draft.id, f"plain {plan.kind} {draft.draw}")
+        instruction = draw_plain_edit(draft.scene, plan.kind, rng)
+        choices: dict[str, int | bool] = {"depth": 0, "changed": True}
+    else:
+        rng = python_random(seed, draft.id, f"instruction {plan.seed_text} {draft.draw}")
+        instruction = draw_instruction(draft.scene, draft.row, plan, rng)
+        choices = {"depth": plan.depth, "condition": plan.condition, "changed": plan.changed}
     if isinstance(instruction, str):
         return draft.rejected("instruct", instruction)
-    choices = {"depth": plan.depth, "condition": plan.holds, "changed": plan.changes}
-    return with_instruction(draft, instruction, plan.category, choices)
+    written = _with_instruction(draft, instruction, plan.task_category, choices)
+    if isinstance(plan, PlainPlan) or plan.asking == "question":
+        return written
+    phrasing = python_random(record_id(written), "asking")
+    text = rephrased(plan.asking, instruction.text, instruction.program, draft.scene, phrasing)
+    return written.with_(rephrased=text)
 
 
-def with_instruction(
+def _draw_plan(draft: Draft, settings: Instruct, seed: int) -> Plan:
+    """A plan for a draft's category; the rules need a condition at least."""
+    rng = python_random(seed, draft.id, "plan")
+    depths = {depth: weight for depth, weight in settings.depths.items() if depth}
+    return Plan(
+        draft.category,
+        rng.choices(list(depths), list(depths.values()))[0],
+        rng.random() >= settings.false_conditions,
+        rng.random() >= settings.unchanged,
+    )
+
+
+def _with_instruction(
     draft: Draft, instruction: Instruction, category: str | None, choices: Mapping[str, int | bool]
 ) -> Draft:
-    """The draft with what was written for its scene."""
     taken = taken_action(instruction.program, draft.scene)
     return draft.with_(
         category=category,

@@ -9,8 +9,8 @@ from itertools import islice
 from uniedit_hf.calls.budget import MILLION
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft
-from uniedit_hf.synthesis.settings import Settings
-from uniedit_hf.synthesis.sources.reading import count_source, read_source
+from uniedit_hf.synthesis.settings import PlannedEdits, Settings
+from uniedit_hf.synthesis.sources.reading import count_source, drafts_of
 
 
 SAMPLE = 200  # rows that are really read, to see how many questions a row asks and how long they are
@@ -72,13 +72,14 @@ def estimate(settings: Settings) -> Estimate:
     Raises:
         ValueError: The source cannot be read.
     """
-    sample = list(islice(read_source(settings.source), SAMPLE))
-    drafts = [row for _, row in sample if isinstance(row, Draft)]
-    rows = count_source(settings.source)
-    read = sample[-1][0] if sample else 0
+    sample = list(islice(drafts_of(settings), SAMPLE))
+    drafts = [row for row in sample if isinstance(row, Draft)]
+    size, source = settings.balance.size, settings.source
+    rows = size if isinstance(source, PlannedEdits) else count_source(source)
+    read = sample[-1].position[0] + 1 if sample else 0
     questions = round(len(sample) * (rows if rows is not None else read) / read) if read else 0
-    letters = sum(len(d.question) + len(d.answer) for d in drafts) / len(drafts) if drafts else 0
-    edits = min(questions, settings.balance.size or questions)
+    letters = sum(len(d.question or "") + len(d.answer or "") for d in drafts) / len(drafts) if drafts else 0
+    edits = min(questions, size or questions)
     named = sum(draft.category is not None for draft in drafts) / len(drafts) if drafts else 0
     stages = (
         ("classify", settings.classify and settings.classify.backend, round(questions * (1 - named)), 0, "classify"),

@@ -93,10 +93,13 @@ class Draft(BaseModel):
         hashes: Of the pixels, and the perceptual one where it tells pictures apart.
         row: The row itself, for the rules of easy-VQA.
         scene: What they read in the picture.
+        plan: What the instruction shall be like, if the source plans it.
+        draw: Tells drafts of one row and plan apart.
         category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         short_answer: The bare answer.
         choices: Every choice that was drawn.
         instruction: What the model is asked to do.
+        rephrased: What is written in its place, if it is asked for in another way; the id is that of `instruction`.
         expected: What the right result shows, for editors and judges.
         text: What is to be read in the result, if anything.
         canvas: Whether the edit stays in the scene or is drawn anew.
@@ -121,10 +124,13 @@ class Draft(BaseModel):
     hashes: tuple[bytes, bytes | None] | None = None
     row: Any = None
     scene: Any = None
+    plan: Any = None
+    draw: int | str = 0
     category: str | None = None
     short_answer: str | None = None
     choices: dict[str, str | int | bool] = {}
     instruction: str | None = None
+    rephrased: str | None = None
     expected: str | None = None
     text: str | None = None
     canvas: Literal["scene", "new"] = "scene"
@@ -144,12 +150,17 @@ class Draft(BaseModel):
         return Rejection(reason, self.id, stage, detail, reply, self.question or "", self.position)
 
 
+def record_id(draft: Draft) -> str:
+    """The id of the record that a draft with an instruction becomes."""
+    return stable_id(draft.image.data, draft.question or "", draft.short_answer or "", draft.instruction)
+
+
 def finished(draft: Draft) -> Record:
     """The record of a draft that went through every stage."""
     return Record(
-        id=stable_id(draft.image.data, draft.question or "", draft.short_answer or "", draft.instruction),
+        id=record_id(draft),
         source_image=draft.image.data,
-        instruction=draft.instruction,
+        instruction=draft.rephrased or draft.instruction,
         target_image=draft.target.data,
         task_category=draft.category,
         question=draft.question,

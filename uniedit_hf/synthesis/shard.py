@@ -4,7 +4,8 @@ time, and none is lost on the way."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
@@ -13,19 +14,19 @@ from uniedit_hf.calls.budget import Budget, BudgetReached
 from uniedit_hf.calls.cache import CallCache, Spent
 from uniedit_hf.calls.caller import Caller
 from uniedit_hf.randomness import python_random
-from uniedit_hf.small_world.rules import classify_by_rules, draw_exactly, read_back
+from uniedit_hf.small_world.rules import classify_by_rules, draw_exactly, instruct_by_rules, read_back
 from uniedit_hf.synthesis.backends.making import make_backend
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
 from uniedit_hf.synthesis.ocr import TextReader
 from uniedit_hf.synthesis.progress_bars import Passed, Progress
 from uniedit_hf.synthesis.records import Draft, Rejection
-from uniedit_hf.synthesis.settings import BudgetSettings, Settings
-from uniedit_hf.synthesis.sources.reading import count_source, read_source
+from uniedit_hf.synthesis.settings import BudgetSettings, PlainEdits, Settings
+from uniedit_hf.synthesis.sources.reading import count_source, drafts_of
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.classify import classify
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
 from uniedit_hf.synthesis.stages.edit import edit
-from uniedit_hf.synthesis.stages.instruct import instruct, instruct_by_rules
+from uniedit_hf.synthesis.stages.instruct import instruct
 from uniedit_hf.synthesis.stages.look import Look
 from uniedit_hf.synthesis.stages.screen import screen
 from uniedit_hf.synthesis.stages.verify import verify
@@ -58,7 +59,7 @@ def make_shard(
     summary = files.read_summary()
     if summary is not None and summary["complete"] and summary["fingerprint"] == fingerprint(settings):
         return summary
-    return asyncio.run(Shard(settings, number, budget or settings.budget, earlier).make(files))
+    return _finished(Shard(settings, number, budget or settings.budget, earlier).make(files))
 
 
 class Shard:
@@ -72,8 +73,9 @@ class Shard:
         self.wanted = places = None
         if settings.balance.size is not None:
             self.wanted = quotas(settings.balance.size, dict.fromkeys(range(settings.shards), 1.0))[number]
-            places = quotas(self.wanted, settings.balance.weights)
+            places = None if settings.planned else quotas(self.wanted, settings.balance.weights)
         self.balance = Balance(places, lag=2 * settings.window + 8)
+        self.outcomes: dict[tuple[int, int], asyncio.Future[Result]] = {}
 
     async def make(self, files: ShardFiles) -> dict[str, Any]:
         settings, work = self.settings, self.settings.output_dir / "work"
@@ -106,22 +108,32 @@ class Shard:
         window = self.settings.window
         rows = self._source()
         rows = at_once(rows, look, window, self._counted("look"))
-        rows = in_turn(rows, seen.question, self._counted("duplicates"))
+        # Planned edits ask about an image again, and a control has an edit for every row, also where two are the same.
+        planned, control = self.settings.planned, isinstance(self.settings.source, PlainEdits)
+        rows = in_turn(rows, _same if planned else seen.question, self._counted("duplicates"))
         rows = at_once(rows, self._until_spent(self._classify), window, self._counted("classify"))
         rows = in_turn(rows, self.balance, self._counted("balance"))
         rows = at_once(rows, self._until_spent(self._instruct), window, self._counted("instruct"))
-        rows = in_turn(rows, seen.instruction, self._counted("screen"))
+        rows = in_turn(rows, _same if control else seen.instruction, self._counted("screen"))
         return at_once(rows, self._until_spent(self._draw), window, self._counted("edit, verify"))
 
     async def _source(self) -> AsyncGenerator[Result]:
-        for read, row in read_source(self.settings.source, self.number, self.settings.shards):
-            if self.balance.end is not None or self.stopped is not None:
+        rows, became = drafts_of(self.settings, self.number), None
+        while self.balance.end is None and self.stopped is None:
+            try:
+                row = rows.send(became)
+            except StopIteration:
                 return
+            if self.settings.planned:
+                outcome = self.outcomes[row.position] = asyncio.get_running_loop().create_future()
             yield row
-            self.progress.read = read
+            self.progress.read = row.position[0] + 1
+            became = await outcome if self.settings.planned else None
 
     async def _classify(self, draft: Draft) -> Result:
         section, seed = self.settings.classify, self.settings.seed
+        if draft.plan is not None:
+            return draft.with_(short_answer=draft.answer)
         if section is not None and section.backend == "rules":
             weights = self.settings.balance.weights
             return classify_by_rules(draft, weights, python_random(seed, draft.id, "category"))
@@ -153,6 +165,8 @@ class Shard:
         async for result in rows:
             count += 1
             self.balance.finish(result)
+            if self.settings.planned:
+                self.outcomes.pop(result.position).set_result(result)
             if self.balance.end is not None and result.position >= self.balance.end:
                 continue  # read ahead of what turned out to be the end
             if isinstance(result, Rejection) and result.stage == NOT_REACHED:
@@ -200,6 +214,20 @@ class Shard:
         except BudgetReached as reached:
             self.stopped = str(reached)
             return draft.rejected(NOT_REACHED, "the budget is spent")
+
+
+def _finished(making: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """What a coroutine returns; in a notebook, whose own loop is running, it runs in a thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(making)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, making).result()
+
+
+def _same(draft: Draft) -> Draft:
+    return draft
 
 
 def _check_counts(passed: dict[str, Passed], written: int) -> None:

@@ -56,6 +56,7 @@ BYTES_AT_ONCE = 2 * 2**20
 NOT_OF_A_SHARD = {"output_dir", "engine", "budget", "export"}
 # Choices with few values; the others, such as the phrasing, say nothing when they are counted.
 COUNTED_CHOICES = ("variant", "depth", "condition", "changed", "edit", "medium", "font", "distractor", "resize")
+NO_CATEGORY = "no category"  # plain edits of size: the schema has none for them
 MOST_EXAMPLES = 200
 THUMBNAIL = 256
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
@@ -99,9 +100,14 @@ class ShardWriter:
             if len(self.reject_rows) >= REJECTS_PER_GROUP:
                 self._flush_rejects()
             return
+        if result.split != "train":
+            raise ValueError(
+                f"Row {result.id} starts from an image of the split {result.split!r}: only training images go into a "
+                "training set."
+            )
         self.num_records += 1
         row = record_to_row(finished(result))
-        row["task_category"] = TASK_CATEGORIES.index(result.category)
+        row["task_category"] = None if result.category is None else TASK_CATEGORIES.index(result.category)
         pixels, look = result.hashes
         row |= {"position": result.position, "asked": result.question, "pixels": pixels, "look": look}
         self.record_rows.append(row)
@@ -237,9 +243,9 @@ def _thumbnail(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _category(row: dict[str, Any]) -> str | None:
-    category = row["task_category"]
-    return TASK_CATEGORIES[category] if isinstance(category, int) else category
+def _category(row: dict[str, Any]) -> str:
+    number = row["task_category"]
+    return NO_CATEGORY if number is None else TASK_CATEGORIES[number]
 
 
 class OfficialWriter:
@@ -358,8 +364,9 @@ def _in_order(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 def _without_doubles(
     rows: Iterator[dict[str, Any]], settings: Settings, doubled: list[Rejection]
 ) -> Iterator[dict[str, Any]]:
-    """The rows without what an earlier one of another shard has; within a shard there is nothing left to find."""
-    if settings.shards == 1:
+    """The rows without what an earlier one of another shard has; within a shard there is nothing left to find, nor in
+    planned edits, whose shards share no image."""
+    if settings.shards == 1 or settings.planned:
         yield from rows
         return
     seen = SeenBefore(settings.output_dir / "work" / "seen" / "merged.sqlite", settings.screen.similarity)

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
-
 from uniedit_hf.arithmetic import best_arithmetic, one_thread
 from uniedit_hf.images import open_image
 from uniedit_hf.pipeline import UniEditPipeline
@@ -21,6 +19,7 @@ from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
 from uniedit_hf.training.checkpoints import checkpoints, last_whole_checkpoint
 
 from .dependence import NUM_ITEMS, dependence
+from .edit_data import load_edits
 from .side_by_side import Tell
 from .tuning import tune
 
@@ -128,7 +127,7 @@ def make_column(column: Column, tell: Tell) -> None:
 
 
 def _tune(column: Column, tell: Tell) -> None:
-    data = load_dataset(str(column.folder / "data" / EDITS[column.name]), split="train")
+    data = load_edits(column.folder / "data", EDITS[column.name])
     curve = tune(
         column.start,
         data,

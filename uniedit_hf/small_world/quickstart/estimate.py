@@ -17,7 +17,7 @@ from uniedit_hf.models.loading import load_model, load_processor
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.recipes import edit_sample
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
-from uniedit_hf.small_world.edits import synthesize
+from uniedit_hf.small_world.edits import intelligent_edits
 from uniedit_hf.small_world.suite import ask, batches
 from uniedit_hf.small_world.suite_items import test_items
 from uniedit_hf.synthesis.records import Record, record_to_row
@@ -26,7 +26,7 @@ from .tuning import small_world
 
 
 SOME_EDITS, SOME_ITEMS = 24, 4
-# Making an edit is followed by its plain counterpart, Parquet files and contact sheets.
+# Making an edit is followed by its plain counterpart, Parquet files, reports and contact sheets.
 ALL_OF_AN_EDIT = 2.2
 PAGE = 4.0  # seconds
 
@@ -59,7 +59,7 @@ def measured_speed(base: Path, arithmetic: Arithmetic, start: float) -> Speed:
     with one_thread():
         rows = load_easy_vqa("train")
         begun = time.perf_counter()
-        records = [each for each in synthesize(rows, seed=0, size=SOME_EDITS) if isinstance(each, Record)]
+        records = [each for each in intelligent_edits(rows, seed=0, size=SOME_EDITS) if isinstance(each, Record)]
         edit = ALL_OF_AN_EDIT * (time.perf_counter() - begun) / SOME_EDITS
         model = load_model(base, attn_implementation="eager").to(arithmetic.device)
         processor = load_processor(base, model.config)

@@ -12,7 +12,7 @@ from uniedit_hf.synthesis.settings.backends import (
     TransformersChat,
 )
 from uniedit_hf.synthesis.settings.run_settings import Engine, Export, Settings, settings_from
-from uniedit_hf.synthesis.settings.sources import Conversations, EasyVqa, Rows
+from uniedit_hf.synthesis.settings.sources import Conversations, EasyVqa, PlainEdits, PlannedEdits, Rows
 from uniedit_hf.synthesis.settings.stages import (
     Balance,
     BenchmarkDataset,
@@ -45,6 +45,8 @@ __all__ = [
     "Instruct",
     "OpenAiChat",
     "OpenAiEditor",
+    "PlainEdits",
+    "PlannedEdits",
     "Price",
     "Rows",
     "Screen",

@@ -9,8 +9,9 @@ from pydantic import PositiveInt, ValidationError, model_validator
 
 from uniedit_hf.calls.call_settings import BudgetSettings
 from uniedit_hf.calls.section import Section
+from uniedit_hf.small_world.topics import CATEGORIES
 from uniedit_hf.synthesis.settings.backends import Backend, Chat, Editor
-from uniedit_hf.synthesis.settings.sources import EasyVqa, Rows, Source
+from uniedit_hf.synthesis.settings.sources import SMALL_WORLD, PlainEdits, PlannedEdits, Rows, Source
 from uniedit_hf.synthesis.settings.stages import (
     Balance,
     Classify,
@@ -103,8 +104,8 @@ class Settings(Section):
             if name is None:
                 continue
             if name == built_in:
-                if not isinstance(self.source, EasyVqa):
-                    raise ValueError(f"{role}: {name!r} understands pictures of the source easy_vqa alone")
+                if not isinstance(self.source, SMALL_WORLD):
+                    raise ValueError(f"{role}: {name!r} understands images of the source easy_vqa alone")
                 continue
             if name not in self.backends:
                 known = ", ".join(filter(None, (*self.backends, built_in)))
@@ -112,7 +113,7 @@ class Settings(Section):
             if not isinstance(self.backends[name], kind):
                 wanted = "a chat model" if kind is Chat else "an image editor"
                 raise ValueError(f"{role}: the backend {name!r} is of kind {self.backends[name].kind!r}, not {wanted}")
-        if self.classify is None and not isinstance(self.source, Rows):
+        if self.classify is None and not self.planned and not isinstance(self.source, Rows):
             raise ValueError("classify: this source names no categories; name a chat model, or 'rules' for easy_vqa")
         if self.instruct.backend == "rules" and not any(w for depth, w in self.instruct.depths.items() if depth):
             raise ValueError("instruct.depths: 'rules' always writes a condition; give a depth above 0 a weight")
@@ -121,6 +122,34 @@ class Settings(Section):
         if self.verify.judge == "rules" and self.instruct.backend != "rules":
             raise ValueError("verify.judge: 'rules' knows what the writer 'rules' means; use both or neither")
         return self
+
+    @model_validator(mode="after")
+    def _plans_can_be_followed(self):
+        if not self.planned:
+            return self
+        kind = self.source.kind
+        if self.classify is not None:
+            raise ValueError(f"classify: the source {kind} names the categories itself; leave this section out")
+        if self.instruct.backend != "rules":
+            raise ValueError(f"instruct: the source {kind} plans for the writer 'rules'; name no other")
+        if isinstance(self.source, PlainEdits):
+            if self.balance != Balance() or self.instruct != Instruct(backend="rules"):
+                raise ValueError("the source plain_edits makes one edit of each image: leave out balance and depths")
+            return self
+        shares, depths = self.balance.shares, self.instruct.depths
+        if self.balance.size is None:
+            raise ValueError("balance.size: the source planned_edits needs to know how many edits to make")
+        if isinstance(shares, str) or not set(shares) <= set(CATEGORIES):
+            raise ValueError(f"balance.shares: give weights to some of {', '.join(CATEGORIES)}")
+        if depths.get(0):
+            raise ValueError("instruct.depths: 'rules' always writes a condition; give depth 0 no weight")
+        return self
+
+    @property
+    def planned(self) -> bool:
+        """Whether the source plans every edit: it says what the instruction shall be like, and asks of an image as
+        often as it takes."""
+        return isinstance(self.source, (PlannedEdits, PlainEdits))
 
 
 def settings_from(options: dict[str, Any], where: str) -> Settings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -75,4 +76,48 @@ class EasyVqa(Section):
     limit: PositiveInt | None = None
 
 
-Source = Annotated[Conversations | Rows | EasyVqa, Field(discriminator="kind")]
+class PlannedEdits(Section):
+    """`balance.size` edits of easy-VQA's training images: for each the category, the depth and what is true are drawn
+    first, by `balance.shares` and `instruct`, then questions are tried in turn until one becomes such an edit.
+
+    Args:
+        asking: How edits are asked for: by a question that has to be answered ("question"), by what the answer leads
+            to with its reasons ("answer"), or by that alone ("plain"). Everything but the instruction stays the same.
+        limit: Use so many of the questions at most.
+    """
+
+    kind: Literal["planned_edits"]
+    asking: Literal["question", "answer", "plain"] = "question"
+    limit: PositiveInt | None = None
+
+
+class PlainEdits(Section):
+    """One plain edit ("make it green.") of the source of every row of a data set of planned edits: the control that
+    sees the same images.
+
+    Args:
+        of: The folder of its Parquet files, such as the `dataset` of a run.
+    """
+
+    kind: Literal["plain_edits"]
+    of: Path
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.of.glob("*.parquet"))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows with what an edit starts from.
+
+        Raises:
+            ValueError: There is no data set.
+        """
+        from uniedit_hf.synthesis.sources.rows import rows_of_files
+
+        if not self.files:
+            raise ValueError(f"There are no Parquet files in {self.of}: check source.of.")
+        yield from rows_of_files(self.files, ["id", "source_image", "license"])
+
+
+SMALL_WORLD = (EasyVqa, PlannedEdits, PlainEdits)
+Source = Annotated[Conversations | Rows | EasyVqa | PlannedEdits | PlainEdits, Field(discriminator="kind")]

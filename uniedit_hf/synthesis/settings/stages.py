@@ -97,12 +97,12 @@ class Screen(Section):
         min_words: Words at least.
         max_words: Words at most.
         similarity: From this share of common words on (intersection over union), two instructions for the same
-            picture are near duplicates, and the later one is dropped.
+            image are near duplicates, and the later one is dropped; null drops nothing but the very same edit.
     """
 
     min_words: PositiveInt = 5
     max_words: PositiveInt = 200
-    similarity: Share = 0.8
+    similarity: Share | None = 0.8
 
 
 class Edit(Section):

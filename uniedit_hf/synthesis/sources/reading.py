@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from uniedit_hf.calls.messages import Picture
 from uniedit_hf.schema import stable_id
+from uniedit_hf.small_world.drafts import draft_of_row
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
-from uniedit_hf.small_world.question_drafts import draft_of_row
+from uniedit_hf.small_world.edits import planned_drafts
 from uniedit_hf.synthesis.records import Draft, Rejection
-from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
+from uniedit_hf.synthesis.settings import Conversations, EasyVqa, PlainEdits, Rows, Settings
 from uniedit_hf.synthesis.sources.conversations import ConversationRows
 from uniedit_hf.synthesis.sources.image_files import Pictures, shard_of
 from uniedit_hf.synthesis.sources.question_rows import QuestionRows
@@ -21,20 +22,29 @@ from uniedit_hf.synthesis.sources.rows import RowFault, count_rows, rows_of_file
 STAGE = "source"
 
 
-def read_source(
-    settings: Conversations | Rows | EasyVqa, shard: int = 0, shards: int = 1
-) -> Iterator[tuple[int, Draft | Rejection]]:
-    """The drafts of a shard, each with how many rows had been read when it came. All rows about one picture are of one
-    shard.
+def drafts_of(settings: Settings, shard: int = 0) -> Generator[Draft | Rejection, Draft | Rejection | None, None]:
+    """The drafts of a shard of a run. A source that plans its edits has to be sent what became of each draft before it
+    gives the next.
 
     Raises:
         ValueError: The source as a whole cannot be read.
         OSError: A file cannot be opened.
     """
+    if settings.planned:
+        yield from planned_drafts(settings, shard)
+    else:
+        yield from read_source(settings.source, shard, settings.shards)
+
+
+def read_source(
+    settings: Conversations | Rows | EasyVqa, shard: int = 0, shards: int = 1
+) -> Iterator[Draft | Rejection]:
+    """The drafts of a shard of a source that is read once, from its first row to its last. All rows about one image
+    are of one shard. Raises as `drafts_of` does."""
     if isinstance(settings, EasyVqa):
         for number, row in enumerate(load_easy_vqa("train")[: settings.limit]):
             if shard_of(row.image_path.name, shards) == shard:
-                yield number + 1, draft_of_row(row, number)
+                yield draft_of_row(row, number)
         return
     understood = ConversationRows(settings) if isinstance(settings, Conversations) else QuestionRows(settings)
     pictures = Pictures(_root(settings), settings.archives, of_dataset=bool(getattr(settings, "dataset", None)))
@@ -45,11 +55,13 @@ def read_source(
         home = number % shards if isinstance(image, RowFault) else shard_of(image, shards)
         if home == shard:
             for turn, each in enumerate(_questions(understood, row, image, pictures)):
-                yield number + 1, _draft(each, (number, turn))
+                yield _draft(each, (number, turn))
 
 
-def count_source(settings: Conversations | Rows | EasyVqa) -> int | None:
+def count_source(settings: Conversations | Rows | EasyVqa | PlainEdits) -> int | None:
     """How many rows there are to read, or None where only reading them all would tell."""
+    if isinstance(settings, PlainEdits):
+        return count_rows(settings.files)
     if isinstance(settings, EasyVqa):
         count = len(load_easy_vqa("train"))
     elif settings.files:

@@ -11,7 +11,7 @@ import numpy as np
 
 from uniedit_hf.release.decontamination import MAX_DISTANCE, normalised
 from uniedit_hf.schema import stable_id
-from uniedit_hf.synthesis.records import Draft, Rejection
+from uniedit_hf.synthesis.records import Draft, Rejection, record_id
 
 
 STAGE = "duplicates"
@@ -20,6 +20,7 @@ PIECES = MAX_DISTANCE + 1
 PIECE_OF_BIT = np.arange(256) * PIECES // 256
 
 TABLES = """
+CREATE TABLE edit (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE question (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE look (number INTEGER PRIMARY KEY, hash BLOB, id TEXT);
 CREATE TABLE piece (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
@@ -36,10 +37,11 @@ class SeenBefore:
 
     Args:
         file: Where the index goes; replaced if it is there.
-        similarity: From this share of common words on, two instructions for one picture are near duplicates.
+        similarity: From this share of common words on, two instructions for one image are near duplicates; with None
+            they are not compared.
     """
 
-    def __init__(self, file: Path, similarity: float):
+    def __init__(self, file: Path, similarity: float | None):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
         self.file, self.similarity = file, similarity
@@ -60,7 +62,14 @@ class SeenBefore:
         return draft
 
     def instruction(self, draft: Draft) -> Draft | Rejection:
-        """The draft, unless one of the latest instructions for its picture has nearly the same words."""
+        """The draft, unless the very same edit was there before, or one of the latest instructions for its image has
+        nearly the same words."""
+        edit = record_id(draft)
+        if self._run("SELECT 1 FROM edit WHERE id = ?", edit):
+            return draft.rejected("screen", "duplicate edit", "the same was drawn before.")
+        self._run("INSERT INTO edit VALUES (?)", edit)
+        if self.similarity is None:
+            return draft
         words = set(re.findall(r"\w+", draft.instruction.lower()))
         picture = draft.hashes[0]
         for (text,) in self._run(LATEST, picture):

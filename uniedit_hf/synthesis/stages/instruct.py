@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from uniedit_hf.calls.caller import Caller, NoAnswer
 from uniedit_hf.calls.messages import Answer, ChatRequest
 from uniedit_hf.randomness import python_random
-from uniedit_hf.small_world.instructions import Plan
-from uniedit_hf.small_world.rules import write_by_rules
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Instruct
@@ -55,19 +53,6 @@ async def instruct(draft: Draft, caller: Caller, settings: Instruct, seed: int) 
         canvas="new" if draft.category in NEW_CANVAS else "scene",
         unchanged=not choices["changed"],
     )
-
-
-def instruct_by_rules(draft: Draft, settings: Instruct, seed: int) -> Draft | Rejection:
-    """The draft with its instruction, written by the rules of easy-VQA, which need a condition at least."""
-    rng = python_random(seed, draft.id, "plan")
-    depths = {depth: weight for depth, weight in settings.depths.items() if depth}
-    plan = Plan(
-        draft.category,
-        rng.choices(list(depths), list(depths.values()))[0],
-        rng.random() >= settings.false_conditions,
-        rng.random() >= settings.unchanged,
-    )
-    return write_by_rules(draft, plan, python_random(seed, draft.id, f"instruction {plan} 0"))
 
 
 def _other_than_planned(written: Writing, choices: dict) -> str:
