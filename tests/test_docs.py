@@ -18,6 +18,7 @@ MADE_BY_RUNNING = ("runs/", ".venv")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_exist(page):
     names = {code or link for code, link in NAMED.findall(page.read_text(encoding="utf-8"))}
+    names = {name for name in names if re.search("[a-zA-Z]", name)}  # not 10/10
     lacking = [
         name
         for name in names
