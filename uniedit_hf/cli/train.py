@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 
 PART_FIELDS = ("name", "config", "split", "test_split", "recipe", "weight")
-NOT_QUANTISED = ("vae", "model.vit_model", "model.connector", "model.time_embedder", "vae2llm", "llm2vae", "lm_head")
-NOT_QUANTISED += ("model.vqmodel", "model.vision_model", "model.aligner", "model.generation_aligner")  # of Janus-Pro
-NOT_QUANTISED += ("model.generation_head",)
 
 
 @dataclass
@@ -52,8 +48,9 @@ class DataOptions:
 @dataclass
 class ModelOptions:
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model", "metavar": "NAME"})
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32", metadata={"help": "of the weights; the optimizer works in it"}
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = field(
+        default=None,
+        metadata={"help": "of the weights; the optimizer works in it; float32 on a CPU, on a GPU by the plan"},
     )
     attn_implementation: Literal["sdpa", "flex_attention", "eager"] | None = field(
         default=None, metadata={"help": "of the language model; transformers chooses if not set"}
@@ -72,12 +69,16 @@ class ModelOptions:
 def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None:
     from uniedit_hf.training import UniEditTrainer
 
-    adapters, quantization = _adapters(model), _quantization(model)
-    train_dataset, eval_dataset = _data_sets(data, training)
+    adapters = _adapters(model)
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     training.model_init_kwargs = {name: each for name, each in options.items() if each is not None} | (
         training.model_init_kwargs or {}
     )
+    if training.plan == "show":
+        print(UniEditTrainer.plan(model.model_name_or_path, training, adapters))
+        return
+    quantization = _quantization(model)
+    train_dataset, eval_dataset = _data_sets(data, training)
     trainer = UniEditTrainer(
         model.model_name_or_path,
         training,
@@ -192,9 +193,8 @@ def _adapters(model: ModelOptions):
 
 
 def _quantization(model: ModelOptions):
-    """Quantises the layers that are adapted; encoders and what is small stay as they are."""
-    import torch
-    from transformers import BitsAndBytesConfig
+    """How the weights under the adapters are stored, if not as they are."""
+    from uniedit_hf.training.quantization import quantized_weights
 
     if not model.load_in_4bit and not model.load_in_8bit:
         return None
@@ -203,12 +203,4 @@ def _quantization(model: ModelOptions):
         raise ValueError("load_in_4bit and load_in_8bit are both set: choose one.")
     if not model.use_peft:
         raise ValueError(f"{name} stores weights that cannot be trained: set use_peft to train adapters on them.")
-    if find_spec("bitsandbytes") is None:
-        raise ValueError(f"{name} needs the package bitsandbytes: pip install 'uniedit_hf[quantization]'.")
-    return BitsAndBytesConfig(
-        load_in_4bit=model.load_in_4bit,
-        load_in_8bit=model.load_in_8bit,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if model.dtype == "auto" else model.dtype,
-        llm_int8_skip_modules=list(NOT_QUANTISED),
-    )
+    return quantized_weights(4 if model.load_in_4bit else 8, model.dtype)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from .bagel.checkpoint_bagel import CheckpointFolder
 from .bagel.configuration_bagel import BagelConfig
@@ -27,6 +28,28 @@ def load_model(name, **kwargs):
     if _is_bagel(name, **kwargs):
         return BagelForConditionalGeneration.from_pretrained(name, **kwargs)
     return AutoModelForMultimodalLM.from_pretrained(name, **kwargs)
+
+
+def load_config(name, **kwargs):
+    """The configuration of a model, without its weights.
+
+    Raises:
+        OSError: If there is no checkpoint.
+        ValueError: As `load_model`.
+    """
+    options = {key: kwargs[key] for key in (*HUB_OPTIONS, "config") if key in kwargs}
+    if options.get("config") is not None:
+        return options["config"]
+    if _is_bagel(name, **options):
+        return BagelConfig.from_pretrained(name, **options)
+    return AutoConfig.from_pretrained(name, **options)
+
+
+def empty_model(config):
+    """A model of this shape with all its heads and without weights, on the meta device: to be counted, not run."""
+    kind = BagelForConditionalGeneration if isinstance(config, BagelConfig) else AutoModelForMultimodalLM
+    with torch.device("meta"):
+        return kind._from_config(config) if isinstance(config, BagelConfig) else kind.from_config(config)
 
 
 def load_processor(name, config, **kwargs):

@@ -16,6 +16,8 @@ from uniedit_hf.segments import DRAWING, UNDERSTANDING
 RecipeName = Literal["edit", "answer", "generate", "interleaved"]
 BadRows = Literal["raise", "quarantine"]
 Posterior = Literal["sample", "mean"]
+Planning = Literal["show", "auto"]
+FLASH_ADAMW = "flash_adamw"  # of the package flashoptim, which transformers does not know
 CONDITIONING = tuple(each.name for each in fields(Conditioning))
 BOTH_VIEWS = Conditioning(source_views=(UNDERSTANDING, DRAWING))
 # What `report_to` may name and carries the name of its package.
@@ -39,6 +41,16 @@ class UniEditConfig(TrainingArguments):
             `"answer"`, which does not reach them, they stay in any case.
         freeze_vit (`bool`, *optional*, defaults to `True`):
             Keep the understanding encoder as it is.
+
+        plan (`str`, *optional*):
+            `"show"` prints which ways of training fit the devices at hand; the command then ends. `"auto"` takes the
+            best way that fits, adapters among them. Otherwise dtype, optimizer and activation checkpointing follow
+            the plan on a GPU as far as they are not set, see `uniedit_hf.training.ways`.
+        plan_memory (`str`, *optional*):
+            Memory of each device to plan for, such as `"80GB"`, instead of that of the device at hand.
+        optim (`str`, *optional*):
+            As in `TrainingArguments`, or `"flash_adamw"` of the package flashoptim, which keeps a correction of the
+            weights to 24 bits.
 
         > Parameters that control the data
 
@@ -127,6 +139,16 @@ class UniEditConfig(TrainingArguments):
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of from_pretrained, as JSON."}
     )
+    plan: Planning | None = field(
+        default=None,
+        metadata={
+            "help": "Print what fits the devices and end, or take the best that fits.",
+            "nargs": "?",
+            "const": "show",
+        },
+    )
+    plan_memory: str | None = field(default=None, metadata={"help": "Memory of each device to plan for, as in 80GB."})
+    optim: str | None = field(default=None, metadata={"help": "The optimizer; it follows the plan if not set."})
     freeze_und: bool = field(default=False, metadata={"help": "Keep the understanding expert as it is."})
     freeze_gen: bool = field(default=False, metadata={"help": "Keep the generation expert as it is."})
     freeze_vit: bool = field(default=True, metadata={"help": "Keep the understanding encoder as it is."})
@@ -169,9 +191,15 @@ class UniEditConfig(TrainingArguments):
             import torch
 
             self.bf16 = not self.fp16 and torch.cuda.is_available() and not self.use_cpu
-        if self.activation_checkpointing is None and self.gradient_checkpointing is None:
+        checkpointing = (self.activation_checkpointing, self.gradient_checkpointing)
+        self.left_open = {"optim"} if self.optim is None else set()
+        if checkpointing == (None, None):
+            self.left_open.add("activation_checkpointing")
             self.activation_checkpointing = True
+        asked, default = self.optim, TrainingArguments.__dataclass_fields__["optim"].default
+        self.optim = default if asked in (None, FLASH_ADAMW) else asked
         super().__post_init__()
+        self.optim = FLASH_ADAMW if asked == FLASH_ADAMW else self.optim
         if self.bf16 and self.device.type == "cpu":
             from uniedit_hf.arithmetic import warn_if_bfloat16_is_slow
 

@@ -27,15 +27,18 @@ from uniedit_hf.models.loading import inner_model, load_model, load_processor
 from . import checks
 from .callbacks import AverageCallback, EpochCallback, SampleImagesCallback, StopSignalCallback
 from .checkpoints import last_whole_checkpoint, what_is_missing
-from .config import UniEditConfig
+from .config import FLASH_ADAMW, UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
 from .ema import WeightAverage
+from .following import Choice, follow_plan, plan_of
 from .freezing import adapted_layers, freeze
 from .fsdp import FSDPModule, frozen_encoders
 from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
 from .metrics import RunningSums, loss_means
+from .optimizers import check_optimizer, flash_adamw
 from .progress import DataProgress, load_state, save_state
 from .publishing import HubMixin
+from .ways import Plan
 
 
 logger = logging.get_logger(__name__)
@@ -114,8 +117,14 @@ class UniEditTrainer(HubMixin, Trainer):
         checks.check_adapters(model, args, peft_config, quantization_config)
         checks.check_samples(self.eval_parts, args)
         set_seed(args.seed)
+        self.choice: Choice | None = None
         if isinstance(model, str):
+            if args.plan == "show" and args.process_index == 0:
+                logger.warning(f"{self.plan(model, args, peft_config)}\n")
+            self.choice = follow_plan(model, args, peft_config, quantization_config, draws)
+            peft_config, quantization_config = self.choice.adapters, self.choice.quantization
             model = _load(model, args, quantization_config)
+        check_optimizer(args)
         if processing_class is None:
             processing_class = load_processor(name, inner_model(model).config)
         checks.check_model(inner_model(model), processing_class, args)
@@ -146,7 +155,31 @@ class UniEditTrainer(HubMixin, Trainer):
             optimizers=optimizers,
         )
         self._add_our_callbacks()
+        if self.choice is not None and self.choice.sentence is not None and self.is_world_process_zero():
+            logger.warning(f"Training {self.choice.sentence}.")
         inner_model(self.model).add_model_tags(self._tag_names)
+
+    @staticmethod
+    def plan(model: str, args: UniEditConfig | None = None, peft_config: PeftConfig | None = None) -> Plan:
+        """Which ways of training fit the devices at hand, and what each takes, before any weight is loaded.
+
+        Args:
+            model: A Hub id or folder, of which only the configuration is read.
+            args: The settings; the paper's by default.
+            peft_config: The adapters of the ways that train some; LoRA of rank 16 by default.
+
+        Returns:
+            A [`Plan`]; `print` shows it as a table.
+        """
+        args = args or UniEditConfig(output_dir="plan")
+        return plan_of(model, args, peft_config, args.recipe != "answer")
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: UniEditConfig, model=None) -> tuple:
+        """As in `Trainer`, which does not know FlashOptim."""
+        if args.optim == FLASH_ADAMW:
+            return flash_adamw(args)
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
 
     def _add_our_callbacks(self) -> None:
         self.add_callback(EpochCallback(self.data.epoch_after))

@@ -63,6 +63,15 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             for layer in self.model.vision_model.encoder.layers:
                 layer.gradient_checkpointing = False
 
+    def enable_input_require_grads(self):
+        """Lets the text embeddings pass a gradient, as adapters need when activations are recomputed. transformers
+        would do the same to the patches of the encoder, whose frozen layers would then run backward for nothing."""
+        embeddings = self.get_input_embeddings()
+        self._require_grads_hook = embeddings.register_forward_hook(
+            lambda module, args, output: output.requires_grad_()
+        )
+        self._require_grads_hooks = [self._require_grads_hook]
+
     # --- what is trained ----------------------------------------------------------------------------------------
 
     @property
