@@ -27,6 +27,9 @@ ORDER = (
     ("gate_proj", "up_proj"),
     ("down_proj",),
 )
+ATTENDED = 3  # from here on a token of one expert depends on those of the other
+# BAGEL's experts have streams of their own until attention mixes them -> what leads into each.
+STREAMS = {"understood": ("read", "embed_tokens", "understood"), "drawn": ("vae2llm", "time_embedder", "drawn")}
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,14 @@ class Product:
         backward: Operations of a row for the gradients of input and weights.
         repeated: Whether it is in a layer that may be recomputed: those of the decoder, and of an understanding
             encoder that is trained.
+        for_text: Whether nothing but the text loss reaches it.
     """
 
     rows: str
     forward: int
     backward: int
     repeated: bool
+    for_text: bool
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,14 @@ class OperationCounter:
     Args:
         model: With its adapters, and frozen as it is trained. No weight is read, so it may be on the meta device.
         recompute: Whether the layers of the decoder run again in the backward pass.
+        text_loss: Whether the text loss has a weight.
     """
 
-    def __init__(self, model: nn.Module, recompute: bool):
+    def __init__(self, model: nn.Module, recompute: bool, text_loss: bool = True):
         config = model.config
         self.config = getattr(config, "base_model_config", config)
         self.recompute = recompute
+        self.text_loss = text_loss
         self.products, decoder_trained, self.reader_trained = _products(model, self.config.model_type)
         text, vision = self.config.text_config, self.config.vision_config
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -99,7 +106,7 @@ class OperationCounter:
         for product in self.products:
             rows = getattr(work, product.rows)
             forward += rows * product.forward
-            backward += rows * product.backward
+            backward += rows * product.backward * (self.text_loss or not product.for_text)
             recomputed += rows * product.forward * product.repeated
         encoding = sum(encoder_operations(self.config, *size) for size in work.images)
         return Operations(forward, backward, recomputed if self.recompute else 0, encoding)
@@ -109,7 +116,8 @@ def _products(model: nn.Module, family: str) -> tuple[list[Product], bool, bool]
     """All matrix products, and whether gradients pass the attention of the decoder and of the encoder."""
     needed = _inputs_with_gradient(model, family)
     reader_trained = any("_attn." in name and rows_of(family, f".{name}") == "read" for name in needed)
-    last = _last_products(model)
+    ends = _last_products(model)
+    last_layer = max(filter(None, (_layer_of(name) for name, _ in model.named_modules())), default=0)
     products = []
     for name, module in model.named_modules():
         rows = rows_of(family, f".{name}") if isinstance(module, (nn.Linear, nn.Conv2d)) else None
@@ -117,8 +125,9 @@ def _products(model: nn.Module, family: str) -> tuple[list[Product], bool, bool]
             size = _size(module)
             backward = 2 * size * (_is_trained(module) + (name in needed))
             repeated = _layer_of(name) is not None or (reader_trained and ".encoder.layers." in name)
-            repeated = repeated and name not in last
-            products.append(Product(rows, 2 * size, backward, repeated))
+            after_attention = _layer_of(name) == last_layer and _order(name) >= ATTENDED
+            for_text = rows == "text_targets" or rows == "understood" and after_attention
+            products.append(Product(rows, 2 * size, backward, repeated and name not in ends, for_text))
     return products, any("o_proj" in name for name in needed), reader_trained
 
 
@@ -147,15 +156,17 @@ def _inputs_with_gradient(model: nn.Module, family: str) -> set[str]:
         (name, each) for name, each in model.named_modules() if next(each.parameters(recurse=False), None) is not None
     ]
     places: dict[tuple, list[tuple[str, nn.Module]]] = {}
-    for number, (name, module) in enumerate(found):
-        places.setdefault(_place(name, family, number), []).append((name, module))
+    for number, (name, module) in enumerate(model.named_modules()):
+        if next(module.parameters(recurse=False), None) is not None:
+            places.setdefault(_place(name, family, number), []).append((name, module))
     needed: set[str] = set()
     reached: dict[str, bool] = {}  # chain -> whether anything in it was trained so far
     if vars(model).get("_require_grads_hooks") or vars(model).get("_require_grads_hook"):
-        reached["embeddings"] = True  # transformers lets the embeddings pass a gradient where adapters recompute
+        reached["embed_tokens"] = True  # transformers lets the embeddings pass a gradient where adapters recompute
     for place in sorted(places):
-        stage, chain = place[:2]
-        before = any(reached.values()) if stage else reached.get(chain, False)
+        stage, chain = place[0], place[-1]
+        leading = (chain,) if stage == 0 else (*STREAMS.get(chain, reached), "mixed")
+        before = any(reached.get(each, False) for each in leading)
         for name, module in places[place]:
             # behind the first half of an adapter comes its second
             if before or ".lora_B." in name and _is_trained(module):
@@ -165,18 +176,23 @@ def _inputs_with_gradient(model: nn.Module, family: str) -> set[str]:
 
 
 def _place(name: str, family: str, number: int) -> tuple:
-    """Where a layer runs: what leads in (each chain by itself), then the decoder, then the heads."""
+    """Stage, layer, order and chain: what leads in (each chain by itself), then the decoder, then the heads."""
     layer, rows = _layer_of(name), rows_of(family, f".{name}")
     if layer is not None:
-        order = next((i for i, parts in enumerate(ORDER) if any(part in name for part in parts)), len(ORDER))
-        return 1, "decoder", layer, order
+        order = _order(name)
+        return 1, layer, order, rows if rows in STREAMS and order < ATTENDED else "mixed"
     if rows is not None and rows.endswith("targets"):
-        return 2, "heads", 0, number
+        return 2, 0, number, "heads"
     if re.search(r"\.language_model\.norm", f".{name}"):
-        return 1, "decoder", math.inf, number
+        return 1, math.inf, number, "mixed"
     chain = name.rpartition("model.")[2].partition(".")[0]
     chain = "read" if rows == "read" else "generation" if chain.startswith("generation_") else chain
-    return 0, chain, 0, number
+    return 0, 0, number, chain
+
+
+def _order(name: str) -> int:
+    """When a part of a decoder layer runs."""
+    return next((i for i, parts in enumerate(ORDER) if any(part in name for part in parts)), len(ORDER))
 
 
 def _layer_of(name: str) -> int | None:

@@ -213,7 +213,8 @@ class Planner:
     def _count(self, way: Way, recompute: bool) -> Operations:
         key = (way.adapters, way.gen_only, recompute)
         if key not in self._operations:
-            self._operations[key] = OperationCounter(inner_model(self._model(way)), recompute).count(self.work)
+            counter = OperationCounter(inner_model(self._model(way)), recompute, self.args.text_loss_weight > 0)
+            self._operations[key] = counter.count(self.work)
         return self._operations[key]
 
 

@@ -240,7 +240,9 @@ class UniEditTrainer(HubMixin, Trainer):
             counts, devices, sums = num_items_in_batch, self.args.world_size, self.sums
         text = losses.text_sum / counts["text"].clamp(min=1)
         image = losses.image_sum / counts["image"].clamp(min=1)
-        loss = devices * (self.args.text_loss_weight * text + self.args.image_loss_weight * image)
+        loss = devices * self.args.image_loss_weight * image
+        if self.args.text_loss_weight:  # what this alone reaches is frozen at 0, and would run backward for nothing
+            loss = loss + devices * self.args.text_loss_weight * text
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()}", packs)
         sums.add_losses(losses)
