@@ -152,9 +152,6 @@ def _is_trained(module: nn.Module) -> bool:
 
 def _inputs_with_gradient(model: nn.Module, family: str) -> set[str]:
     """Names of the layers whose input needs a gradient, because something that is trained comes before."""
-    found = [
-        (name, each) for name, each in model.named_modules() if next(each.parameters(recurse=False), None) is not None
-    ]
     places: dict[tuple, list[tuple[str, nn.Module]]] = {}
     for number, (name, module) in enumerate(model.named_modules()):
         if next(module.parameters(recurse=False), None) is not None:
