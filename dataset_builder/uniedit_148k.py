@@ -34,7 +34,7 @@ VERSION = "1.0.0"
 
 # One part is what a process or a data loader's worker takes, and one file of the Parquet release.
 ROWS_PER_PART = 512
-# Also the rows of a Parquet row group: two pictures of 1024 pixels a row make some 50 MB.
+# Also the rows of a Parquet row group: two images of 1024 pixels a row make some 50 MB.
 ROWS_PER_TABLE = 32
 
 DESCRIPTION = "Intelligent image edits: instructions that have to be understood before anything can be drawn."
@@ -121,7 +121,7 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
 
     @cached_property
     def images(self):
-        """The pictures of the release."""
+        """The images of the release."""
         root = self.release.source if self.config.image_root is None else Path(self.config.image_root)
         return ImageStore(root, self.release.archives, base=self.release.source)
 
@@ -161,7 +161,7 @@ def official_row(entry, images):
     """A line of an official manifest as a row. What it does not say is null.
 
     Raises:
-        RowError: The line lacks what a row needs, or a picture cannot be used.
+        RowError: The line lacks what a row needs, or an image cannot be used.
     """
     instruction = _text(entry, "edit_instruction", required=True)
     if instruction.strip() == NO_INSTRUCTION:
@@ -190,27 +190,27 @@ def official_row(entry, images):
 
 
 def checked_row(row):
-    """A row of Parquet in the row schema, as it is, if its pictures can be opened and have the sizes it says.
+    """A row of Parquet in the row schema, as it is, if its images can be opened and have the sizes it says.
 
     Raises:
-        RowError: It lacks a column, or a picture cannot be used.
+        RowError: It lacks a column, or an image cannot be used.
     """
     lacking = [name for name in row_features() if name not in row]
     if lacking:
         raise RowError("lacking column", f"there is no column {lacking[0]!r}: expected the row schema.")
     for side in ("source", "target"):
-        picture = row[f"{side}_image"]
-        if picture is None or picture["bytes"] is None:
-            raise RowError("image not found", f"{side}_image holds no bytes: expected the picture itself.")
-        size = _size(picture["bytes"], f"{side}_image")
+        image = row[f"{side}_image"]
+        if image is None or image["bytes"] is None:
+            raise RowError("image not found", f"{side}_image holds no bytes: expected the image itself.")
+        size = _size(image["bytes"], f"{side}_image")
         if row[f"{side}_size"] is not None and list(row[f"{side}_size"]) != size:
-            raise RowError("wrong size", f"{side}_size is {row[f'{side}_size']}, but the picture is {size}.")
+            raise RowError("wrong size", f"{side}_size is {row[f'{side}_size']}, but the image is {size}.")
         row[f"{side}_size"] = size
     return row
 
 
 def _size(data, name):
-    """`[width, height]` of a picture that can be decoded to its end."""
+    """`[width, height]` of an image that can be decoded to its end."""
     try:
         return list(open_image(data, name=name).size)
     except ImageError as error:

@@ -242,7 +242,7 @@ def test_an_output_folder_holds_one_build(tmp_path):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({}, "There are no rows to build: .* Found in .*: 0 archives, 0 picture files"),
+        ({}, "There are no rows to build: .* Found in .*: 0 archives, 0 image files"),
         ({"pictures.tar.gz": b"x"}, r"pictures.tar.gz \(compressed: unpack it to a .tar"),
         ({"deep/x_148k.jsonl": b"{}"}, r"manifests stand at the top of the folder"),
     ],

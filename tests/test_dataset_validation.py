@@ -119,7 +119,7 @@ def test_the_command_ends_with_its_verdict_and_a_page(tmp_path, capsys):
     (tmp_path / "benchmarks" / "a.png").write_bytes((tmp_path / "raw" / "images" / "easy" / "3.png").read_bytes())
     report = tmp_path / "report.html"
     command += ["--benchmarks", str(tmp_path / "benchmarks"), "--report", str(report)]
-    assert main(command) == 1 and "rows with pictures of a benchmark; see " in capsys.readouterr().err
+    assert main(command) == 1 and "rows with images of a benchmark; see " in capsys.readouterr().err
     assert "same pixels" in report.read_text() and not json.loads(report.with_suffix(".json").read_text())["valid"]
 
 

@@ -245,7 +245,7 @@ def test_the_three_verbs(pipe):
         (lambda pipe: pipe.edit(picture(), "a", text_guidance_scale=0.5), "text_guidance_scale is 0.5, but guidance"),
         (lambda pipe: pipe.edit(picture(), "a", temperature=-1), "temperature is -1: use 0 for the likeliest"),
         (lambda pipe: pipe.generate([]), "There is nothing to do"),
-        (lambda pipe: pipe.answer(b"no picture", "a"), "is no picture that can be read"),
+        (lambda pipe: pipe.answer(b"no picture", "a"), "is not an image that can be read"),
     ],
 )
 def test_bad_requests(pipe, act, sentence):

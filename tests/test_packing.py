@@ -8,12 +8,11 @@ import pickle
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from benchmarks.packing import compare, official_packing, planned
 from uniedit_hf.packing import (
     OversizedSampleError,
-    PackPlan,
     StreamPacker,
     fullest_subset,
     plan_packs,
@@ -74,24 +73,6 @@ def test_a_plan_is_a_function_of_its_seed():
     lengths = [1 + 13 * n % 97 for n in range(200)]
     assert plan_packs(lengths, BUDGET, seed=3) == plan_packs(lengths, BUDGET, seed=3)
     assert plan_packs(lengths, BUDGET, seed=3) != plan_packs(lengths, BUDGET, seed=4)
-
-
-@given(lengths=lengths_of_many, seed=seeds)
-@settings(max_examples=20)
-def test_a_saved_plan_is_the_same_plan(lengths, seed, tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    plan = plan_packs([*lengths, BUDGET + 1], BUDGET, seed=seed, oversized="skip")
-    plan.save(path)
-    assert PackPlan.load(path) == plan
-    assert [file.name for file in path.parent.iterdir()] == ["plan.json"]
-
-
-@pytest.mark.parametrize("content", ["", '{"packs": [[0', "[]", '{"packs": [[0]]}'])
-def test_a_torn_plan_is_refused(tmp_path, content):
-    path = tmp_path / "plan.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match="plan.json is not a pack plan .* plan again"):
-        PackPlan.load(path)
 
 
 def test_oversized_samples_raise_or_are_listed():

@@ -64,8 +64,8 @@ def header_bomb() -> bytes:
 BAD_PICTURES = {
     "truncated": (png(picture(200, 200))[:-500], "cannot be read"),
     "header bomb": (header_bomb(), "is larger than the limit of 89,478,485 pixels"),
-    "no picture": (b"hello", "is no picture"),
-    "nothing": (b"", "is no picture"),
+    "no picture": (b"hello", "is not an image"),
+    "nothing": (b"", "is not an image"),
     "missing file": ("there/is/none.png", "does not exist"),
     "address": ("https://example.org/cat.png", "is an address"),
     "number": (7, "is of type int"),

@@ -1,4 +1,4 @@
-"""What is had from the Hub, and why something could not be, in one sentence with the remedy."""
+"""Downloads from the Hub, and one-sentence errors when a download fails."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 
 
 KINDS = {"model": "model", "data set": "dataset"}  # as we say it, as the Hub does
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 def hub_file(name: str, file: str, kind: str = "model") -> Path | None:

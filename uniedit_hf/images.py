@@ -1,9 +1,9 @@
-"""Opening pictures that people made: whatever comes in, an upright 8-bit RGB `PIL.Image` comes out, or a clear error.
+"""Opening images that people made: whatever comes in, an upright 8-bit RGB `PIL.Image` comes out, or a clear error.
 
-Why limits exist. The header of a picture of a few hundred bytes can claim any size, and a decoder believes it: 50,000
+Why limits exist. The header of an image of a few hundred bytes can claim any size, and a decoder believes it: 50,000
 x 50,000 pixels are 10 GB of memory in every data worker. So the claimed size is checked before anything is decoded,
 the formats are a short list (others run interpreters or have no signature to know them by), and nothing is fetched
-from a network. A truncated picture is refused because its missing part would be learned as grey.
+from a network. A truncated image is refused because its missing part would be learned as gray.
 
 Pillow's own globals (`MAX_IMAGE_PIXELS`, `LOAD_TRUNCATED_IMAGES`) are read by Pillow as ever and never changed here,
 so opening is safe from many threads.
@@ -26,7 +26,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
-# What Pillow opens without a warning. It keeps four bytes a pixel: at most 358 MB for one picture.
+# What Pillow opens without a warning. It keeps four bytes a pixel: at most 358 MB for one image.
 MAX_PIXELS = 89_478_485
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -51,33 +51,33 @@ TURNS = {
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; the message names it, what was found, what was expected and the remedy."""
+    """An image that cannot be used; the message names it, what was found, what was expected and the remedy."""
 
 
 def open_image(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens a picture as a person would see it, in 8-bit RGB.
+    """Opens an image as a person would see it, in 8-bit RGB.
 
-    EXIF orientation is applied; transparency is laid on white; grey of more than 8 bits is scaled by its real depth;
+    EXIF orientation is applied; transparency is laid on white; gray of more than 8 bits is scaled by its real depth;
     of an animation the first frame is taken. Colour profiles are not applied, as in the reference.
 
     Args:
         image: A `PIL.Image.Image`, encoded bytes, a path, `{"bytes": ..., "path": ...}` as `datasets` stores it, or a
             uint8 array (height, width) or (height, width, 1, 3 or 4 channels).
-        name: What to call the picture in errors, e.g. `"source_image of row 7"`.
+        name: What to call the image in errors, e.g. `"source_image of row 7"`.
         max_pixels: Width times height at most; above 178,956,970 Pillow's `MAX_IMAGE_PIXELS` must be raised as well.
 
     Returns:
-        A new picture in mode RGB, without metadata; the one passed in is not changed.
+        A new image in mode RGB, without metadata; the one passed in is not changed.
 
     Raises:
-        ImageError: If there is no such picture, or it is damaged, too large, empty, of an unknown kind, or an address.
+        ImageError: If there is no such image, or it is damaged, too large, empty, of an unknown kind, or an address.
     """
-    with _opened(image, name, max_pixels) as picture:
-        turn = TURNS.get(_orientation(picture))
-        picture.load()
-        picture = _rgb(picture, name)
-        picture.info.clear()  # with its EXIF it would be turned once more wherever it is opened next
-        return picture if turn is None else picture.transpose(turn)
+    with _opened(image, name, max_pixels) as opened:
+        turn = TURNS.get(_orientation(opened))
+        opened.load()
+        upright = _rgb(opened, name)
+        upright.info.clear()  # with its EXIF it would be turned once more wherever it is opened next
+        return upright if turn is None else upright.transpose(turn)
 
 
 def image_size(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -85,9 +85,9 @@ def image_size(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
 
     Args and errors are those of `open_image`, but damage behind the header goes unseen.
     """
-    with _opened(image, name, max_pixels) as picture:
-        width, height = picture.size
-        return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
+    with _opened(image, name, max_pixels) as opened:
+        width, height = opened.size
+        return (height, width) if _orientation(opened) in (5, 6, 7, 8) else (width, height)
 
 
 def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
@@ -107,24 +107,24 @@ def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
 
 @contextmanager
 def _opened(image: Any, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """The picture with its header read and checked, its pixels not yet decoded; turns Pillow's errors into ours."""
+    """The image with its header read and checked, its pixels not yet decoded; turns Pillow's errors into ours."""
     source, label = _source(image, name)
     try:
         if isinstance(source, Image.Image):
             _check_size(source, label, max_pixels)
             yield source
         else:
-            with Image.open(source, formats=FORMATS) as picture:
-                _check_size(picture, label, max_pixels)
-                yield picture
+            with Image.open(source, formats=FORMATS) as opened:
+                _check_size(opened, label, max_pixels)
+                yield opened
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{label} does not exist: check the path, or the folder that it is relative to.") from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"{label} begins with {_first_bytes(source)} and is no picture that can be read here: expected a complete "
-            f"{READABLE} file; fetch it again, or save it as PNG or JPEG."
+            f"{label} begins with {_first_bytes(source)} and is not an image that can be read here: expected a "
+            f"complete {READABLE} file; fetch it again, or save it as PNG or JPEG."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
@@ -133,13 +133,13 @@ def _opened(image: Any, name: str, max_pixels: int) -> Iterator[Image.Image]:
         ) from error
     except DECODE_ERRORS as error:
         raise ImageError(
-            f"{label} cannot be read ({error}): expected a complete picture; it is probably damaged or cut short, so "
+            f"{label} cannot be read ({error}): expected a complete image; it is probably damaged or cut short, so "
             "fetch or save it again."
         ) from error
 
 
 def _source(image: Any, name: str) -> tuple[Any, str]:
-    """What Pillow opens (or a picture that is open already), and what to call it."""
+    """What Pillow opens (or an image that is open already), and what to call it."""
     if isinstance(image, dict):
         path = image.get("path")
         label = f"{name} ({_short(path)})" if path else name
@@ -147,8 +147,8 @@ def _source(image: Any, name: str) -> tuple[Any, str]:
             return _source(image["bytes"], label)
         if path is None:
             raise ImageError(
-                f"{name} is a dictionary without a picture (keys: {', '.join(map(str, image)) or 'none'}): expected "
-                "'bytes' or 'path' to be set, as datasets stores pictures."
+                f"{name} is a dictionary without an image (keys: {', '.join(map(str, image)) or 'none'}): expected "
+                "'bytes' or 'path' to be set, as datasets stores images."
             )
         return _source(path, name)
     if isinstance(image, Image.Image):
@@ -161,7 +161,7 @@ def _source(image: Any, name: str) -> tuple[Any, str]:
         if isinstance(path, str) and URL.match(path):
             raise ImageError(
                 f"{label} is an address, and nothing is fetched from a network here: expected a local path; download "
-                "the picture first and pass its path or bytes."
+                "the image first and pass its path or bytes."
             )
         return path, label
     if isinstance(image, np.ndarray):
@@ -185,8 +185,8 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 
-def _check_size(picture: Image.Image, label: str, max_pixels: int) -> None:
-    width, height = picture.size
+def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
+    width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{label} is {width} x {height} pixels: expected at least 1 x 1; leave it out.")
     if width * height > max_pixels:
@@ -196,48 +196,48 @@ def _check_size(picture: Image.Image, label: str, max_pixels: int) -> None:
         )
 
 
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied, 1 to 8, from the header of a picture not yet decoded."""
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, 1 to 8, from the header of an image not yet decoded."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns a TIFF itself while decoding, and its size is the upright one
     try:
-        # PngImageFile.getexif would decode the whole picture to find EXIF behind the pixels; browsers ignore it there
-        return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+        # PngImageFile.getexif would decode the whole image to find EXIF behind the pixels; browsers ignore it there
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except DECODE_ERRORS:
-        return 1  # damaged EXIF does not make a picture unreadable: it is shown as stored, as browsers do
+        return 1  # damaged EXIF does not make an image unreadable: it is shown as stored, as browsers do
 
 
-def _rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return Image.fromarray(_grey(picture, name)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_gray(image, name)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _grey(picture: Image.Image, name: str) -> np.ndarray:
-    """Grey of more than 8 bits as uint8 (height, width): black is 0, white the largest value of its depth."""
-    values = np.asarray(picture).astype(np.float32)
+def _gray(image: Image.Image, name: str) -> np.ndarray:
+    """Gray of more than 8 bits as uint8 (height, width): black is 0, white the largest value of its depth."""
+    values = np.asarray(image).astype(np.float32)
     largest = float(values.max())
     if not np.isfinite(largest):
         raise ImageError(f"{name} holds values that are not finite: expected numbers; replace them or leave it out.")
-    grey = np.rint(values * (255 / _full_scale(picture, largest))).clip(0, 255).astype(np.uint8)
-    if "transparency" in picture.info:
-        grey[values == picture.info["transparency"]] = 255
-    return grey
+    gray = np.rint(values * (255 / _full_scale(image, largest))).clip(0, 255).astype(np.uint8)
+    if "transparency" in image.info:
+        gray[values == image.info["transparency"]] = 255
+    return gray
 
 
-def _full_scale(picture: Image.Image, largest: float) -> float:
+def _full_scale(image: Image.Image, largest: float) -> float:
     """The value that means white."""
-    if picture.mode.startswith("I;16"):
-        tiff = isinstance(picture, TiffImagePlugin.TiffImageFile)
-        return 2 ** (picture.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0] if tiff else 16) - 1
-    if picture.format in ("PNG", "PPM") and picture.mode == "I":
+    if image.mode.startswith("I;16"):
+        tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+        return 2 ** (image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0] if tiff else 16) - 1
+    if image.format in ("PNG", "PPM") and image.mode == "I":
         return 2**16 - 1
     # 32-bit integers and floats do not say their depth: take the smallest usual one that holds every value
-    depths = (1, 2**8 - 1, 2**16 - 1, 2**31 - 1) if picture.mode == "F" else (2**8 - 1, 2**16 - 1, 2**31 - 1)
+    depths = (1, 2**8 - 1, 2**16 - 1, 2**31 - 1) if image.mode == "F" else (2**8 - 1, 2**16 - 1, 2**31 - 1)
     return next((white for white in depths if largest <= white), largest)
 
 

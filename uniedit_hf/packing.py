@@ -10,11 +10,8 @@ waits for long. A window of 64 has thousands of subsets to choose from: where si
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from uniedit_hf.randomness import python_random
@@ -70,27 +67,6 @@ class PackPlan:
     def fill(self) -> float:
         """Share of the packs' room that holds tokens, in [0, 1]; 0 for a plan without packs."""
         return sum(self.tokens) / (len(self.packs) * self.max_tokens) if self.packs else 0.0
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the plan as JSON. The file appears whole or not at all."""
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".tmp")
-        unfinished.write_text(json.dumps(asdict(self)))
-        os.replace(unfinished, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> PackPlan:
-        """Reads what `save` wrote. Raises `ValueError` if the file is not a pack plan."""
-        try:
-            stored = json.loads(Path(path).read_text())
-            return cls(
-                packs=tuple(tuple(pack) for pack in stored["packs"]),
-                tokens=tuple(stored["tokens"]),
-                max_tokens=stored["max_tokens"],
-                skipped=tuple(stored["skipped"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a pack plan as `save` writes it; delete it and plan again.") from error
 
 
 def fullest_subset(lengths: Sequence[int], max_tokens: int) -> list[int]:

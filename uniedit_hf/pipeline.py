@@ -350,7 +350,7 @@ class UniEditPipeline:
         return self.processor.make_conditioning(source_views=source_views).source_views
 
     def _samples(self, image: Any, text: Any, name: str, views: tuple[str, ...]) -> tuple[list[Sample], bool]:
-        """A sample for every request, its picture opened and its text checked, and whether they came as a list."""
+        """A sample for every request, its image opened and its text checked, and whether they came as a list."""
         drawn = {"prompt": text} if name == "prompt" else {"image": image, name: text}
         requests, many = _requests(**drawn)
         samples = []
@@ -359,8 +359,8 @@ class UniEditPipeline:
             if name == "instruction" or request.get("image") is not None:
                 image = request["image"]
                 for each in image if name == "question" and isinstance(image, list) else [image]:
-                    picture = self.processor.open_source(each, name=f"image {index}" if many else "image")
-                    segments += [ImageSegment(picture, view) for view in views]
+                    opened = self.processor.open_source(each, name=f"image {index}" if many else "image")
+                    segments += [ImageSegment(opened, view) for view in views]
             words = _text(request[name], f"{name} {index}" if many else name)
             samples.append(Sample([*segments, TextSegment(words)]))
         return samples, many

@@ -18,7 +18,7 @@ class DatasetTokensOptions:
     output_dir: str = field(metadata={"help": "a new folder for the same rows with tokens", "metavar": "FOLDER"})
     dataset_config: str | None = field(default=None, metadata={"help": "a configuration of it", "metavar": "NAME"})
     dataset_split: str = field(default="train", metadata={"help": "the split to encode", "metavar": "NAME"})
-    batch_size: int = field(default=16, metadata={"help": "pictures that are encoded together"})
+    batch_size: int = field(default=16, metadata={"help": "images that are encoded together"})
 
 
 def run(options: DatasetTokensOptions) -> None:
@@ -49,7 +49,7 @@ def run(options: DatasetTokensOptions) -> None:
 
 
 def write(dataset, folder: Path, split: str) -> None:
-    """Parquet with all pictures inside, as `load_dataset(folder)` reads it. The folder appears when it is complete."""
+    """Parquet with all images inside, as `load_dataset(folder)` reads it. The folder appears when it is complete."""
     from datasets.table import embed_table_storage
 
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -58,6 +58,6 @@ def write(dataset, folder: Path, split: str) -> None:
     files = max(1, math.ceil(len(dataset) / ROWS_PER_FILE))
     for number in range(files):
         part = dataset.shard(files, number, contiguous=True).with_format("arrow")
-        whole = part.map(embed_table_storage, batched=True, batch_size=100, desc="pictures").with_format(None)
+        whole = part.map(embed_table_storage, batched=True, batch_size=100, desc="images").with_format(None)
         whole.to_parquet(str(unfinished / "data" / f"{split}-{number:05}-of-{files:05}.parquet"))
     unfinished.replace(folder)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class DatasetValidateOptions:
     input_dir: str = field(metadata={"help": 'what "uniedit dataset build" made', "metavar": "FOLDER"})
     benchmarks: str | None = field(
-        default=None, metadata={"help": "pictures and questions that must not be in the data", "metavar": "FOLDER"}
+        default=None, metadata={"help": "images and questions that must not be in the data", "metavar": "FOLDER"}
     )
     report: str | None = field(
         default=None,
@@ -35,7 +35,7 @@ def run(options: DatasetValidateOptions) -> None:
     if not result.valid:
         first = f" First: {result.problems[0]}" if result.problems else ""
         raise ValueError(
-            f"{len(result.problems)} problems, {result.contaminated} rows with pictures of a benchmark; "
+            f"{len(result.problems)} problems, {result.contaminated} rows with images of a benchmark; "
             f"see {report}.{first}"
         )
     print(f"Nothing to put right; see {report}")

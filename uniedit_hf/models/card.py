@@ -14,7 +14,7 @@ KEPT = ("license", "license_name", "license_link", "datasets")  # of the metadat
 # What the model may do wrong; on the cards of a trainer as well.
 RISKS = (
     "The model can follow an instruction wrongly, answer wrongly, and draw people and things that look real and are "
-    "not; edits of a picture of a person need that person's consent. What the base model and the training data do not "
+    "not; edits of an image of a person need that person's consent. What the base model and the training data do not "
     "show, it has not learned."
 )
 

@@ -7,6 +7,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
+from uniedit_hf.hub import DOWNLOAD_OPTIONS
+
 from .bagel.checkpoint_bagel import CheckpointFolder
 from .bagel.configuration_bagel import BagelConfig
 from .bagel.modeling_bagel import BagelForConditionalGeneration
@@ -15,7 +17,6 @@ from .bagel.processing_bagel import BagelProcessor
 
 JANUS = "janus"
 OFFICIAL_JANUS = "multi_modality"  # the model_type of deepseek-ai's repositories
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 def load_model(name, **kwargs):
@@ -58,7 +59,7 @@ def load_processor(name, config, **kwargs):
     Raises:
         OSError: If the checkpoint has no tokenizer.
     """
-    options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+    options = {key: kwargs[key] for key in DOWNLOAD_OPTIONS if key in kwargs}
     if isinstance(config, BagelConfig):
         return BagelProcessor.from_checkpoint(name, config, **options)
     return AutoProcessor.from_pretrained(name, **options)

@@ -1,6 +1,6 @@
 """From a raw release to a folder of Parquet that `load_dataset` reads and the Hub shows.
 
-    OUT/148k/train-00000-of-00290.parquet ...    rows with embedded pictures
+    OUT/148k/train-00000-of-00290.parquet ...    rows with embedded images
     OUT/40k/...
     OUT/README.md, LICENSE.md, assets/           the card, with the configurations
     OUT/faults.jsonl                             rows that were left out: file, line, reason, detail

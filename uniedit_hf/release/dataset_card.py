@@ -50,7 +50,7 @@ class Terms:
 
 
 def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = None) -> Path:
-    """Writes `README.md`, `LICENSE.md` and a picture of examples into the folder of a built data set.
+    """Writes `README.md`, `LICENSE.md` and an image of examples into the folder of a built data set.
 
     Args:
         folder: The folder.
@@ -142,8 +142,8 @@ def _example_sheet(folder: Path) -> None:
     sheet = Image.new("RGB", (len(shown) * THUMBNAIL, 2 * THUMBNAIL), "white")
     for column, row in enumerate(shown):
         for line, name in enumerate(IMAGES):
-            picture = open_image(row[name], name=name)
-            picture.thumbnail((THUMBNAIL - 8, THUMBNAIL - 8))
-            sheet.paste(picture, (column * THUMBNAIL + 4, line * THUMBNAIL + 4))
+            image = open_image(row[name], name=name)
+            image.thumbnail((THUMBNAIL - 8, THUMBNAIL - 8))
+            sheet.paste(image, (column * THUMBNAIL + 4, line * THUMBNAIL + 4))
     (folder / EXAMPLES).parent.mkdir(exist_ok=True)
     sheet.save(folder / EXAMPLES)

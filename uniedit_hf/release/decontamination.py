@@ -1,6 +1,6 @@
-"""Whether a data set holds pictures or questions of a benchmark.
+"""Whether a data set holds images or questions of a benchmark.
 
-Pictures are compared by a difference hash of 256 bits (each bit says whether a pixel of a 17 x 16 thumbnail is darker
+Images are compared by a difference hash of 256 bits (each bit says whether a pixel of a 17 x 16 thumbnail is darker
 than its right neighbour; Krawetz, "Kind of Like That", 2013), which survives resizing and compression, and by their
 pixels. Questions are compared as sets of words in order, without case and punctuation.
 """
@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from uniedit_hf.images import ImageError, open_image
-from uniedit_hf.release.raw import PICTURES
+from uniedit_hf.release.raw import IMAGE_SUFFIXES
 
 
-# Bits of 256 that may differ. Unrelated photographs differ in about 128, a picture and its JPEG in fewer than 10.
+# Bits of 256 that may differ. Unrelated photographs differ in about 128, an image and its JPEG in fewer than 10.
 MAX_DISTANCE = 12
-# A picture with fewer bits of either kind is one flat area to the hash, or one slope, and like every other one.
+# An image with fewer bits of either kind is one flat area to the hash, or one slope, and like every other one.
 MIN_BITS = 8
 TEXT_KEYS = ("question", "prompt", "instruction", "text", "caption")
 MIN_WORDS = 4  # "how many are there?" is in every benchmark
@@ -42,12 +42,12 @@ class Match:
 
 @dataclass
 class Benchmarks:
-    """Pictures and questions to look for.
+    """Images and questions to look for.
 
     Args:
-        pixels: Hash of the pixels -> name of the picture.
-        hashes: Perceptual hashes, (pictures, 4) uint64.
-        names: The pictures of `hashes`.
+        pixels: Hash of the pixels -> name of the image.
+        hashes: Perceptual hashes, (images, 4) uint64.
+        names: The images of `hashes`.
         texts: Normalised text -> where it stands.
         unreadable: Files that could not be read, with the reason.
     """
@@ -58,12 +58,12 @@ class Benchmarks:
     texts: dict[str, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
 
-    def image_match(self, row_id: str, column: str, picture: Image.Image) -> Match | None:
-        """What the picture is like, if anything."""
-        exact = self.pixels.get(pixel_hash(picture))
+    def image_match(self, row_id: str, column: str, image: Image.Image) -> Match | None:
+        """What the image is like, if anything."""
+        exact = self.pixels.get(pixel_hash(image))
         if exact:
             return Match(row_id, column, exact, "same pixels")
-        hashed = perceptual_hash(picture)
+        hashed = perceptual_hash(image)
         if not self.names or not tells_apart(hashed):
             return None
         distances = np.bitwise_count(self.hashes ^ hashed).sum(axis=1)
@@ -79,7 +79,7 @@ class Benchmarks:
 
 
 def read_benchmarks(folder: Path) -> Benchmarks:
-    """Every picture below a folder, and the texts in its JSONL, JSON, CSV, TSV and text files.
+    """Every image below a folder, and the texts in its JSONL, JSON, CSV, TSV and text files.
 
     Raises:
         ValueError: There is no such folder, or nothing in it can be compared.
@@ -91,11 +91,11 @@ def read_benchmarks(folder: Path) -> Benchmarks:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         try:
-            if path.suffix.lower() in PICTURES:
-                picture = open_image(path, name=name)
-                benchmarks.pixels[pixel_hash(picture)] = name
-                if tells_apart(perceptual_hash(picture)):
-                    hashes.append(perceptual_hash(picture))
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                image = open_image(path, name=name)
+                benchmarks.pixels[pixel_hash(image)] = name
+                if tells_apart(perceptual_hash(image)):
+                    hashes.append(perceptual_hash(image))
                     benchmarks.names.append(name)
             else:
                 for text in _texts(path):
@@ -110,15 +110,15 @@ def read_benchmarks(folder: Path) -> Benchmarks:
     return benchmarks
 
 
-def pixel_hash(picture: Image.Image) -> bytes:
+def pixel_hash(image: Image.Image) -> bytes:
     """16 bytes that depend on size and pixels, whatever the file format."""
-    return hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
 
 
-def perceptual_hash(picture: Image.Image) -> np.ndarray:
-    """The difference hash of an RGB picture, (4,) uint64."""
-    grey = np.asarray(picture.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
-    return np.packbits(grey[:, :-1] < grey[:, 1:]).view(np.uint64)
+def perceptual_hash(image: Image.Image) -> np.ndarray:
+    """The difference hash of an RGB image, (4,) uint64."""
+    gray = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
+    return np.packbits(gray[:, :-1] < gray[:, 1:]).view(np.uint64)
 
 
 def normalised(text: str) -> str:

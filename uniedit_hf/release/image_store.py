@@ -1,4 +1,4 @@
-"""The pictures of a raw release by their names, wherever they lie: in folders, or in tar and zip shards.
+"""The images of a raw release by their names, wherever they lie: in folders, or in tar and zip shards.
 
 An archive is somebody else's program for writing files, so nothing is ever extracted to disk: members are read into
 memory, up to a limit, by names that cannot lead anywhere else. Links, names that climb, names that occur twice and
@@ -25,7 +25,7 @@ from pathlib import Path
 from uniedit_hf.row_error import RowError
 
 
-# A picture of 89 million pixels, the most that is opened, is seldom larger as PNG.
+# An image of 89 million pixels, the most that is opened, is seldom larger as PNG.
 MAX_IMAGE_BYTES = 256 * 2**20
 
 FILE, LINK, SECRET = "file", "link", "encrypted"
@@ -37,7 +37,7 @@ SCHEMA = "CREATE TABLE member (name TEXT, archive TEXT, inner TEXT, kind TEXT, s
 
 
 class ImageStore:
-    """Reads pictures by the names that a manifest gives them.
+    """Reads images by the names that a manifest gives them.
 
     A file below `root` comes first. Else a member of an archive counts if the name is the member's, with or without
     the folder of the archive or the archive's own name in front: `images/part-0.tar` with a member `a.png` holds
@@ -60,10 +60,10 @@ class ImageStore:
         self.index = self._indexed(archives, base or root) if archives else None
 
     def read(self, name: str) -> bytes:
-        """The encoded picture of that name.
+        """The encoded image of that name.
 
         Raises:
-            RowError: The name is not safe or not unique, or there is no such picture, or it is too large or damaged.
+            RowError: The name is not safe or not unique, or there is no such image, or it is too large or damaged.
         """
         parts = safe_parts(name)
         path = self.root.joinpath(*parts)
@@ -86,7 +86,7 @@ class ImageStore:
             raise RowError("link out of the folder", f"{name!r} is a link to nothing.")
         status = real.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise RowError("no file", f"{name!r} is a folder or a device: expected a picture.")
+            raise RowError("no file", f"{name!r} is a folder or a device: expected an image.")
         _check_size(name, status.st_size)
         return real.read_bytes()
 

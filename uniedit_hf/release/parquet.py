@@ -16,7 +16,7 @@ from uniedit_hf.schema import row_features
 
 
 ROWS_PER_GROUP = 32  # what a reader fetches at once, and within what a stream resumes by skipping rows
-BYTES_PER_GROUP = 256 * 2**20  # of very large pictures fewer rows make a group
+BYTES_PER_GROUP = 256 * 2**20  # of very large images fewer rows make a group
 IMAGES = ("source_image", "target_image")
 
 # As datasets' own: a page ends where the content says so, and what did not change is not uploaded again.
@@ -32,7 +32,7 @@ def arrow_schema(features: Features) -> pa.Schema:
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """Writes rows with embedded pictures: small row groups, a page index, content-defined chunks. The file appears
+    """Writes rows with embedded images: small row groups, a page index, content-defined chunks. The file appears
     when it is complete.
 
     Returns:
@@ -43,7 +43,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 def write_encoded_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """`write_rows` for rows as they stand in Parquet: categories as numbers, pictures as bytes and path."""
+    """`write_rows` for rows as they stand in Parquet: categories as numbers, images as bytes and path."""
     schema = arrow_schema(row_features())
     small = [field.name for field in schema if field.name not in IMAGES]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

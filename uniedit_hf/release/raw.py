@@ -1,6 +1,6 @@
 """A raw release: the folder that rows are read from, what was found in it and what could not be placed.
 
-Two kinds are read. The official one: JSONL manifests at the top, `*148k*.jsonl` and `*40k*.jsonl`, and pictures in
+Two kinds are read. The official one: JSONL manifests at the top, `*148k*.jsonl` and `*40k*.jsonl`, and images in
 folders, tar or zip shards. Our own: Parquet in the row schema, at the top or in a folder with the name of a
 configuration, as synthesis and `uniedit dataset build` write it. How the official repository is really laid out could
 not be seen, so nothing is guessed silently: `RawRelease.report` says what was found.
@@ -26,7 +26,7 @@ CONFIGS = ("148k", "40k")
 SPLITS = ("train", "validation", "test")
 ARCHIVES = (".tar", ".zip")
 PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z", ".rar")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
 
 # A line of the official manifests has a few kilobytes.
 MAX_LINE_BYTES = 16 * 2**20
@@ -67,7 +67,7 @@ class RawRelease:
         manifests: Per configuration its JSONL files.
         tables: Per configuration and split its Parquet files.
         archives: Tar and zip files, at any depth.
-        pictures: How many picture files there are outside archives.
+        images: How many image files there are outside archives.
         unplaced: Files that nothing was made of, with the reason.
     """
 
@@ -75,7 +75,7 @@ class RawRelease:
     manifests: dict[str, list[Path]] = field(default_factory=dict)
     tables: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
     archives: list[Path] = field(default_factory=list)
-    pictures: int = 0
+    images: int = 0
     unplaced: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -117,7 +117,7 @@ class RawRelease:
             for config, splits in self.tables.items()
             for split, files in splits.items()
         ]
-        found += [f"{len(self.archives)} archives, {self.pictures:,} picture files"]
+        found += [f"{len(self.archives)} archives, {self.images:,} image files"]
         lines = [f"Found in {self.source}: {'; '.join(found)}."]
         if self.unplaced:
             shown = "; ".join(f"{name} ({reason})" for name, reason in self.unplaced[:8])
@@ -200,8 +200,8 @@ def _place(release: RawRelease, path: Path, others: Counter[str]) -> None:
     place = path.relative_to(release.source)
     if ending in ARCHIVES:
         release.archives.append(path)
-    elif ending in PICTURES:
-        release.pictures += 1
+    elif ending in IMAGE_SUFFIXES:
+        release.images += 1
     elif ending == ".jsonl" and any(path in files for files in release.manifests.values()):
         return
     elif ending == ".jsonl" and len(place.parts) == 1:

@@ -1,4 +1,4 @@
-"""What a built data set holds, counted from its Parquet files without reading the pictures."""
+"""What a built data set holds, counted from its Parquet files without reading the images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PUBLISHED_SHARES = {
 }
 PUBLISHED_ROWS = {"148k": 148_000, "40k": 40_000}
 
-# Upper ends of the longer side of a picture, in pixels.
+# Upper ends of the longer side of an image, in pixels.
 SIDES = (128, 256, 512, 1024, 2048)
 UNKNOWN = "not known"
 
@@ -58,7 +58,7 @@ class Statistics:
         target_sides: The same of the targets.
         same_size: Rows whose source and target have the same size.
         same_shape: Rows whose source and target have the same aspect ratio, to 2 %.
-        examples: The first row of every category, without its pictures.
+        examples: The first row of every category, without its images.
     """
 
     config: str
@@ -145,7 +145,7 @@ def statistics(folder: Path) -> list[Statistics]:
 
 
 def rows_without_images(file: Path):
-    """The rows of a Parquet file, every column but the pictures."""
+    """The rows of a Parquet file, every column but the images."""
     with pq.ParquetFile(file) as parquet:
         columns = [name for name in parquet.schema_arrow.names if name not in IMAGES]
         for batch in parquet.iter_batches(columns=columns):

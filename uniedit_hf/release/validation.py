@@ -1,4 +1,4 @@
-"""Whether a built data set is what it says: schema, pictures, sizes, duplicates, categories, benchmarks."""
+"""Whether a built data set is what it says: schema, images, sizes, duplicates, categories, benchmarks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Validation:
 
     @property
     def contaminated(self) -> int:
-        """Rows with a picture of a benchmark; the same question alone is no more than a note."""
+        """Rows with an image of a benchmark; the same question alone is no more than a note."""
         return len({match.row_id for match in self.matches if match.kind != "same text"})
 
     @property
@@ -82,11 +82,11 @@ class Validation:
 
 
 def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Validation:
-    """Reads every row and decodes every picture.
+    """Reads every row and decodes every image.
 
     Args:
         folder: What `build` made.
-        benchmarks: A folder of benchmark pictures and questions to look for.
+        benchmarks: A folder of benchmark images and questions to look for.
 
     Raises:
         ValueError: There is no built data set, or nothing in `benchmarks` can be compared.
@@ -213,19 +213,19 @@ class _ConfigChecks:
 
     def _check_image(self, file: str, number: int, row: dict[str, Any], column: str) -> None:
         if not (row[column] or {}).get("bytes"):
-            # A path may lead to a picture on this machine, but not on anyone else's.
-            self._problem(file, number, "no image", f"{column} holds no bytes: expected the picture itself.")
+            # A path may lead to an image on this machine, but not on anyone else's.
+            self._problem(file, number, "no image", f"{column} holds no bytes: expected the image itself.")
             return
         try:
-            picture = open_image(row[column], name=f"{column} of {row['id']}")
+            image = open_image(row[column], name=f"{column} of {row['id']}")
         except ImageError as error:
             self._problem(file, number, "unusable image", str(error))
             return
         size = row[column.replace("image", "size")]
-        if size != list(picture.size):
-            self._problem(file, number, "wrong size", f"{column} is {list(picture.size)}, its column says {size}.")
+        if size != list(image.size):
+            self._problem(file, number, "wrong size", f"{column} is {list(image.size)}, its column says {size}.")
         if self.looked_for is not None:
-            self._match(self.looked_for.image_match(row["id"], column, picture))
+            self._match(self.looked_for.image_match(row["id"], column, image))
 
     def _match(self, match: Match | None) -> None:
         if match is not None:

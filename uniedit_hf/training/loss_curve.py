@@ -1,4 +1,4 @@
-"""The losses of a run as a picture for its card."""
+"""The losses of a run as an image for its card."""
 
 from __future__ import annotations
 

@@ -25,16 +25,15 @@ from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import has_file
 
-from uniedit_hf.hub import hub_error
+from uniedit_hf.hub import DOWNLOAD_OPTIONS, hub_error
 
 
 EMA_FILE, VAE_FILE = "ema.safetensors", "ae.safetensors"
 INDEX_FILES = ("model.safetensors.index.json", "ema.safetensors.index.json")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-# A million bytes are small.
-SMALL = 1_000_000
-NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+SMALL_TENSOR = 1_000_000  # bytes
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FOLDER_OPTIONS = (*DOWNLOAD_OPTIONS, "subfolder")
 
 
 class CheckpointFolder:
@@ -42,12 +41,12 @@ class CheckpointFolder:
 
     Args:
         name: Folder or Hub id.
-        options: Those of `HUB_OPTIONS` are used.
+        options: Those of `FOLDER_OPTIONS` are used.
     """
 
     def __init__(self, name: str | os.PathLike, options: dict[str, Any]):
         self.name = str(name)
-        self.options = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+        self.options = {key: options[key] for key in FOLDER_OPTIONS if options.get(key) is not None}
         self.subfolder = self.options.get("subfolder", "")
         self.local = Path(self.name, self.subfolder) if os.path.isdir(self.name) else None
 
@@ -226,7 +225,7 @@ def open_tensors(files: Sequence[str], dtype: torch.dtype) -> dict[str, StoredTe
         mapped, read = open_safetensors(path), open_safetensors(path, backend="pread")
         for name in mapped.keys():
             stored = mapped.get_slice(name)
-            large = math.prod(stored.get_shape()) * dtype.itemsize > SMALL
-            keep = large and stored.get_dtype() == NAMES.get(dtype)
+            large = math.prod(stored.get_shape()) * dtype.itemsize > SMALL_TENSOR
+            keep = large and stored.get_dtype() == DTYPE_NAMES.get(dtype)
             tensors[name] = stored if keep else StoredTensor(read, name)
     return tensors

@@ -68,7 +68,7 @@ class BagelVaeConfig(PreTrainedConfig):
     """The generation autoencoder: FLUX's, frozen. Pixels (B, 3, H, W) become latents (B, z_channels, H/8, W/8).
 
     `norm_num_groups` is the number of groups of the group norms. FLUX's 32 suit its 128 channels; with as many groups
-    as channels each channel's level is normalised away, and with it the tint of a picture.
+    as channels each channel's level is normalised away, and with it the tint of an image.
 
     Raises:
         ValueError: If `channel_multipliers` does not name four levels, which is what a factor of 8 takes, or if the

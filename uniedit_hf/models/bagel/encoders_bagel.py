@@ -17,7 +17,7 @@ from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
 
 
 class Fp32Autoencoder(AutoencoderKL):
-    """Moves to any device but keeps its dtype when the model around it is cast: in bf16 pictures would show it."""
+    """Moves with the model but stays in fp32 when the model is cast: bf16 would leave visible errors in images."""
 
     _no_split_modules = None  # it is kept whole itself, and FSDP would look for every class that diffusers names
 

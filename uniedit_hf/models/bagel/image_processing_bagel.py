@@ -152,7 +152,7 @@ class BagelImageProcessor(BaseImageProcessor):
         """An image as RGB, resized to the size of a view with Pillow's antialiased bicubic filter.
 
         When BAGEL reads an image to answer or edit, the reference first fits it to the VAE, whether or not the VAE
-        will see it, and gives that picture to both encoders; while training, each view comes from the original. So
+        will see it, and gives that image to both encoders; while training, each view comes from the original. So
         for inference the ViT's pixels are `prepare(fit(image, "vae"), "vit")`; fitting twice to the VAE changes
         nothing.
 
@@ -165,8 +165,8 @@ class BagelImageProcessor(BaseImageProcessor):
             ImageError: If the image cannot be used.
             ValueError: If the view is unknown.
         """
-        picture = open_image(image, name=name)
-        return picture.resize(self.resized_size(*picture.size, view), Image.Resampling.BICUBIC)
+        opened = open_image(image, name=name)
+        return opened.resize(self.resized_size(*opened.size, view), Image.Resampling.BICUBIC)
 
     def prepare(self, image: Any, view: str, *, name: str = "image") -> torch.FloatTensor:
         """Pixels (3, H, W) in fp32, in [-1, 1], of a view of an image; arguments and errors are those of `fit`."""

@@ -35,7 +35,7 @@ from transformers.core_model_loading import (
 
 from .checkpoint_bagel import (
     EMA_FILE,
-    HUB_OPTIONS,
+    FOLDER_OPTIONS,
     INDEX_FILES,
     VAE_FILE,
     CheckpointFolder,
@@ -65,7 +65,7 @@ def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any
     config = folder.json("config.json")
     if config and "llm_config" not in config and not folder.has("llm_config.json"):
         return read_config(name, **kwargs)
-    unused = {key: value for key, value in kwargs.items() if key not in (*HUB_OPTIONS, "proxies")}
+    unused = {key: value for key, value in kwargs.items() if key not in (*FOLDER_OPTIONS, "proxies")}
     unused = {key: value for key, value in unused.items() if not key.startswith("_from")}
     return _official_config(folder, config), unused
 

@@ -358,15 +358,15 @@ def _marker(tokenizer, token: str) -> int:
 
 def _question_samples(images: Any, text: str | Sequence[str] | None) -> list[Sample]:
     texts = [text] if isinstance(text, str) else list(text or [])
-    pictures = images if isinstance(images, (list, tuple)) else [images] * (images is not None)
-    if pictures and texts and len(pictures) != len(texts):
+    images = images if isinstance(images, (list, tuple)) else [images] * (images is not None)
+    if images and texts and len(images) != len(texts):
         raise ValueError(
-            f"There are {len(pictures)} images and {len(texts)} texts: give one image for every text, or pass samples "
+            f"There are {len(images)} images and {len(texts)} texts: give one image for every text, or pass samples "
             "for contexts with several images."
         )
-    count = max(len(pictures), len(texts))
+    count = max(len(images), len(texts))
     samples = []
     for i in range(count):
-        segments = [ImageSegment(pictures[i], "vit")] if pictures else []
+        segments = [ImageSegment(images[i], "vit")] if images else []
         samples.append(Sample(segments + ([TextSegment(texts[i])] if texts else [])))
     return samples

@@ -205,6 +205,6 @@ def _choose(logits: torch.Tensor, settings: Sequence[JanusImageSettings], chance
 
 
 def _kept(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The middle of the square, where the picture lies: (3, height, width)."""
+    """The middle of the square, where the image lies: (3, height, width)."""
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
     return pixels[:, top : top + height, left : left + width]

@@ -1,10 +1,10 @@
-"""Pictures to the tokens of Janus-Pro's VQ autoencoder and back.
+"""Images to the tokens of Janus-Pro's VQ autoencoder and back.
 
 The reference takes the code of the codebook that is nearest to a feature in DIRECTION: it normalises both before it
 compares them. transformers' quantiser compares them as they are, which gives other tokens unless every code has length
 1; so encoding is done here. Its decoder normalises, as the reference does.
 
-Shapes: B pictures, S pixels a side, T tokens of a picture in row-major order, E channels of a code, K codes.
+Shapes: B images, S pixels a side, T tokens of an image in row-major order, E channels of a code, K codes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 
 
 @torch.no_grad()
-def encode_pictures(vqmodel, pixels: torch.Tensor) -> torch.Tensor:
+def encode_image_tokens(vqmodel, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, S, S) in [-1, 1] to tokens (B, T), in the precision of the autoencoder's weights."""
     weight = vqmodel.quant_conv.weight
     with torch.autocast(pixels.device.type, enabled=False):
@@ -43,28 +43,28 @@ def encode_pictures(vqmodel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def decode_pictures(vqmodel, tokens: torch.Tensor) -> torch.Tensor:
+def decode_image_tokens(vqmodel, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens (B, T) to pixels (B, 3, S, S) in fp32, about [-1, 1]."""
     with torch.autocast(tokens.device.type, enabled=False):
         return vqmodel.decode(tokens).float()
 
 
 def store_image_tokens(dataset: Dataset, model, processor, batch_size: int = 16) -> Dataset:
-    """Computes the tokens of all pictures once and stores them with the data, so that training need not.
+    """Computes the tokens of all images once and stores them with the data, so that training need not.
 
     Args:
         dataset: With the columns `source_image` and `target_image`, or one of them.
         model: A `JanusForConditionalGeneration`.
         processor: Its `JanusProcessor`.
-        batch_size: Pictures that are encoded together.
+        batch_size: Images that are encoded together.
 
     Returns:
-        The same rows with `source_tokens`, `target_tokens` (of the pictures that are there) and `image_tokenizer`,
+        The same rows with `source_tokens`, `target_tokens` (of the images that are there) and `image_tokenizer`,
         the fingerprint of what made them.
 
     Raises:
-        ImageError: If a picture cannot be read.
-        ValueError: If there is no picture to encode.
+        ImageError: If an image cannot be read.
+        ValueError: If there is no image to encode.
     """
     columns = {name: name.replace("image", "tokens") for name in IMAGE_COLUMNS if name in dataset.column_names}
     if not columns:
@@ -79,8 +79,8 @@ def store_image_tokens(dataset: Dataset, model, processor, batch_size: int = 16)
         tokens = {}
         for name, column in columns.items():
             places = [place for place, image in enumerate(rows[name]) if image is not None]
-            pictures = [processor.open_source(rows[name][p], f"{name} of row {numbers[p]}") for p in places]
-            found = model.encode_images([processor.prepare(each) for each in pictures]).tolist() if places else []
+            sources = [processor.open_source(rows[name][p], f"{name} of row {numbers[p]}") for p in places]
+            found = model.encode_images([processor.prepare(each) for each in sources]).tolist() if places else []
             by_place = dict(zip(places, found))
             tokens[column] = [by_place.get(place) for place in range(len(numbers))]
         return tokens | {"image_tokenizer": [model.image_tokenizer] * len(numbers)}
@@ -97,7 +97,7 @@ def _undecoded(features: Features, names) -> Features:
 
 
 def fingerprint(vqmodel) -> str:
-    """A name for what decides the tokens of a picture: encoder and codebook, whatever precision they are held in."""
+    """A name for what decides the tokens of an image: encoder and codebook, whatever precision they are held in."""
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(vqmodel.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.", "quantize.")):

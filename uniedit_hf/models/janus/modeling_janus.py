@@ -4,7 +4,7 @@ over packs, drawing with guidance, and loading that ties nothing by accident.
 One decoder reads text, SigLIP features and image tokens, and predicts text through one head and image tokens through
 another. A pack has `token_type_ids` and no `attention_mask`; anything else goes through transformers' own forward.
 
-Shapes: B rows, L tokens a row, D hidden size, N SigLIP views, M VQ views, S pixels a side, T tokens of a picture.
+Shapes: B rows, L tokens a row, D hidden size, N SigLIP views, M VQ views, S pixels a side, T tokens of an image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.models.janus.modeling_janus import (
 from uniedit_hf.losses import Losses
 
 from .generation_janus import JanusImageGenerationMixin, plain_attention
-from .image_tokens import decode_pictures, encode_pictures, fingerprint
+from .image_tokens import decode_image_tokens, encode_image_tokens, fingerprint
 from .layout import SIGLIP, VQ
 
 
@@ -29,10 +29,10 @@ FLEX = {"": "sdpa", "text_config": "flex_attention", "vision_config": "sdpa", "v
 
 
 class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanusForConditionalGeneration):
-    """transformers' class of this name; also trains on packs of `JanusProcessor` and edits pictures."""
+    """transformers' class of this name; also trains on packs of `JanusProcessor` and edits images."""
 
     training_options: frozenset[str] = frozenset()  # image tokens of one size are drawn without a flow
-    # Tokens of pictures must not depend on the precision that the rest runs in.
+    # Tokens of images must not depend on the precision that the rest runs in.
     _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
 
     def __init__(self, config):
@@ -111,11 +111,11 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             patterns.append(r"generation_aligner\.(fc1|hidden_layers\.\d+)|generation_head\.(proj_out|vision_head)")
         return rf".*model\.({'|'.join(patterns)})"
 
-    # --- pictures as tokens -------------------------------------------------------------------------------------
+    # --- images as tokens ---------------------------------------------------------------------------------------
 
     @property
     def image_tokenizer(self) -> str:
-        """The fingerprint of what makes tokens of pictures; stored tokens carry it."""
+        """The fingerprint of what makes tokens of images; stored tokens carry it."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model.vqmodel)
         return self._fingerprint
@@ -124,20 +124,20 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         """Pixels (M, 3, S, S) in [-1, 1] to tokens (M, T), by the reference's rule and not transformers'.
 
         Raises:
-            ValueError: If the pictures are of another size than the model's.
+            ValueError: If the images are of another size than the model's.
         """
         pixels = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
         side = self.config.vision_config.image_size
         if pixels.shape[1:] != (3, side, side):
             raise ValueError(
-                f"Pictures have the shape {tuple(pixels.shape[1:])}, but the model takes (3, {side}, {side}): prepare "
+                f"Images have the shape {tuple(pixels.shape[1:])}, but the model takes (3, {side}, {side}): prepare "
                 "them with its processor, which fits them without squeezing."
             )
-        return encode_pictures(self.model.vqmodel, pixels)
+        return encode_image_tokens(self.model.vqmodel, pixels)
 
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (M, T) to pixels (M, 3, S, S) in fp32, about [-1, 1]."""
-        return decode_pictures(self.model.vqmodel, tokens)
+        return decode_image_tokens(self.model.vqmodel, tokens)
 
     def round_trip(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Pixels (3, S, S) as the model could draw them at best."""
@@ -289,7 +289,7 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
         transformers, with its silent mistakes made loud.
 
         Raises:
-            ValueError: If pictures are given to transformers' drawing, which would ignore them, or what it needs is
+            ValueError: If images are given to transformers' drawing, which would ignore them, or what it needs is
                 missing.
         """
         if "token_type_ids" in kwargs and kwargs.get("pixel_values") is None:
