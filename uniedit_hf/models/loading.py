@@ -38,7 +38,7 @@ def load_config(name, **kwargs):
         OSError: If there is no checkpoint.
         ValueError: As `load_model`.
     """
-    options = {key: kwargs[key] for key in (*HUB_OPTIONS, "config") if key in kwargs}
+    options = {key: kwargs[key] for key in (*DOWNLOAD_OPTIONS, "config") if key in kwargs}
     if options.get("config") is not None:
         return options["config"]
     if _is_bagel(name, **options):
