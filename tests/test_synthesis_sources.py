@@ -25,7 +25,7 @@ from uniedit_hf.schema import TASK_CATEGORIES, stable_id
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
-from uniedit_hf.synthesis.sources.conversations import turns
+from uniedit_hf.synthesis.sources.conversation_rows import turns
 from uniedit_hf.synthesis.sources.reading import count_source, read_source
 from uniedit_hf.synthesis.sources.rows import RowFault
 

@@ -5,7 +5,7 @@ and a page shows what that does to its three abilities.
     columns.py        the models that are compared: each is tuned, then asked everything
     tuning.py         the base model and `UniEditTrainer`
     side_by_side.py   several models at a time, in processes of one thread
-    estimate.py       how long it takes; progress.py: how long the rest takes
+    estimate.py       how long it takes; remaining.py: how long the rest takes
     dependence.py     whether edits follow their source and their instruction
     summary.py        what base, tuned model and control reach, with intervals
     page.py           items.jsonl, report.json and report.html

@@ -21,7 +21,7 @@ from .columns import Column, make_column, scores_of
 from .edit_data import make_edits
 from .estimate import PAGE, Speed, in_words, measured_speed
 from .page import write_report
-from .progress import Progress
+from .remaining import Progress
 from .side_by_side import run_side_by_side
 from .tuning import base_folder, small_world
 

@@ -13,7 +13,7 @@ from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 from uniedit_hf.small_world.edits import planned_drafts
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, PlainEdits, Rows, Settings
-from uniedit_hf.synthesis.sources.conversations import ConversationRows
+from uniedit_hf.synthesis.sources.conversation_rows import ConversationRows
 from uniedit_hf.synthesis.sources.image_files import Pictures, shard_of
 from uniedit_hf.synthesis.sources.question_rows import QuestionRows
 from uniedit_hf.synthesis.sources.rows import RowFault, count_rows, rows_of_files
