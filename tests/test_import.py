@@ -7,6 +7,8 @@ import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
@@ -15,6 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processo
 
 import uniedit_hf
 from uniedit_hf import training
+from uniedit_hf.former_modules import FORMER_MODULES
 from uniedit_hf.models import bagel
 
 
@@ -66,6 +69,24 @@ def test_unknown_name():
         uniedit_hf.BagelModle  # noqa: B018
     with pytest.raises(ImportError, match="BagelModle"):
         from uniedit_hf import BagelModle  # noqa: F401
+
+
+@pytest.mark.parametrize("former", FORMER_MODULES)
+def test_former_modules_name_the_new_one(former):
+    new = FORMER_MODULES[former]
+    assert find_spec(new) is not None
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_module(former)
+    assert str(caught.value) == f"{former} is now called {new}: import that."
+
+
+def test_former_packages_name_the_new_one_however_they_are_imported():
+    with pytest.raises(ModuleNotFoundError, match="uniedit_hf.small_world.quickstart: import that"):
+        from uniedit_hf import quickstart  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match="is now called uniedit_hf.calls"):
+        from uniedit_hf.synthesis.calls.caller import Caller  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match="No module named 'uniedit_hf.nothing'"):
+        import uniedit_hf.nothing  # noqa: F401
 
 
 @pytest.mark.parametrize("first", ["uniedit_hf", "transformers", "uniedit_hf.models.bagel.modeling_bagel"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from uniedit_hf.former_modules import refuse_former_modules
 from uniedit_hf.lazy import lazy_names
 from uniedit_hf.registration import register_when_imported
 
@@ -51,3 +52,4 @@ __all__ = list(_MODULE_OF)
 __getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 register_when_imported()
+refuse_former_modules()
