@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Image, List, Value
 from tiny_models import FAMILIES, WORDS, picture
 
 from uniedit_hf.training import UniEditConfig, UniEditTrainer
+from uniedit_hf.training.meters import LOGGED
 
 
 SIZES = ((32, 32), (48, 32), (64, 48), (32, 64))
@@ -146,5 +147,5 @@ def trainer(
 
 def curve(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """The logs of the steps without what depends on the clock."""
-    clock = ("tokens_per_second", "samples_per_second", "data_wait_seconds")
+    clock = ("tokens_per_second", "samples_per_second", "data_wait_seconds", *LOGGED)
     return [{name: value for name, value in log.items() if name not in clock} for log in log_history if "loss" in log]

@@ -37,6 +37,19 @@ class EpochCallback(TrainerCallback):
             control.should_save |= args.save_strategy == "epoch"
 
 
+class ClockCallback(TrainerCallback):
+    """Tells the trainer's clock when the optimizer begins and ends."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.meters.clock.begin("optimizer")
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.meters.clock.begin("other")
+
+
 class AverageCallback(TrainerCallback):
     """Updates the trainer's moving average after every optimizer step."""
 

@@ -69,7 +69,7 @@ def card_at_hand(device: torch.device) -> Card:
         return card_named(properties.name, properties.total_memory)
     import psutil
 
-    return Card(f"{device.type} of this machine", psutil.virtual_memory().total)
+    return Card(f"the {device.type.upper()} of this machine", psutil.virtual_memory().total)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 
 from uniedit_hf.images import ImageError
+from uniedit_hf.models.workload import Workload, workload
 from uniedit_hf.recipes import MixedRow, NamedRecipe, draw_dropout
 from uniedit_hf.row_error import RowError
 from uniedit_hf.segments import Sample, TextSegment
@@ -112,6 +113,7 @@ class PackNotes:
         epoch: The pass over the data it belongs to.
         ids: Of its samples.
         tokens: Its length.
+        work: What it takes.
         bad_rows: Rows that were left out of it, or before it.
         worker: Which worker read it from a stream.
         state: Where that worker stood after it.
@@ -121,6 +123,7 @@ class PackNotes:
     epoch: int
     ids: list[str]
     tokens: int
+    work: Workload
     bad_rows: list[RowError] = field(default_factory=list)
     worker: int = 0
     state: dict[str, Any] | None = None
@@ -166,7 +169,7 @@ class PackReader:
         filler = [] if samples else [Sample([TextSegment([])])]
         features = dict(self.processor.pack(samples + filler, self.seed, epochs or [0], self.posterior))
         ids = [sample.id for sample in samples]
-        features["pack"] = PackNotes(name, epoch, ids, features["input_ids"].shape[1], bad_rows)
+        features["pack"] = PackNotes(name, epoch, ids, features["input_ids"].shape[1], workload(features), bad_rows)
         return features
 
 

@@ -10,10 +10,11 @@ import torch
 from uniedit_hf.losses import Losses
 
 from .data import PackNotes
+from .meters import COUNTS
 
 
 LOSS_SUMS = ("text_sum", "text_count", "image_sum", "image_count")
-NAMES = (*LOSS_SUMS, "loss", "steps", "tokens", "samples", "packs", "data_wait_seconds", "quarantined_rows")
+NAMES = (*LOSS_SUMS, "loss", "steps", "tokens", "samples", "packs", "data_wait_seconds", "quarantined_rows", *COUNTS)
 
 
 class RunningSums:

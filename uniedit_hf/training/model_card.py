@@ -95,6 +95,7 @@ def model_card(
     abilities: Mapping[str, Mapping[str, Any]],
     curve: str | None,
     metadata: Mapping[str, Any],
+    measured: Mapping[str, str | None],
 ) -> ModelCard:
     """A card in the style of TRL's.
 
@@ -111,6 +112,7 @@ def model_card(
         abilities: See `read_abilities`.
         curve: The file beside the card that shows the losses.
         metadata: Further fields of the metadata, such as `license`.
+        measured: What the run chose and how fast it was; what is `None` is left out.
     """
     fields = {
         "base_model": base_model,
@@ -136,7 +138,9 @@ def model_card(
         ema_decay=args.ema_decay,
         curve=curve,
         license=metadata.get("license"),
-        settings={"steps": steps, "packs in a step": args.packs_per_step} | {name: stored[name] for name in SHOWN},
+        settings={"steps": steps, "packs in a step": args.packs_per_step}
+        | {name: stored[name] for name in SHOWN}
+        | {name: value for name, value in measured.items() if value is not None},
         versions=[f"{name} {version(name)}" for name in PACKAGES],
         paper_title=paper["title"],
         paper_id=paper["id"],

@@ -14,8 +14,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from uniedit_hf.models.loading import inner_model
 
+from .cards import card_at_hand
 from .checkpoints import mark_complete
 from .loss_curve import NAME as LOSS_CURVE, draw_loss_curve
+from .meters import typical
 from .model_card import model_card, read_abilities
 from .provenance import data_sources
 
@@ -166,6 +168,12 @@ class HubMixin:
             abilities=read_abilities(report),
             curve=curve,
             metadata=metadata or {},
+            measured={
+                "way of training": self.choice and self.choice.sentence,
+                f"speed on {self.args.world_size} x {card_at_hand(self.args.device).name}": typical(
+                    self.state.log_history
+                ),
+            },
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
@@ -25,15 +25,16 @@ from uniedit_hf.losses import Losses
 from uniedit_hf.models.loading import inner_model, load_model, load_processor
 
 from . import checks
-from .callbacks import AverageCallback, EpochCallback, SampleImagesCallback, StopSignalCallback
+from .callbacks import AverageCallback, ClockCallback, EpochCallback, SampleImagesCallback, StopSignalCallback
 from .checkpoints import last_whole_checkpoint, what_is_missing
 from .config import FLASH_ADAMW, UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
 from .ema import WeightAverage
-from .following import Choice, follow_plan, plan_of
+from .following import Choice, checkpointing_of, follow_plan, plan_of
 from .freezing import adapted_layers, freeze
 from .fsdp import FSDPModule, frozen_encoders
 from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
+from .meters import MeteredProgress, Meters
 from .metrics import RunningSums, loss_means
 from .optimizers import check_optimizer, flash_adamw
 from .progress import DataProgress, load_state, save_state
@@ -183,6 +184,9 @@ class UniEditTrainer(HubMixin, Trainer):
 
     def _add_our_callbacks(self) -> None:
         self.add_callback(EpochCallback(self.data.epoch_after))
+        self.add_callback(ClockCallback(self))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(MeteredProgress)
         self.add_callback(self.stop_signal)
         if self.args.ema_decay is not None:
             self.add_callback(AverageCallback(self))
@@ -208,7 +212,9 @@ class UniEditTrainer(HubMixin, Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, dict[str, torch.Tensor]]:
         """The batches of one optimizer step, and how many tokens carry each loss in all of them on all devices."""
         begun = time.perf_counter()
+        self.meters.clock.begin("data")
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        self.meters.clock.begin("other")
         self.sums.add(steps=1, data_wait_seconds=time.perf_counter() - begun)
         counts = torch.tensor([0, 0, self.stop_signal.asked])
         self._step_packs = [notes for batch in batches for notes in batch["pack"]]
@@ -217,6 +223,8 @@ class UniEditTrainer(HubMixin, Trainer):
         for notes in self._step_packs:
             self.data.note(notes)
             self.sums.add_pack(notes)
+        operations = self.meters.operations(notes.work for notes in self._step_packs)
+        self.sums.add(useful_operations=operations.useful, all_operations=operations.total)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum")
             self.stop_signal.agreed = bool(counts[2])
@@ -231,6 +239,8 @@ class UniEditTrainer(HubMixin, Trainer):
         are the batch's own.
         """
         packs: list[PackNotes] = inputs.pop("pack")
+        if num_items_in_batch is not None:
+            self.meters.clock.begin("forward")
         for encoder in self._encoders:
             encoder.unshard()
         losses: Losses = model(**inputs)
@@ -247,9 +257,16 @@ class UniEditTrainer(HubMixin, Trainer):
             raise self._not_finite(f"the loss is {loss.item()}", packs)
         sums.add_losses(losses)
         sums.add(loss=loss.detach())
+        if num_items_in_batch is not None:
+            self.meters.clock.begin("backward")
         return (loss, losses) if return_outputs else loss
 
+    def floating_point_ops(self, inputs) -> int:
+        """Of forward and backward over a batch, without what is recomputed; `Trainer` sums them in its state."""
+        return self.meters.operations(notes.work for notes in inputs["pack"]).useful
+
     def _clip_grad_norm(self, model):
+        self.meters.clock.begin("optimizer")
         norm = super()._clip_grad_norm(model)
         # fp16 looks for its loss scale by overflowing
         if not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
@@ -309,6 +326,7 @@ class UniEditTrainer(HubMixin, Trainer):
     def _training_logs(self) -> dict[str, float]:
         seconds, processes = self.sums.seconds, self.args.world_size
         self.sums.add(quarantined_rows=len(self.data.bad_rows))
+        self.sums.add(**self.meters.counts())
         sums = self.sums.over_all(self.accelerator)
         self.sums.clear()
         return {
@@ -319,6 +337,7 @@ class UniEditTrainer(HubMixin, Trainer):
             "pack_fill": round(sums["tokens"] / (sums["packs"] * self.args.max_tokens_per_pack), 4),
             "data_wait_seconds": round(sums["data_wait_seconds"] / processes, 3),
             "quarantined_rows": int(sums["quarantined_rows"]),
+            **self.meters.logs(sums, seconds, processes),
         }
 
     # --- checkpoints --------------------------------------------------------------------------------------------
@@ -371,6 +390,8 @@ class UniEditTrainer(HubMixin, Trainer):
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._encoders = frozen_encoders(inner_model(self.model)) if self.is_fsdp_enabled else []
+        recompute, text_loss = checkpointing_of(self.args) == "full", self.args.text_loss_weight > 0
+        self.meters = Meters(inner_model(self.model), recompute, text_loss, self.args.device)
         if self.args.ema_decay is not None:
             self.average = WeightAverage(self.model, self.args.ema_decay)
             if self._average_from is not None:
