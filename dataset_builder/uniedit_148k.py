@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from uniedit_hf.images import ImageError, open_image
 from uniedit_hf.release.image_store import ImageStore
+from uniedit_hf.release.official_release import OfficialRelease
 from uniedit_hf.release.raw import find_release, read_lines, read_table
 from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
@@ -59,6 +60,7 @@ class UniEdit148kConfig(datasets.BuilderConfig):
         columns: The columns to keep, all by default.
         filters: Rows to keep, in the form of `pyarrow.parquet.filters_to_expression`.
         strict: Raise at the first faulty row; by default it is left out and logged.
+        official_commit: Commit of the authors' repository to download to `data_dir` first.
     """
 
     manifests: list[str] | None = None
@@ -66,6 +68,7 @@ class UniEdit148kConfig(datasets.BuilderConfig):
     columns: list[str] | None = None
     filters: list | None = None
     strict: bool = False
+    official_commit: str | None = None
 
 
 class UniEdit148k(datasets.ArrowBasedBuilder):
@@ -116,6 +119,8 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
                 "The loading script reads a raw release: pass its folder as data_dir, or load the published Parquet "
                 "by the name of its repository."
             )
+        if self.config.official_commit is not None:
+            OfficialRelease(self.config.official_commit, Path(self.config.data_dir)).download()
         names = self.config.manifests
         return find_release(self.config.data_dir, None if names is None else {self.config.name: names})
 

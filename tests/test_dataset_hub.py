@@ -104,7 +104,7 @@ def test_load_by_the_bare_name(hub, tmp_path):
                 "splits": get_dataset_split_names("uniedit-148k"),
             }))
     """
-    found = run_python(code, environment(hub, tmp_path), tmp_path)
+    found = run_python(code, environment(hub, tmp_path) | {"UNIEDIT_HUB_REPO": REPO}, tmp_path)
     assert (found["rows"], found["whole"], found["shards"]) == (120, {"train": 24}, 10)
     assert found["streamed"] == [2] * 15
     assert found["configs"] == ["148k", "40k"] and found["splits"] == ["train"]
@@ -121,7 +121,7 @@ def test_a_missing_repository_is_a_sentence(hub, tmp_path):
     """
     env = environment(hub, tmp_path) | {"UNIEDIT_HUB_REPO": "nobody/nothing"}
     message = run_python(code, env, tmp_path)
-    assert message.startswith("'uniedit-148k' stands for the repository 'nobody/nothing', which cannot be found")
+    assert message.startswith("'uniedit-148k' stands for the repository 'nobody/nothing' in UNIEDIT_HUB_REPO, ")
 
 
 def test_publishing_again_sends_nothing(hub, built, tmp_path):

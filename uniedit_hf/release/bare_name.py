@@ -5,7 +5,10 @@ script. So the function of datasets that turns a name into a builder is wrapped,
 
     a folder of that name in the working directory    as ever: it wins
     data_dir=..., or UNIEDIT_DATA_DIR                 our loading script reads the raw release there
-    else                                              the Parquet repository UNIEDIT_HUB_REPO on the Hub
+    UNIEDIT_HUB_REPO                                  the Parquet repository of that name on the Hub
+    else                                              the authors' release on the Hub, at `revision=...`
+
+No repository but those two is ever asked: a default name that nobody owns could serve anybody's data.
 """
 
 from __future__ import annotations
@@ -21,9 +24,6 @@ from types import ModuleType
 
 
 NAME = "uniedit-148k"
-DEFAULT_HUB_REPO = "uniedit-hf/uniedit-148k"
-UPSTREAM_HUB_REPO = "Uni-Edit/Train-Data"
-
 LOADING_SCRIPT = "uniedit_hf.dataset_builder.uniedit_148k"
 # What decides the rows beside the script itself.
 HELPERS = ("uniedit_hf.schema", "uniedit_hf.images", "uniedit_hf.release.raw", "uniedit_hf.release.image_store")
@@ -37,10 +37,18 @@ def add_name(load: ModuleType) -> None:
     def dataset_module_factory(path, *args, **options):
         if path != NAME or os.path.isdir(path):
             return original(path, *args, **options)
+        revision = options.get("revision")
         data_dir = options.get("data_dir") or os.environ.get("UNIEDIT_DATA_DIR")
+        if data_dir and revision is not None:
+            raise ValueError(
+                f"revision={revision!r} chooses a revision on the Hub, but {NAME!r} is read from the folder "
+                f"{data_dir}: leave out one of the two."
+            )
         if data_dir:
             return _raw_module(load, data_dir)
-        return _hub_module(load, original, args, options)
+        if os.environ.get("UNIEDIT_HUB_REPO"):
+            return _hub_module(load, original, args, options)
+        return _official_module(load, revision, options.get("cache_dir"))
 
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "datasets" and vars(module).get("dataset_module_factory") is original:
@@ -54,15 +62,27 @@ def _raw_module(load: ModuleType, data_dir: str):
 
 
 def _hub_module(load: ModuleType, original, args, options):
-    repo = os.environ.get("UNIEDIT_HUB_REPO") or DEFAULT_HUB_REPO
+    repo = os.environ["UNIEDIT_HUB_REPO"]
     try:
         return original(repo, *args, **options)
     except load.DatasetNotFoundError as error:
         raise load.DatasetNotFoundError(
-            f"{NAME!r} stands for the repository {repo!r}, which cannot be found on the Hub: set UNIEDIT_HUB_REPO to "
-            f"one in the same format, or pass data_dir with the folder of the official release ({UPSTREAM_HUB_REPO}), "
-            "or build and publish it once with `uniedit dataset build` and `uniedit dataset publish`."
+            f"{NAME!r} stands for the repository {repo!r} in UNIEDIT_HUB_REPO, which cannot be found on the Hub: name "
+            "one that `uniedit dataset publish` made, unset the variable to use the authors' release, or pass "
+            "data_dir with a folder of that release."
         ) from error
+
+
+def _official_module(load: ModuleType, revision, cache_dir):
+    """The download itself begins when rows are read, so that names of configurations and splits cost nothing."""
+    from datasets import config
+
+    from uniedit_hf.release.official_release import find_official_release
+
+    revision = None if revision is None else str(revision)
+    release = find_official_release(revision, cache_dir or config.HF_DATASETS_CACHE)
+    options = {"dataset_name": NAME, "data_dir": str(release.folder), "official_commit": release.commit}
+    return load.DatasetModule(LOADING_SCRIPT, _fingerprint(str(release.folder)), options)
 
 
 def _fingerprint(data_dir: str) -> str:

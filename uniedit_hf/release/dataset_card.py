@@ -14,7 +14,8 @@ from PIL import Image
 
 from uniedit_hf.dataset_builder.uniedit_148k import CITATION, VERSION
 from uniedit_hf.images import open_image
-from uniedit_hf.release.bare_name import NAME, UPSTREAM_HUB_REPO
+from uniedit_hf.release.bare_name import NAME
+from uniedit_hf.release.official_release import OFFICIAL_REPO
 from uniedit_hf.release.parquet import IMAGES
 from uniedit_hf.release.statistics import PUBLISHED_SHARES, SIDES, UNKNOWN, Statistics, parquet_files, statistics
 from uniedit_hf.schema import TASK_CATEGORIES, row_features
@@ -75,7 +76,7 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
         published=PUBLISHED_SHARES,
         sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
         terms=terms,
-        upstream=UPSTREAM_HUB_REPO,
+        upstream=OFFICIAL_REPO,
         citation=CITATION,
         examples=EXAMPLES,
     )
