@@ -12,10 +12,12 @@ E head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -25,6 +27,12 @@ from uniedit_hf.attention import CAUSAL, NO_SAMPLE, NOISE
 NAME = "split_sdpa"
 LONG = 256  # tokens from which an image is a call of its own
 ROW_COST = 4096  # what a call of padded rows costs beside its scores, counted in scores
+KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @dataclass
@@ -305,12 +313,43 @@ def _one_call(query, key, value, scaling, dropout) -> torch.Tensor:
 def _attend(query, key, value, mask, scaling, dropout) -> torch.Tensor:
     """(rows, queries, H, E) over (rows, keys, G, E) to (rows, queries, H, E)."""
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
     if mask is not None and query.device.type == "cpu":
         return _plain_attention(query, key, value, mask, scaling, dropout).transpose(1, 2)
-    output = scaled_dot_product_attention(
-        query, key, value, mask, dropout, scale=scaling, enable_gqa=query.shape[1] > key.shape[1]
-    )
+    if mask is not None and groups > 1:
+        return _folded_attention(query, key, value, mask, scaling, dropout, groups).transpose(1, 2)
+    if groups > 1 and not _shares_keys(query, key, value):
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    gqa = query.shape[1] > key.shape[1]
+    with _kernels(query):
+        output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling, enable_gqa=gqa)
     return output.transpose(1, 2)
+
+
+def _kernels(query: torch.Tensor):
+    """On a GPU cuDNN first: on one H200 it took half the time of FlashAttention 2 (benchmarks/RESULTS.md)."""
+    return sdpa_kernel(KERNELS, set_priority=True) if query.device.type == "cuda" else nullcontext()
+
+
+def _shares_keys(query, key, value) -> bool:
+    """Whether the first kernel takes several query heads a key head; else the keys are repeated for it."""
+    if query.device.type != "cuda":
+        return True
+    asked = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)
+    repeated = torch.backends.cuda.SDPAParams(query, query, query, None, 0.0, False, False)
+    can = torch.backends.cuda.can_use_cudnn_attention
+    return can(asked) or not can(repeated)
+
+
+def _folded_attention(query, key, value, mask, scaling, dropout, groups: int) -> torch.Tensor:
+    """Masked attention in which the heads that share keys become more queries of one head, so that no key is
+    repeated."""
+    rows, heads, queries, size = query.shape
+    query = query.reshape(rows, heads // groups, groups * queries, size)
+    mask = mask.repeat(1, 1, groups, 1)
+    with _kernels(query):
+        output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
+    return output.reshape(rows, heads, queries, size)
 
 
 def _plain_attention(query, key, value, mask, scaling, dropout) -> torch.Tensor:

@@ -12,6 +12,8 @@ from uniedit_hf.recipes import PAPER, Conditioning, NamedRecipe
 from uniedit_hf.renamed import refuse_former_names
 from uniedit_hf.segments import DRAWING, UNDERSTANDING
 
+from .layer_options import checkpointing_mode, wants_compiler
+
 
 RecipeName = Literal["edit", "answer", "generate", "interleaved"]
 BadRows = Literal["raise", "quarantine"]
@@ -51,6 +53,12 @@ class UniEditConfig(TrainingArguments):
         optim (`str`, *optional*):
             As in `TrainingArguments`, or `"flash_adamw"` of the package flashoptim, which keeps a correction of the
             weights to 24 bits.
+        activation_checkpointing (`str` or `bool`, *optional*, defaults to `"full"`):
+            What the backward pass computes again: everything (`"full"` or `True`), what is cheap (`"selective"`:
+            norms, activation functions, rotary positions), or nothing (`"none"` or `False`).
+        torch_compile (`bool`, *optional*):
+            Compile what the decoder's layers do around attention, once for all layers; on where there is a GPU. The
+            rest of the model runs as it is.
 
         > Parameters that control the data
 
@@ -111,9 +119,10 @@ class UniEditConfig(TrainingArguments):
     > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-5, `lr_scheduler_type`
     > `"constant_with_warmup"`, `warmup_steps` 0.05 (a share of the run; the paper's 2,000 steps are most of its
     > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, both batch sizes 1,
-    > `activation_checkpointing` True, `logging_steps` 10, `bf16` True where there is a GPU (`True` on a CPU without
-    > 16-bit arithmetic warns, with the measured factor), `remove_unused_columns`
-    > False, `ddp_find_unused_parameters` False (every trained parameter is in the graph of every step).
+    > `activation_checkpointing` `"full"`, `torch_compile` True where there is a GPU, `logging_steps` 10,
+    > `bf16` True where there is a GPU (`True` on a CPU without 16-bit arithmetic warns, with the measured factor),
+    > `remove_unused_columns` False, `ddp_find_unused_parameters` False (every trained parameter is in the graph of
+    > every step).
 
     Raises:
         ValueError: If settings cannot work together; the message names the one to change.
@@ -126,8 +135,11 @@ class UniEditConfig(TrainingArguments):
     adam_epsilon: float = field(default=1e-15, metadata={"help": "Epsilon of AdamW."})
     per_device_train_batch_size: int = field(default=1, metadata={"help": "Packs per device and forward pass."})
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "Packs per device while evaluating."})
-    activation_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Recompute activations to save memory; on unless set to false."}
+    activation_checkpointing: str | None = field(
+        default=None, metadata={"help": "Activations to recompute in the backward pass: full, selective or none."}
+    )
+    torch_compile: bool | None = field(
+        default=None, metadata={"help": "Compile the decoder's layers; on where there is a GPU."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs, or a share of the run below 1."})
     bf16: bool | None = field(default=None, metadata={"help": "bfloat16 mixed precision; on where there is a GPU."})
@@ -195,11 +207,9 @@ class UniEditConfig(TrainingArguments):
         self.left_open = {"optim"} if self.optim is None else set()
         if checkpointing == (None, None):
             self.left_open.add("activation_checkpointing")
-            self.activation_checkpointing = True
-        asked, default = self.optim, TrainingArguments.__dataclass_fields__["optim"].default
-        self.optim = default if asked in (None, FLASH_ADAMW) else asked
-        super().__post_init__()
-        self.optim = FLASH_ADAMW if asked == FLASH_ADAMW else self.optim
+        asked = next((each for each in checkpointing if each is not None), "full")
+        self.activation_checkpointing = checkpointing_mode(asked)
+        self._resolve_inherited()
         if self.bf16 and self.device.type == "cpu":
             from uniedit_hf.arithmetic import warn_if_bfloat16_is_slow
 
@@ -207,6 +217,19 @@ class UniEditConfig(TrainingArguments):
         self._check_values()
         self._check_losses()
         self._check_inherited()
+
+    def _resolve_inherited(self) -> None:
+        """transformers' own checks, without what it would do by itself with these options: it knows no flash_adamw, and
+        for the compiler it would switch all fp32 arithmetic to TF32."""
+        optim, default = self.optim, TrainingArguments.__dataclass_fields__["optim"].default
+        backend, mode = self.torch_compile_backend, self.torch_compile_mode
+        compiles = wants_compiler(self.torch_compile, backend, mode, self.use_cpu)
+        self.optim = default if optim in (None, FLASH_ADAMW) else optim
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        super().__post_init__()
+        self.optim = FLASH_ADAMW if optim == FLASH_ADAMW else self.optim
+        if compiles:
+            self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = True, backend or "inductor", mode
 
     @property
     def conditioning_overrides(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, set_seed
@@ -33,6 +34,7 @@ from .ema import WeightAverage
 from .following import Choice, checkpointing_of, follow_plan, plan_of
 from .freezing import adapted_layers, freeze
 from .fsdp import FSDPModule, frozen_encoders
+from .layer_options import set_checkpointing
 from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
 from .meters import MeteredProgress, Meters
 from .metrics import RunningSums, loss_means
@@ -387,7 +389,17 @@ class UniEditTrainer(HubMixin, Trainer):
             raise ValueError(f"{wanted} cannot be gone on from: {reason}. Name another checkpoint.")
         return wanted
 
+    def _build_accelerator_args(self, **kwargs):
+        """Without the compiler: accelerate would compile the whole model, we compile its layers."""
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="NO")}
+
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        args = self.args
+        if args.torch_compile:
+            inner_model(self.model).compile_for_training(args.torch_compile_backend, args.torch_compile_mode)
+        set_checkpointing(
+            self.model, args.activation_checkpointing, args.torch_compile, args.activation_checkpointing_kwargs
+        )
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._encoders = frozen_encoders(inner_model(self.model)) if self.is_fsdp_enabled else []
         recompute, text_loss = checkpointing_of(self.args) == "full", self.args.text_loss_weight > 0
@@ -453,11 +465,12 @@ class UniEditTrainer(HubMixin, Trainer):
 
 def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedModel:
     options = {"dtype": torch.float32} | (args.model_init_kwargs or {})
-    if args.device.type == "cuda":  # packs of thousands of tokens: the mask of SDPA would be dense
-        options = {"attn_implementation": "flex_attention"} | options
     if quantization_config is not None:
         options |= {"quantization_config": quantization_config, "device_map": {"": args.device}}
-    return load_model(name, **options)
+    model = load_model(name, **options)
+    if args.device.type == "cuda" and "attn_implementation" not in options:
+        model.set_attn_implementation(model.pack_attention)
+    return model
 
 
 def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, draws: bool):

@@ -13,13 +13,22 @@ from torch import nn
 
 from uniedit_hf.attention import Packed, Splits, block_mask, sample_grid
 from uniedit_hf.losses import Losses
+from uniedit_hf.split_attention import NAME as SPLITS
 
 from .flow import add_noise, patchify, shift_time, velocity_target
+from .regions import compiled_regions
 from .routing_bagel import PackRouting, route_pack, same_size
 
 
 class BagelTrainingMixin:
     """Adds the training forward to the model that holds `model`, `lm_head`, `vae` and `config`."""
+
+    pack_attention = SPLITS  # what the trainer asks for on a GPU
+
+    def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compiles what each expert does before and after attention, once for all layers."""
+        for layer in self.model.language_model.layers:
+            layer.regions = compiled_regions(backend, mode)
 
     def pack_losses(
         self,

@@ -56,6 +56,13 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             model.config.tie_word_embeddings = False
         return loaded
 
+    pack_attention = FLEX  # what the trainer asks for on a GPU: the mask of SDPA would be dense
+
+    def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compiles the decoder's layers, for any number of tokens."""
+        for layer in self.model.language_model.layers:
+            layer.compile(backend=backend, mode=mode, dynamic=True)
+
     def _set_gradient_checkpointing(self, *args, **kwargs):
         """A frozen encoder is not recomputed."""
         super()._set_gradient_checkpointing(*args, **kwargs)
