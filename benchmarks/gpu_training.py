@@ -4,9 +4,9 @@ Sections, the most important first; one that no longer fits into the time is lef
 
     decoder    forward and backward of the decoder over two edits (11,060 tokens): attention by splits and
                FlexAttention, eager and compiled, with every kind of activation checkpointing
+    kernels    where the time of the best decoder step goes
     attention  one layer's attention alone, forward and backward, and its errors in bf16 against fp32; new shapes too
     trainer    `UniEditTrainer` over packs of edits: all weights (8-bit AdamW with stochastic rounding), LoRA, QLoRA
-    kernels    where the time of the best decoder step goes
     ceilings   a large product and a large copy
 
 Weights are random. MFU counts 6 x the parameters that a token meets x tokens, against the datasheet's dense bf16 rate.
@@ -22,6 +22,7 @@ import json
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ from uniedit_hf.models.bagel.regions import EAGER, compiled_regions
 from uniedit_hf.training.layer_options import set_checkpointing
 
 
-SECTIONS = ("decoder", "attention", "trainer", "kernels", "ceilings")
+SECTIONS = ("decoder", "kernels", "attention", "trainer", "ceilings")
 # (compiled, attention, checkpointing), the most telling first
 DECODER_WAYS = (
     (True, "split_sdpa", "selective"),
@@ -135,8 +136,9 @@ def reporting(report: Report, section: str, way: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         report.add(section, way=way, failed="out of memory")
-    except (RuntimeError, ValueError, ImportError) as error:
-        report.add(section, way=way, failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    except Exception as error:  # whatever it is, it is told, and the rest of a lent GPU's time is not lost
+        traceback.print_exc()
+        report.add(section, way=way, failed=f"{type(error).__name__}: {str(error)[:200]}")
     free()
 
 
@@ -317,32 +319,37 @@ def trainer_section(model, shape: Shape, clock: Clock, report: Report, folder: P
 
     adapters = LoraConfig(r=64 if shape.full else 4, lora_alpha=64)
     optimizer = {"optim": "adamw_torch_8bit", "optim_args": "bf16_stochastic_round=True"} if shape.full else {}
+    tried: dict[str, bool] = {}
     for way, peft, settings in (
-        ("full", None, optimizer),
-        ("LoRA", adapters, {}),
-        ("QLoRA", adapters, {}),
+        ("full, selective", None, optimizer),
+        ("full, full", None, optimizer),
+        ("LoRA, selective", adapters, {"bf16": True}),
+        ("QLoRA, selective", adapters, {"bf16": True}),
     ):
+        if way == "full, full" and tried.get("full, selective"):
+            continue  # only where memory did not do for more
         if clock.left < shape.trainer_seconds:
             report.add("trainer", way=way, failed="no time left")
             continue
         with reporting(report, "trainer", way):
-            if way == "QLoRA":
+            if way.startswith("QLoRA"):
                 quantize(model)
-            run_trainer(model, way, peft, settings, shape, clock, report, folder / way)
+            run_trainer(model, way, peft, settings, shape, clock, report, folder)
+            tried[way] = True
 
 
 def run_trainer(model, way: str, peft, settings, shape: Shape, clock: Clock, report: Report, folder: Path) -> None:
     """Three steps, of which the first also compiles."""
     from uniedit_hf.training import UniEditConfig, UniEditTrainer
 
+    settings = {"bf16": False} | settings
     args = UniEditConfig(
         output_dir=str(folder),
         max_steps=3,
         max_tokens_per_pack=shape.pack_tokens,
         packing_window=8,
         gradient_accumulation_steps=shape.accumulation,
-        activation_checkpointing="selective",
-        bf16=False,
+        activation_checkpointing=way.split(", ")[1],
         use_cpu=not shape.full,
         logging_steps=1,
         save_strategy="no",
@@ -369,7 +376,6 @@ def run_trainer(model, way: str, peft, settings, shape: Shape, clock: Clock, rep
     if peft is not None:
         trainer.model.unload()
     trainer.model.zero_grad(set_to_none=True)
-    del trainer
 
 
 def quantize(model) -> None:
@@ -446,6 +452,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28, help="layers of the decoder on a GPU")
     parser.add_argument("--output", type=Path, help="JSON file; gpu_training.json under $OUT if that is set")
     options = parser.parse_args()
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    torch._dynamo.config.recompile_limit = 64  # full tuning, LoRA and QLoRA in one process
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     folder = Path(os.environ.get("OUT", "."))

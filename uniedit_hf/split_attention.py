@@ -27,12 +27,15 @@ from uniedit_hf.attention import CAUSAL, NO_SAMPLE, NOISE
 NAME = "split_sdpa"
 LONG = 256  # tokens from which an image is a call of its own
 ROW_COST = 4096  # what a call of padded rows costs beside its scores, counted in scores
+# What a GPU computes attention with, by preference. Without a mask cuDNN took half the time of FlashAttention 2 on an
+# H200; with one, few kernels take any length.
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+MASKED_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -321,14 +324,15 @@ def _attend(query, key, value, mask, scaling, dropout) -> torch.Tensor:
     if groups > 1 and not _shares_keys(query, key, value):
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     gqa = query.shape[1] > key.shape[1]
-    with _kernels(query):
+    with _kernels(query, mask):
         output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling, enable_gqa=gqa)
     return output.transpose(1, 2)
 
 
-def _kernels(query: torch.Tensor):
-    """On a GPU cuDNN first: on one H200 it took half the time of FlashAttention 2 (benchmarks/RESULTS.md)."""
-    return sdpa_kernel(KERNELS, set_priority=True) if query.device.type == "cuda" else nullcontext()
+def _kernels(query: torch.Tensor, mask: torch.Tensor | None):
+    if query.device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(KERNELS if mask is None else MASKED_KERNELS, set_priority=True)
 
 
 def _shares_keys(query, key, value) -> bool:
@@ -347,7 +351,7 @@ def _folded_attention(query, key, value, mask, scaling, dropout, groups: int) ->
     rows, heads, queries, size = query.shape
     query = query.reshape(rows, heads // groups, groups * queries, size)
     mask = mask.repeat(1, 1, groups, 1)
-    with _kernels(query):
+    with _kernels(query, mask):
         output = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
     return output.reshape(rows, heads, queries, size)
 

@@ -232,6 +232,12 @@ class UniEditTrainer(HubMixin, Trainer):
             self.stop_signal.agreed = bool(counts[2])
         return batches, {"text": counts[0].to(device), "image": counts[1].to(device)}
 
+    def _prepare_input(self, data):
+        """A batch on the device. Out of page-locked memory nothing waits for the copy."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     # --- losses -------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
