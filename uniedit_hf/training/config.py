@@ -219,8 +219,8 @@ class UniEditConfig(TrainingArguments):
         self._check_inherited()
 
     def _resolve_inherited(self) -> None:
-        """transformers' own checks, without what it would do by itself with these options: it knows no flash_adamw, and
-        for the compiler it would switch all fp32 arithmetic to TF32."""
+        """transformers' own checks, without what it would make of our options: it does not know flash_adamw, and for
+        the compiler it would switch all fp32 arithmetic to TF32."""
         optim, default = self.optim, TrainingArguments.__dataclass_fields__["optim"].default
         backend, mode = self.torch_compile_backend, self.torch_compile_mode
         compiles = wants_compiler(self.torch_compile, backend, mode, self.use_cpu)

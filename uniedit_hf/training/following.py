@@ -16,6 +16,7 @@ from uniedit_hf.models.workload import typical_workload
 from .activations import Checkpointing
 from .cards import card_at_hand
 from .config import UniEditConfig
+from .layer_options import checkpointing_mode
 from .memory_plan import Planner, PlanRow, Way
 from .quantization import quantized_weights
 from .ways import (
@@ -159,7 +160,7 @@ def _applied(row: PlanRow, card: str, args: UniEditConfig, adapters, quantizatio
     if "optim" in open_:
         args.optim, args.optim_args = way.optim, args.optim_args or way.optim_args
     if "activation_checkpointing" in open_:
-        args.activation_checkpointing = row.checkpointing != "none"
+        args.activation_checkpointing = checkpointing_mode(row.checkpointing)
     args.freeze_und |= way.gen_only
     args.left_open = set()
     if way.adapters and adapters is None:
