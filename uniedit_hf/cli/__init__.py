@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "Tune a model on intelligent edits, or on a mix of data sets.",
     "evaluate": "Compare a tuned model with its base on a benchmark, with intervals.",
     "demo": "Show a base and a tuned model side by side on a local page, or as a Space.",
+    "doctor": "Print versions, devices, extras and whether the Hub answers, for a bug report.",
     "convert": "Rewrite a checkpoint in the official layout or in that of transformers.",
 }
 
