@@ -54,7 +54,9 @@ class ImageError(ValueError):
     """An image that cannot be used; the message names it, what was found, what was expected and the remedy."""
 
 
-def open_image(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS, animations: bool = True
+) -> Image.Image:
     """Opens an image as a person would see it, in 8-bit RGB.
 
     EXIF orientation is applied; transparency is laid on white; gray of more than 8 bits is scaled by its real depth;
@@ -65,6 +67,7 @@ def open_image(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
             uint8 array (height, width) or (height, width, 1, 3 or 4 channels).
         name: What to call the image in errors, e.g. `"source_image of row 7"`.
         max_pixels: Width times height at most; above 178,956,970 Pillow's `MAX_IMAGE_PIXELS` must be raised as well.
+        animations: Whether an animation gives its first frame, or is refused.
 
     Returns:
         A new image in mode RGB, without metadata; the one passed in is not changed.
@@ -73,6 +76,8 @@ def open_image(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
         ImageError: If there is no such image, or it is damaged, too large, empty, of an unknown kind, or an address.
     """
     with _opened(image, name, max_pixels) as opened:
+        if not animations and is_animation(opened):
+            raise ImageError(f"{name} is an animation of {opened.n_frames} frames: save one as PNG or JPEG.")
         turn = TURNS.get(_orientation(opened))
         opened.load()
         upright = _rgb(opened, name)
@@ -103,6 +108,12 @@ def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
         )
     values = ((pixels.detach().float().cpu() + 1) * 127.5 + 0.5).floor().clamp(0, 255)
     return Image.fromarray(values.byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether an opened file has several frames. A JPEG with further images of the same scene (MPO), as phones and
+    stereo cameras save it, is none."""
+    return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from gradio.data_classes import ImageData
 from gradio.exceptions import InvalidPathError
 from PIL import Image
 
-from uniedit_hf.images import DECODE_ERRORS, FORMATS, open_image
+from uniedit_hf.images import DECODE_ERRORS, FORMATS, is_animation, open_image
 
 
 def refusal(message: str, title: str) -> gr.Error:
@@ -64,7 +64,7 @@ class Limits:
                 pixels = picture.width * picture.height
                 if pixels > self.megapixels * 1e6:
                     raise refusal(f"This picture has {pixels / 1e6:,.0f} megapixels; {most}", title="Too large")
-                if getattr(picture, "n_frames", 1) > 1:
+                if is_animation(picture):
                     raise refusal(
                         "This is an animation. Please save one of its pictures as PNG or JPEG and upload that.",
                         title="One picture, please",
