@@ -193,6 +193,9 @@ class FamilyProcessor(Protocol):
     def default_size(self, config) -> tuple[int, int]:
         """(width, height) of a drawing for which no size was given."""
 
+    def drawn_tokens(self, width: int, height: int) -> int:
+        """Tokens of an image that is drawn in this size, markers included."""
+
     def prepare_target(self, image: Image.Image) -> torch.Tensor:
         """An image as the model would learn to draw it: pixels (3, h, w), for `round_trip`."""
 

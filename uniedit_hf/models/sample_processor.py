@@ -203,6 +203,10 @@ class SampleProcessor:
             if isinstance(segment, ImageSegment) and not segment.dropped
         ]
 
+    def drawn_tokens(self, width: int, height: int) -> int:
+        """See `FamilyProcessor`."""
+        return self.num_tokens(Sample([ImageSegment(None, "drawing", size=(width, height))]))
+
     def to_pil(self, pixels: torch.Tensor) -> Image.Image:
         """Pixels (3, h, w) in [-1, 1] as an image.
 

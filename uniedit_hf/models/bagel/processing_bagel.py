@@ -165,6 +165,10 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         longest = self.image_processor.vae_size["longest_edge"]
         return (min(side, longest),) * 2
 
+    def drawn_tokens(self, width: int, height: int) -> int:
+        """See `FamilyProcessor`; unlike a source, a drawing of few pixels is not made larger."""
+        return self.image_processor.tokens(width, height, "vae", resize=False) + 2
+
     def prepare_target(self, image) -> torch.Tensor:
         """An image as the model would learn to draw it: pixels (3, h, w) in [-1, 1]."""
         return self.image_processor.prepare(image, "vae")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers.models.janus.modeling_janus import (
     JanusForConditionalGeneration as TransformersJanusForConditionalGeneration,
 )
@@ -307,8 +307,13 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
             kwargs["input_ids"], inputs = inputs, None
         elif kwargs.get("generation_mode") == "image":
             self._check_stock_drawing(kwargs)
+        kwargs |= {"attention_mask": attention_mask, "logits_processor": logits_processor}
         with plain_attention(self.model.language_model):
-            return super().generate(inputs, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs)
+            if kwargs.get("generation_mode", "text") == "text":
+                # transformers' own leaves out the logits processors of texts
+                kwargs.pop("generation_mode", None)
+                return GenerationMixin.generate(self, inputs, guidance_scale=None, **kwargs)
+            return super().generate(inputs, **kwargs)
 
     def _check_stock_drawing(self, kwargs) -> None:
         remedy = "use generate_images(), or UniEditPipeline"
