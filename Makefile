@@ -9,7 +9,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --editable ".[quickstart,demo,synthesis,datatrove,ocr,dev]" --constraint constraints.txt
+	$(RUN) -m pip install --editable ".[quickstart,demo,serving,synthesis,datatrove,ocr,dev]" --constraint constraints.txt
 	touch $@
 
 quickstart: install

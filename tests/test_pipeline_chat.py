@@ -50,15 +50,15 @@ def test_the_order_reaches_the_model(pipe):
         {"role": "assistant", "content": "no"},
         user(text("then what")),
     ]
-    view, fit = UNDERSTANDING, pipe.processor.open_source
+    fit = pipe.processor.open_source
     texts = [TextSegment(words, loss=words == "no") for words in ("make it", "is this red", "and this", "no")]
-    images = [ImageSegment(fit(each), view) for each in (ONE, TWO)]
+    images = [ImageSegment(fit(each), UNDERSTANDING) for each in (ONE, TWO)]
     sample = Sample([texts[0], texts[1], images[0], texts[2], images[1], texts[3], TextSegment("then what")])
     inputs = pipe.processor([sample])
     found = pipe.model.generate(**inputs, do_sample=False, **SHORT)[:, inputs["input_ids"].shape[1] :]
     assert pipe.chat(turns, **SHORT) == pipe.processor.batch_decode(found, skip_special_tokens=True)[0].strip()
     turned = [user(image(ONE), text("is this red")), user(text("is this red"), image(ONE))]
-    ids = [pipe.processor([conversation_sample([each], fit, view)])["input_ids"] for each in turned]
+    ids = [pipe.processor([conversation_sample([each], fit)])["input_ids"] for each in turned]
     assert not torch.equal(*ids)
 
 
@@ -109,3 +109,9 @@ def test_a_logits_processor_of_ones_own_works_beside_the_thinking_budget():
     options = {"thinking_budget": 4, "max_new_tokens": 5, "min_new_tokens": 9}
     changed = pipe.answer(ONE, "what is this", logits_processor=[own], **options)
     assert own.calls >= 5 and changed != pipe.answer(ONE, "what is this", **options)
+
+
+def test_a_logits_processor_reaches_every_family(pipe):
+    own = Forbids()
+    changed = pipe.answer(ONE, "what is this", logits_processor=[own], **SHORT)
+    assert own.calls == 8 and changed != pipe.answer(ONE, "what is this", **SHORT)

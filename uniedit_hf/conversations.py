@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 
 
 ROLES = ("system", "user", "assistant")
 
 
-def conversation_sample(messages: Sequence[dict], open_source: Callable[..., Any], view: str) -> Sample:
+def conversation_sample(messages: Sequence[dict], open_source: Callable[..., Any]) -> Sample:
     """The texts and images of a conversation in their order.
 
     What the assistant said before is marked as the model's own text (`loss`), so that families with words for the
@@ -21,7 +21,6 @@ def conversation_sample(messages: Sequence[dict], open_source: Callable[..., Any
         messages: `{"role": "system", "user" or "assistant", "content": text or parts}`; a part is `{"type": "text",
             "text": ...}` or, of the user, `{"type": "image", "image": what open_image takes}`. The last is the user's.
         open_source: Opens an image for the model; takes the image and its `name` for errors.
-        view: The view that reads images.
 
     Raises:
         ValueError: If a message or a part is not of this form, or there is no text.
@@ -33,7 +32,7 @@ def conversation_sample(messages: Sequence[dict], open_source: Callable[..., Any
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
             raise ValueError(f"message {number} has the role {role!r}: expected one of {', '.join(ROLES)}.")
-        segments += [_segment(part, role, f"message {number}", open_source, view) for part in _parts(message, number)]
+        segments += [_segment(part, role, f"message {number}", open_source) for part in _parts(message, number)]
     if role != "user":
         raise ValueError(f"The last message is of the role {role!r}: end the conversation with the user's message.")
     if not any(isinstance(segment, TextSegment) for segment in segments):
@@ -49,7 +48,7 @@ def _parts(message: dict, number: int) -> list[dict]:
     return list(parts)
 
 
-def _segment(part: dict, role: str, name: str, open_source: Callable[..., Any], view: str):
+def _segment(part: dict, role: str, name: str, open_source: Callable[..., Any]):
     kind = part.get("type")
     if kind == "text":
         text = part.get("text")
@@ -57,7 +56,7 @@ def _segment(part: dict, role: str, name: str, open_source: Callable[..., Any], 
             raise ValueError(f"{name} has an empty text: write something, or leave the part out.")
         return TextSegment(text, loss=role == "assistant")
     if kind == "image" and role == "user":
-        return ImageSegment(open_source(part.get("image"), name=f"the image of {name}"), view)
+        return ImageSegment(open_source(part.get("image"), name=f"the image of {name}"), UNDERSTANDING)
     if kind == "image":
         raise ValueError(f"{name} is of the role {role!r} and has an image: only the user shows images.")
     raise ValueError(f"{name} has a part of the type {kind!r}: expected 'text' or 'image'.")

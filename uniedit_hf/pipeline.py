@@ -272,8 +272,8 @@ class UniEditPipeline:
             ValueError: If a conversation is empty, or a message is not of the form described there.
         """
         many = bool(messages) and isinstance(messages[0], list)
-        read = self.processor.open_source, UNDERSTANDING
-        samples = [conversation_sample(each, *read) for each in (messages if many else [messages])]
+        conversations = messages if many else [messages]
+        samples = [conversation_sample(each, self.processor.open_source) for each in conversations]
         if thinking_budget:
             samples = [self._asked_to_think(sample, "answer") for sample in samples]
         answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, kwargs)]

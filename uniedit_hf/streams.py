@@ -78,7 +78,11 @@ class EventStreamer(BaseStreamer):
         if not self.prompt_seen:
             self.prompt_seen = True
             return
-        self.ids += value.flatten().tolist()
+        self.take(value.flatten().tolist())
+
+    def take(self, ids: list[int]) -> None:
+        """Takes token ids behind the prompt."""
+        self.ids += ids
         self._tell_new(self.decode(self.ids), whole=False)
 
     def end(self) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "Compare a tuned model with its base on a benchmark, with intervals.",
     "demo": "Show a base and a tuned model side by side on a local page, or as a Space.",
     "doctor": "Print versions, devices, extras and whether the Hub answers, for a bug report.",
+    "serve": "Serve a model over HTTP with OpenAI's routes: draw, edit, ask.",
     "convert": "Rewrite a checkpoint in the official layout or in that of transformers.",
 }
 

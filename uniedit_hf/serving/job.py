@@ -1,0 +1,171 @@
+"""What the model is asked to do, and one such job on its way from the request to the model and back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from uniedit_hf.streams import Preview, TextPiece
+
+from .api_error import ApiError, timed_out
+
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An image to draw.
+
+    Args:
+        verb: `"edit"` or `"generate"`.
+        text: Instruction or prompt.
+        image: The source of an edit, as the processor opens it.
+        settings: All fields of the model's `ImageSettings`, `size` in place of width and height.
+        source_views: Which encoders see the source.
+        thinking_budget: Tokens of reasoning before the drawing at most.
+        num_previews: How many are shown on the way.
+    """
+
+    verb: str
+    text: str
+    image: Image.Image | None
+    settings: dict[str, Any]
+    source_views: tuple[str, ...] | None = None
+    thinking_budget: int = 0
+    num_previews: int = 0
+
+    @property
+    def kind(self) -> Hashable:
+        """What drawings of one batch have in common."""
+        return self.verb, self.settings.get("num_timesteps"), self.source_views, self.thinking_budget > 0
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A conversation to answer.
+
+    Args:
+        messages: As `UniEditPipeline.chat` takes them.
+        max_new_tokens: The longest answer.
+        thinking_budget: Tokens of reasoning before the answer at most.
+        temperature: 0 takes the likeliest token.
+        top_p: Tokens are drawn from the likeliest ones that together have this probability.
+        seed: Of the draws.
+        stop: Texts that end the answer, which leaves them out.
+        grammar: What the answer must match; every run takes a copy.
+        streamed: Whether pieces are told as they come.
+    """
+
+    messages: list[dict]
+    max_new_tokens: int
+    thinking_budget: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    grammar: LLMatcher | None = None
+    streamed: bool = False
+
+    verb = "chat"
+
+    @property
+    def kind(self) -> Hashable:
+        """What writings of one batch have in common."""
+        return self.verb, self.thinking_budget
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a job.
+
+    Args:
+        result: The image or the answer.
+        thoughts: What was thought before it.
+        tokens: How many were written.
+        finish_reason: `"stop"` or `"length"`.
+    """
+
+    result: Image.Image | str
+    thoughts: str = ""
+    tokens: int = 0
+    finish_reason: str = "stop"
+
+
+Event = TextPiece | Preview | Outcome
+
+
+@dataclass(eq=False)
+class Job:
+    """One thing asked of the model. Made in the event loop; `tell` and `gone` are called from the model's thread.
+
+    Args:
+        asked: What it is.
+        tokens: How many it takes of a batch.
+        seconds: Time for it, waiting included.
+        prompt_tokens: How many of the tokens are read and not written.
+        loop: Where it is waited for.
+    """
+
+    asked: Drawing | Writing
+    tokens: int
+    seconds: float
+    prompt_tokens: int = 0
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    made: float = field(default_factory=time.monotonic)
+    left: bool = False
+    ended: bool = False
+    told: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+
+    inbox: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for the result any more, or it has been told."""
+        return self.ended or self.left or time.monotonic() > self.made + self.seconds
+
+    def tell(self, event: Event | Exception) -> None:
+        """Hands an event, or the error that ends the job, to whoever waits."""
+        self.ended = self.ended or isinstance(event, (Outcome, Exception))
+        if not self.left:
+            self.loop.call_soon_threadsafe(self.inbox.put_nowait, event)
+
+    def tell_text(self, thought: bool, whole: str) -> None:
+        """Tells what is new in a text; a job that is run again says nothing twice."""
+        if new := whole[self.told[thought] :]:
+            self.told[thought] = len(whole)
+            self.tell(TextPiece(new, thought))
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Everything that is told, the last one an `Outcome`. Closing it ends the job.
+
+        Raises:
+            ApiError: If it fails, or its time runs out.
+        """
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self.made + self.seconds - time.monotonic()):
+                        event = await self.inbox.get()
+                except TimeoutError:
+                    raise timed_out(self.seconds) from None
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Outcome):
+                    return
+        finally:
+            self.left = True
+
+    async def outcome(self) -> Outcome:
+        """The end, see `events`."""
+        async for event in self.events():
+            if isinstance(event, Outcome):
+                return event
+        raise ApiError(500, "The job ended without a result.", code="internal_error")
