@@ -79,7 +79,7 @@ class Pair:
     @property
     def thinks(self) -> bool:
         """Whether the models can be asked to think first."""
-        return hasattr(self.base.processor, "thinking_prompts")
+        return self.base.processor.thinking_prompts is not None
 
     def unknown_words(self, text: str) -> list[str]:
         """Words of a text that the tokenizer does not know, each once; those of large models know all."""
