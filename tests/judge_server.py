@@ -14,13 +14,18 @@ class JudgeServer:
     """Use as a context manager.
 
     Args:
-        fault: `"401"`, `"html"`, `"500"`, `"bad_json"`, `"cut"`, `"late"`, `"silent"`, `"garbled"` or `"refused"`.
+        fault: A status in `ERRORS`; `"html"`, `"bad_json"`, `"cut"`, `"late"`, `"silent"`, `"garbled"`, `"refused"`,
+            `"empty"`, or a dress of a good reply in `DRESSES`.
         share: Of the questions that it strikes, at every attempt.
         first_only: Whether it strikes the first attempt only.
         seconds: That every reply takes.
+        posts_only: Whether it does not list its models.
     """
 
-    def __init__(self, fault: str = "", share: float = 1.0, first_only: bool = False, seconds: float = 0.0):
+    def __init__(
+        self, fault: str = "", share: float = 1.0, first_only: bool = False, seconds: float = 0.0, posts_only=False
+    ):
+        self.posts_only, self.looked = posts_only, 0
         self.fault, self.share, self.first_only, self.seconds = fault, share, first_only, seconds
         self.lock, self.tried, self.answered, self.keys = threading.Lock(), Counter(), Counter(), set()
 
@@ -37,9 +42,50 @@ class JudgeServer:
         self.server.server_close()
 
 
+ERRORS = {
+    "401": (401, {"message": "wrong key KEY"}),
+    "402": (402, {"message": "no credit"}),
+    "429": (429, {"message": "too many requests"}),
+    "quota": (429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}),
+    "billing": (400, {"message": "hard limit", "code": "billing_hard_limit_reached"}),
+    "parameter": (400, {"message": "'max_tokens' is not supported with this model", "code": "unsupported_parameter"}),
+    "moderated": (400, {"message": "flagged", "code": "content_policy_violation"}),
+    "500": (500, {"message": "oops"}),
+}
+DRESSES = {
+    "comment": lambda data: b": processing\n\n" + data,
+    "events": lambda data: b"".join(
+        b"data: " + json.dumps({"choices": [{"delta": {"content": part}, "finish_reason": None}]}).encode() + b"\n\n"
+        for part in halves(json.loads(data)["choices"][0]["message"]["content"])
+    ) + b"data: [DONE]\n\n",
+    "surrogate": lambda data: data.replace(b'"content": "', b'"content": "\\ud83d '),
+    "parts": lambda data: json.dumps(
+        {"choices": [{"message": {"content": [{"type": "text", "text": part} for part in halves(
+            json.loads(data)["choices"][0]["message"]["content"])]}}]}
+    ).encode(),
+}  # fmt: skip
+
+
+def halves(text: str) -> tuple[str, str]:
+    return text[: len(text) // 2], text[len(text) // 2 :]
+
+
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+    def do_GET(self):
+        """The list of models, for those who look whether their key is taken."""
+        owner: JudgeServer = self.server.owner
+        with owner.lock:
+            owner.looked += 1
+            owner.keys.add(self.headers.get("Authorization"))
+        status = 501 if owner.posts_only else 401 if owner.fault == "401" else 200
+        data = json.dumps({"data": [{"id": "judge"}]}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def do_POST(self):
         owner: JudgeServer = self.server.owner
@@ -54,15 +100,17 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         text = asked["messages"][0]["content"][0]["text"]
         reply = "I would say it is good." if fault == "garbled" else marks(text, number)
-        message = {"role": "assistant", "content": reply}
+        message = {"role": "assistant", "content": "" if fault == "empty" else reply}
         if fault == "refused":
             message = {"role": "assistant", "content": None, "refusal": "I would rather not."}
         content = {"model": f"{asked['model']}-dated", "choices": [{"message": message, "finish_reason": "stop"}]}
         data = json.dumps(content).encode()
-        status = {"401": 401, "500": 500}.get(fault, 200)
-        if fault == "401":
-            data = json.dumps({"error": {"message": f"wrong key {self.headers.get('Authorization')}"}}).encode()
+        status, error = ERRORS.get(fault, (200, None))
+        if error:
+            key = str(self.headers.get("Authorization"))
+            data = json.dumps({"error": error}).replace("KEY", key).encode()
         data = {"html": b"<!doctype html><html>Sign in</html>", "bad_json": b'{"choices": ['}.get(fault, data)
+        data = DRESSES.get(fault, bytes)(data)
         try:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -70,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
         except (BrokenPipeError, ConnectionResetError):
             return
-        if not fault:
+        if not fault or fault in DRESSES:
             with owner.lock:
                 owner.answered[number] += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uniedit_hf.evaluation.intervals import mean_interval, paired_difference, sign_test
+from uniedit_hf.evaluation.intervals import interval_note, mean_interval, paired_difference, sign_test
 
 
 def test_the_interval_holds_a_known_difference():
@@ -62,3 +62,22 @@ def test_the_sign_test_of_thousands_of_items_is_a_number():
 def test_a_test_of_other_items_is_refused():
     with pytest.raises(ValueError, match="same items"):
         sign_test([1], [1, 0])
+
+
+@pytest.mark.parametrize("better, worse", [(63, 0), (70, 30), (2000, 1900)])
+def test_the_sign_test_takes_numpy_integers(better, worse):
+    ours, theirs = [1] * better + [0] * worse, [0] * better + [1] * worse
+    for kind in (np.int64, np.int8, np.float32, np.bool_):
+        assert sign_test(np.array(ours, kind), np.array(theirs, kind)) == sign_test(ours, theirs) <= 1
+    assert sign_test([1] * 63, [0] * 63) == pytest.approx(2.0**-62)
+
+
+def test_one_item_has_no_interval():
+    difference, low, high = paired_difference([1.0], [0.25])
+    assert difference == 0.75 and np.isnan(low) and np.isnan(high) and np.isnan(mean_interval([0.5])).all()
+    assert interval_note([0.75]) == "one item has no interval"
+
+
+def test_equal_differences_are_told():
+    assert paired_difference([1.0, 0.5], [0.5, 0.0]) == (0.5, 0.5, 0.5)
+    assert "all 2 are equal" in interval_note([0.5, 0.5]) and interval_note([0.5, 0.4]) == interval_note([]) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from uniedit_hf.calls.budget import Budget
 from uniedit_hf.calls.cache import CallCache, Spent
 from uniedit_hf.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer, without_fence
+from uniedit_hf.calls.failures import sorted_failure, without_key
 from uniedit_hf.calls.messages import (
     BackendError,
     ChatRequest,
@@ -24,7 +26,6 @@ from uniedit_hf.calls.messages import (
     RowFailure,
     encoded,
 )
-from uniedit_hf.synthesis.backends.common import sorted_failure, without_key
 from uniedit_hf.synthesis.backends.making import make_backend
 from uniedit_hf.synthesis.settings import (
     BudgetSettings,
@@ -203,7 +204,9 @@ def test_a_backend_that_answers_no_row_stops_the_run(tmp_path):
         answers = call(chat_settings(server), tmp_path, ask)
         stopped = [answer for answer in answers if isinstance(answer, BackendError)]
         assert len(answers) - len(stopped) == FAILURES_IN_A_ROW - 1
-        first = f"The backend mine answered none of {FAILURES_IN_A_ROW} rows, the last with HTTP 400: no such argument"
+        first = (
+            f"The backend mine answered none of {FAILURES_IN_A_ROW} calls, the last with HTTP 400: no such argument"
+        )
         assert any(str(error).startswith(first) for error in stopped)
         server.behaviour = Behaviour()
         call(chat_settings(server), tmp_path, lambda caller: caller.answer(question("Grade 0.")))
@@ -232,7 +235,9 @@ def test_a_server_that_is_down_stops_the_run(tmp_path):
     async def ask(caller):
         return [await caller.answer(each) for each in asks]
 
-    with pytest.raises(BackendError, match=f"not reached by {FAILURES_IN_A_ROW} rows in a row.*start again"):
+    with pytest.raises(
+        BackendError, match=f"not reached by {FAILURES_IN_A_ROW} calls in a row.*run the same command again"
+    ):
         call(settings, tmp_path, ask)
 
 
@@ -320,3 +325,20 @@ def test_waiting_is_bounded(tmp_path):
         waits = [caller._wait(attempt, PassingFailure("no", wait)) for attempt, wait in ((0, 0), (3, 0), (0, 9e9))]
         cache.close()
     assert 0.005 <= waits[0] <= 0.01 and 0.04 <= waits[1] <= 0.08 and waits[2] == 60.0 and time.monotonic() > 0
+
+
+def test_models_see_pictures_upright_and_on_white():
+    """As training sees them: the stored bytes go on only where they are plain RGB."""
+    turned = Image.new("RGB", (6, 4), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    clear = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    palette = Image.new("P", (6, 4))
+    buffers = [io.BytesIO() for _ in range(3)]
+    turned.save(buffers[0], "PNG", exif=exif)
+    clear.save(buffers[1], "PNG")
+    palette.save(buffers[2], "PNG", transparency=0)
+    seen = [Image.open(io.BytesIO(Picture(buffer.getvalue()).png())) for buffer in buffers]
+    assert [(image.size, image.mode) for image in seen] == [((4, 6), "RGB"), ((6, 4), "RGB"), ((6, 4), "RGB")]
+    assert seen[1].getpixel((0, 0)) == seen[2].getpixel((0, 0)) == (255, 255, 255)
+    assert SOURCE.png() is SOURCE.data and SOURCE.png(100) is SOURCE.data and SOURCE.png(10) is not SOURCE.data

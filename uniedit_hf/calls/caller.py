@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from uniedit_hf.calls.budget import Budget, price_of
 from uniedit_hf.calls.cache import CallCache
-from uniedit_hf.calls.call_settings import BackendSettings
+from uniedit_hf.calls.call_settings import BackendSettings, BudgetSettings
 from uniedit_hf.calls.messages import (
     Answer,
+    BackendDown,
     BackendError,
     ChatRequest,
     EditRequest,
@@ -24,7 +25,7 @@ from uniedit_hf.calls.messages import (
 )
 
 
-# So many rows in a row whose last attempt reached no server mean that it is down, and so many rows without a single
+# So many calls in a row whose last attempt failed mean that the server is down, and so many calls without a single
 # reply that the settings are wrong: the run stops.
 FAILURES_IN_A_ROW = 20
 LONGEST_WAIT = 60.0
@@ -49,12 +50,18 @@ class Caller:
         backend: Has `parameters`, a text that decides replies, `key`, which must not be kept, and
             `async reply(request)`.
         settings: Limits and prices.
-        cache: Where replies are kept.
-        budget: What may be spent.
+        cache: Where replies are kept, unless whoever asks keeps them.
+        budget: What may be spent; by default there is no limit.
+        patience: So many calls in a row whose last attempt failed stop the run.
     """
 
-    def __init__(self, name: str, backend, settings: BackendSettings, cache: CallCache, budget: Budget):
-        self.name, self.backend, self.settings, self.cache, self.budget = name, backend, settings, cache, budget
+    def __init__(
+        self, name: str, backend, settings: BackendSettings, cache: CallCache | None = None,
+        budget: Budget | None = None, patience: int | None = None,
+    ):  # fmt: skip
+        self.name, self.backend, self.settings, self.cache = name, backend, settings, cache
+        self.budget, self.patience = budget or Budget(BudgetSettings()), patience or FAILURES_IN_A_ROW
+        self.who = getattr(backend, "who", f"The backend {name}")
         self.slots = asyncio.Semaphore(settings.concurrency)
         self.running: dict[bytes, asyncio.Future[Reply]] = {}
         self.next_start = 0.0
@@ -70,7 +77,7 @@ class Caller:
             BackendError: No call can succeed.
         """
         key = request_key(self.backend.parameters, request)
-        found = self.cache.get(key)
+        found = self.cache.get(key) if self.cache else None
         if found is not None:
             self.cached += 1
             return found
@@ -82,7 +89,8 @@ class Caller:
             async with self.slots:
                 reply = await self._paid(request)
                 money = price_of(reply, self.settings.price)
-                self.cache.put(key, self.name, reply, money)
+                if self.cache:
+                    self.cache.put(key, self.name, reply, money)
                 self.budget.end_call(reply, money)
                 self.made += 1
             future.set_result(reply)
@@ -122,6 +130,8 @@ class Caller:
         except BaseException as error:
             self.budget.fail_call()
             if isinstance(error, RowFailure):
+                if not isinstance(error.__cause__, PassingFailure):
+                    self.failed += 1  # it may succeed after a person acted, so the next run asks again
                 self._note_unanswered(error)
             raise
         self.failures = 0
@@ -136,20 +146,21 @@ class Caller:
             if attempt + 1 < self.settings.attempts:
                 await asyncio.sleep(self._wait(attempt, last))
         self.failed += 1
-        self.failures = 0 if last.reached else self.failures + 1
-        if self.failures >= FAILURES_IN_A_ROW:
-            raise BackendError(
-                f"The backend {self.name} was not reached by {self.failures} rows in a row, the last with {last}; see "
-                "whether its server is up, then start again: what has been answered is kept."
+        self.failures += 1
+        if self.failures >= self.patience:
+            what = f"failed {self.failures} calls" if last.reached else f"was not reached by {self.failures} calls"
+            raise BackendDown(
+                f"{self.who} {what} in a row, the last with {last}; see whether its server is up, then run the same "
+                "command again: what has been answered is kept."
             ) from last
         raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {last}") from last
 
     def _note_unanswered(self, failure: RowFailure) -> None:
         self.unanswered += 1
-        if self.unanswered >= FAILURES_IN_A_ROW and not self.made and not self.cached:
+        if self.unanswered >= self.patience and not self.made and not self.cached:
             raise BackendError(
-                f"The backend {self.name} answered none of {self.unanswered} rows, the last with {failure}; see "
-                "to its settings, then start again."
+                f"{self.who} answered none of {self.unanswered} calls, the last with {failure}; see to its settings, "
+                "then run the same command again."
             ) from failure
 
     async def _paced(self, request: ChatRequest | EditRequest) -> Reply:

@@ -49,13 +49,28 @@ class Picture:
         return image
 
     def png(self, longest_side: int | None = None) -> bytes:
-        """The picture as PNG, made smaller if a side is longer than `longest_side` pixels."""
-        if longest_side is None and self.data.startswith(b"\x89PNG"):
+        """The picture as PNG as training sees it: upright, RGB, on white, and made smaller if a side is longer than
+        `longest_side` pixels."""
+        fits = longest_side is None or max(self.size) <= longest_side
+        if fits and _is_plain_png(self.data):
             return self.data
         image = self.pixels()
         if longest_side is not None and max(image.size) > longest_side:
             image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
         return encoded(image)
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether these bytes are a PNG in 8-bit RGB without transparency, orientation or further frames."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x02":
+        return False
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        if kind in (b"tRNS", b"eXIf", b"acTL"):
+            return False
+        place += length + 12
+    return True
 
 
 async def off_loop(work: Callable[..., Value], *pictures: Picture) -> Value:
@@ -85,21 +100,23 @@ class ChatRequest:
     Args:
         system: What is the same for many questions.
         text: This question.
-        answer: The form of the answer.
+        answer: The form of the answer; `None` for a text.
         pictures: What the model sees, in order.
         attempt: Counts the times the same was asked because the answer had another form.
+        text_first: Whether the question stands before the pictures.
     """
 
     system: str
     text: str
-    answer: type[Answer]
+    answer: type[Answer] | None
     pictures: tuple[Picture, ...] = ()
     attempt: int = 0
+    text_first: bool = False
 
     @property
     def content(self) -> tuple[str, ...]:
         """What decides the reply."""
-        form = self.answer.__name__
+        form = self.answer.__name__ if self.answer else ("text first" if self.text_first else "text")
         return ("chat", self.system, self.text, form, str(self.attempt), *(each.sha256 for each in self.pictures))
 
 
@@ -136,6 +153,7 @@ class Reply:
         refusal: Why there is neither.
         tokens_in: Tokens that were read.
         tokens_out: Tokens that were written.
+        cut: Whether the text ends at the limit of tokens; not kept in the cache.
     """
 
     model: str
@@ -144,6 +162,7 @@ class Reply:
     refusal: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
+    cut: bool = False
 
 
 class PassingFailure(Exception):
@@ -165,7 +184,11 @@ class RowFailure(Exception):
 
 
 class BackendError(ValueError):
-    """No call can succeed: a wrong key, an unknown model, a server that is down. One sentence with the remedy."""
+    """No call can succeed: a wrong key, an unknown model, no credit. One sentence with the remedy."""
+
+
+class BackendDown(BackendError):
+    """Calls fail one after another: a server that is down, busy or broken."""
 
 
 def request_key(parameters: str, request: ChatRequest | EditRequest) -> bytes:

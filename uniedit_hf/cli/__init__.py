@@ -8,6 +8,7 @@ its traceback.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _complain(f"uniedit {command}: {error}", 1)
     except KeyboardInterrupt:
+        gc.freeze()  # or Python looks for garbage among all of torch before it ends, which takes seconds
         return _complain(f"uniedit {command}: stopped by Ctrl-C", 130)
     return 0
 

@@ -3,7 +3,8 @@
     uniedit evaluate --suite wise --prompts final_data.json --model runs/bagel \\
         --baseline ByteDance-Seed/BAGEL-7B-MoT --judge_model gpt-4o-2024-11-20 --output_dir runs/wise
 
-The same command goes on where it was stopped. Under `accelerate launch` the pictures are shared out over the GPUs.
+The same command resumes where it was stopped, and asks again what has no reply yet. Under `accelerate launch` the
+images are shared out over the GPUs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class EvaluateOptions:
     prompts: str | None = field(
         default=None,
         metadata={
-            "help": "prompt file or hf://datasets/OWNER/NAME/FILE; GEdit: data set; small_world: none",
+            "help": "prompt file, or hf://datasets/OWNER/NAME/FILE",
             "metavar": "PATH",
         },
     )
@@ -34,14 +35,12 @@ class EvaluateOptions:
         default=None, metadata={"help": "folder of the benchmark's pictures", "metavar": "PATH"}
     )
     preset: Literal["bagel", "uniedit", "model"] = field(
-        default="bagel", metadata={"help": "settings of BAGEL's release, of Uni-Edit's, or the model's own"}
+        default="bagel", metadata={"help": "whose generation settings"}
     )
     drawing: dict | str | None = field(
-        default=None, metadata={"help": "settings instead of those of the preset", "metavar": "JSON"}
+        default=None, metadata={"help": "settings that replace those of the preset", "metavar": "JSON"}
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "of the noise; every prompt is drawn once with each"}
-    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one image a prompt with each"})
     limit: int | None = field(default=None, metadata={"help": "take the first items only"})
     batch_size: int = field(default=8, metadata={"help": "pictures drawn side by side"})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
@@ -50,39 +49,48 @@ class EvaluateOptions:
     compat: Literal["uniedit", "upstream", "lmms-eval"] | None = field(
         default=None, metadata={"help": "score as this official script does, faults included"}
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "write the table into the card on the Hub, too"})
+    write_card: bool = field(
+        default=False,
+        metadata={"help": "into the model's card also with limit"},
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "into the model's card on the Hub"})
 
 
 @dataclass
 class JudgeOptions:
     judge_model: str | None = field(
-        default=None, metadata={"help": "the judge's id, best a dated one", "metavar": "NAME"}
+        default=None, metadata={"help": "model id of the judge; prefer a dated snapshot", "metavar": "NAME"}
     )
     judge_base_url: str = field(
-        default="https://api.openai.com/v1", metadata={"help": "any OpenAI-compatible endpoint", "metavar": "URL"}
+        default="https://api.openai.com/v1", metadata={"help": "OpenAI-compatible endpoint", "metavar": "URL"}
     )
     judge_api_key_env: str = field(
         default="OPENAI_API_KEY",
-        metadata={"help": "environment variable of its key; none if the server needs none", "metavar": "NAME"},
+        metadata={"help": "variable of its key, or none", "metavar": "NAME"},
     )
     judge_prompts: str | None = field(
         default=None, metadata={"help": "JSON file of texts for the judge instead of ours", "metavar": "PATH"}
     )
-    judge_timeout: float = field(default=120.0, metadata={"help": "seconds"})
+    judge_arguments: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "further arguments of a call; null leaves one out",
+            "metavar": "JSON",
+        },
+    )
+    judge_timeout: float = field(default=120.0, metadata={"help": "seconds until a call has failed"})
+    judge_attempts: int = field(default=8, metadata={"help": "attempts at a call; 8 take two minutes"})
     judge_workers: int = field(default=8, metadata={"help": "calls at a time"})
+    retry: Literal["failed"] | None = field(
+        default=None, metadata={"help": "ask again what was refused, empty or unreadable"}
+    )
     detector: str = field(
         default="facebook/mask2former-swin-small-coco-instance",
         metadata={"help": "GenEval's Mask2Former", "metavar": "NAME"},
     )
-    detector_size: int = field(
-        default=800, metadata={"help": "shortest edge in pixels to which it scales a picture; 800 is the benchmark's"}
-    )
-    class_names: str | None = field(
-        default=None, metadata={"help": "GenEval's object_names.txt, which the detector needs", "metavar": "PATH"}
-    )
-    clip: str = field(
-        default="openai/clip-vit-large-patch14", metadata={"help": "GenEval's CLIP for colours", "metavar": "NAME"}
-    )
+    detector_size: int = field(default=800, metadata={"help": "shortest edge it scales to, in pixels"})
+    class_names: str | None = field(default=None, metadata={"help": "GenEval's object_names.txt", "metavar": "PATH"})
+    clip: str = field(default="openai/clip-vit-large-patch14", metadata={"help": "GenEval's CLIP", "metavar": "NAME"})
 
 
 def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
@@ -90,53 +98,109 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
 
     from uniedit_hf.evaluation import running
     from uniedit_hf.evaluation.comparison import check_same, compare
-    from uniedit_hf.evaluation.comparison_report import markdown, write
     from uniedit_hf.evaluation.suites import suite as suite_of
 
     suite, state, output = suite_of(options.suite), PartialState(), Path(options.output_dir)
+    _check(options)
+    items = suite.read(options.prompts, options.images)
+    num_all, items = len(items), items[: options.limit]
+    drawing, seeds = _drawing(options, suite), sorted(options.seeds)
+    if options.compat and hasattr(suite, "check"):
+        suite.check(items, options.compat)
+    # what is missing for judging is told before anything is drawn
+    scorer, named, ready = _scorer(options, judging, seeds, str(state.device))
+    models = {"tuned": options.model} | ({"baseline": options.baseline} if options.baseline else {})
+    folders = {name: output / name for name in models}
+    if state.is_main_process and not all(_drawn(suite, items, seeds, folder) for folder in folders.values()):
+        ready()
+    for name, model in models.items():
+        settings = running.settings_of(options.suite, items, model, seeds, drawing)
+        if state.is_main_process:
+            running.open_run(folders[name], settings)
+        state.wait_for_everyone()
+        _draw(model, suite, items, seeds, options, folders[name], drawing, state)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    if options.baseline:
+        check_same(*folders.values())
+    outcomes = {name: scorer(suite, items, folder) for name, folder in folders.items()}
+    preset = options.preset if suite.SETTINGS else "of the suite"
+    result = {"suite": options.suite, "preset": preset, "drawing": drawing, "models": models, **named}
+    result |= compare(suite, items, seeds, outcomes["tuned"], outcomes.get("baseline"), options.compat)
+    result["notes"] = _notes(suite, seeds, len(items), num_all)
+    _report(result, items, output, folders, options)
+
+
+def _check(options: EvaluateOptions) -> None:
+    """Raises: ValueError: Options make no sense."""
     if options.prompts is None and options.suite != "small_world":
         raise ValueError(f"{options.suite} needs its prompt file: give it as prompts.")
     if options.push_to_hub and Path(options.model).is_dir():
         raise ValueError(f"{options.model} is a folder: push_to_hub is for a model on the Hub, so leave it out.")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"limit is {options.limit}, but at least one item must be taken: use 1 or more.")
-    items = suite.read(options.prompts, options.images)[: options.limit]
-    drawing = _drawing(options, suite)
-    # what is missing for judging is told before anything is drawn
-    look, named = _eye(options, judging, str(state.device))
-    models = {"tuned": options.model} | ({"baseline": options.baseline} if options.baseline else {})
-    folders = {name: output / name for name in models}
-    for name, model in models.items():
-        settings = running.settings_of(options.suite, items, model, options.seeds, drawing)
-        if state.is_main_process:
-            running.open_run(folders[name], settings)
-        state.wait_for_everyone()
-        _draw(model, suite, items, options, folders[name], drawing, state)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return
-    if options.baseline:
-        check_same(*folders.values())
-    outcomes = {name: look(suite, items, folder) for name, folder in folders.items()}
-    preset = options.preset if suite.SETTINGS else "of the suite"
-    result = {"suite": options.suite, "preset": preset, "drawing": drawing, "models": models}
-    result |= {"compat": options.compat, **named}
-    result |= compare(suite, items, options.seeds, outcomes["tuned"], outcomes.get("baseline"), options.compat)
-    write(result, items, output, folders)
+    if twice := {seed for seed in options.seeds if options.seeds.count(seed) > 1}:
+        raise ValueError(f"The seed {min(twice)} is given twice: every image is drawn once with each seed.")
+
+
+def _notes(suite, seeds: list[int], taken: int, num_all: int) -> list[str]:
+    """What a reader of the table has to know."""
+    notes = []
+    if taken < num_all:
+        notes.append(f"Of the first {taken} of {num_all} items.")
+    official = getattr(suite, "IMAGES_PER_PROMPT", 1)
+    if len(seeds) < official:
+        names = " ".join(map(str, range(official)))
+        notes.append(
+            f"The official protocol draws {official} images a prompt (--seeds {names}), this run {len(seeds)}."
+        )
+    return notes
+
+
+def _report(result: dict, items: list, output: Path, folders: dict, options: EvaluateOptions) -> None:
+    """Writes and prints the result, and the table into the card.
+
+    Raises:
+        ValueError: Replies are missing, or none could be read.
+    """
+    from uniedit_hf.evaluation.comparison import extremes, missing_replies, readable
+    from uniedit_hf.evaluation.comparison_report import markdown, write
+
+    page = write(result, items, output, folders)
     print(markdown(result))
-    print(f"The result, with the worst and best examples, is in {output / 'result.html'}.")
+    examples = ", with the worst and best examples," if any(extremes(result)) else ""
+    print(f"The result{examples} is in {page}.")
+    if page.stem != "result":
+        print(f"{output / 'result.html'} is of an earlier run with more marks and stays.")
     _write_card(result, options)
+    if missing := missing_replies(result):
+        raise ValueError(
+            f"{missing} images have no reply of the judge yet ({_first_reason(result)}): run the same command again. "
+            "What has been answered is kept."
+        )
+    if not readable(result):
+        raise ValueError(f"No image has marks ({_first_reason(result)}): see the reasons in {page}.")
+
+
+def _first_reason(result: dict) -> str:
+    found = [each for run in result["runs"].values() for each in run["reasons"]]
+    return max(found, key=lambda each: (each["status"] == "no_reply", each["count"]))["reason"]
 
 
 def _write_card(result: dict, options: EvaluateOptions) -> None:
-    from uniedit_hf.evaluation.result_card import push_into_card, write_into_card
+    from uniedit_hf.evaluation.result_card import push_into_card, why_not_written, write_into_card
 
-    if Path(options.model).is_dir():
-        print(f"The table is in {write_into_card(result, Path(options.model))}.")
-    elif options.push_to_hub:
-        print(f"The table is in the model's card: {push_into_card(result, options.model)}")
-    else:
+    local = Path(options.model).is_dir()
+    asked = options.write_card or options.push_to_hub
+    if reason := why_not_written(result, options.model, asked, options.limit is not None):
+        print(f"The model's card is left as it is: {reason}.")
+    elif not local and not options.push_to_hub:
         print(f"The card of {options.model} on the Hub is as it was: --push_to_hub writes the table into it.")
+    elif place := write_into_card(result, Path(options.model)) if local else push_into_card(result, options.model):
+        print(f"The table is in {place}." if local else f"The table is in the model's card: {place}")
+    else:
+        print("The model's card is left as it is: its table is of more images.")
 
 
 def _drawing(options: EvaluateOptions, suite) -> dict:
@@ -153,29 +217,38 @@ def _drawing(options: EvaluateOptions, suite) -> dict:
     return suite.SETTINGS.get(options.preset, {}) | (given or {})
 
 
-def _draw(model: str, suite, items: list, options: EvaluateOptions, folder: Path, drawing: dict, state) -> None:
+def _drawn(suite, items: list, seeds: list[int], folder: Path) -> bool:
+    """Whether a run has everything that it is scored by."""
+    from uniedit_hf.evaluation import running
+
+    path_of = getattr(suite, "output_path", running.picture_path)
+    return all(path_of(folder, item, seed).exists() for item in items for seed in seeds)
+
+
+def _draw(
+    model: str, suite, items: list, seeds: list[int], options: EvaluateOptions, folder: Path, drawing: dict, state
+) -> None:
     from uniedit_hf import UniEditPipeline
     from uniedit_hf.evaluation import running
 
-    draw = getattr(suite, "draw", running.draw)
-    path_of = getattr(suite, "output_path", running.picture_path)
-    paths = (path_of(folder, item, seed) for item in items for seed in options.seeds)
-    if all(path.exists() for path in paths):
+    if _drawn(suite, items, seeds, folder):
         return
     pipeline = UniEditPipeline.from_pretrained(model, batch_size=options.batch_size, dtype=options.dtype)
     pipeline.to(state.device)
-    draw(pipeline, items, options.seeds, folder, drawing, state.process_index, state.num_processes)
+    draw = getattr(suite, "draw", running.draw)
+    draw(pipeline, items, seeds, folder, drawing, state.process_index, state.num_processes)
 
 
-def _eye(options: EvaluateOptions, judging: JudgeOptions, device: str) -> tuple[Callable, dict]:
-    """What looks at the pictures of a run, a judge, a detector or the small world's reader, and its name."""
+def _scorer(
+    options: EvaluateOptions, judging: JudgeOptions, seeds: list[int], device: str
+) -> tuple[Callable, dict, Callable]:
+    """What scores a run, the metadata that identifies it, and what looks whether it is ready before anything is
+    drawn."""
     from uniedit_hf.evaluation import judge_prompts, running
 
     if options.suite == "small_world":
-        return (
-            lambda suite, items, folder: suite.outcomes(items, options.seeds, folder),
-            {"detector": "the small world's reader"},
-        )
+        name = {"detector": "the small world's reader"}
+        return lambda suite, items, folder: suite.outcomes(items, seeds, folder), name, lambda: None
     if options.suite == "geneval":
         from uniedit_hf.evaluation.detector import ColorReader, Detector
 
@@ -186,23 +259,43 @@ def _eye(options: EvaluateOptions, judging: JudgeOptions, device: str) -> tuple[
             ColorReader(judging.clip, device),
         )
         return (
-            lambda suite, items, folder: running.detect(suite, *found, items, options.seeds, folder),
+            lambda suite, items, folder: running.detect(suite, *found, items, seeds, folder),
             {"detector": judging.detector, "detector_size": judging.detector_size, "clip": judging.clip},
+            lambda: None,
         )
+    judge, texts = _judge(options, judging), judge_prompts.load(judging.judge_prompts)
+    again = judging.retry == "failed"
+    return (
+        lambda suite, items, folder: running.judge(suite, judge, items, seeds, folder, texts, options.compat, again),
+        {"judge": judge.settings.stored},
+        judge.check,
+    )
+
+
+def _judge(options: EvaluateOptions, judging: JudgeOptions):
     from uniedit_hf.evaluation.judge import Judge, JudgeSettings
 
     if judging.judge_model is None:
         raise ValueError(f"{options.suite} needs a judge: give its id as judge_model.")
-    key = None if judging.judge_api_key_env.lower() == "none" else judging.judge_api_key_env
-    settings = JudgeSettings(
-        judging.judge_model,
-        judging.judge_base_url,
-        key,
-        timeout=judging.judge_timeout,
-        workers=judging.judge_workers,
+    return Judge(
+        JudgeSettings(
+            judging.judge_model,
+            judging.judge_base_url,
+            None if judging.judge_api_key_env.lower() == "none" else judging.judge_api_key_env,
+            timeout=judging.judge_timeout,
+            attempts=judging.judge_attempts,
+            workers=judging.judge_workers,
+            arguments=_json_object("judge_arguments", judging.judge_arguments),
+        )
     )
-    texts, judge = judge_prompts.load(judging.judge_prompts), Judge(settings)
-    return (
-        lambda suite, items, folder: running.judge(suite, judge, items, options.seeds, folder, texts, options.compat),
-        {"judge": settings.stored},
-    )
+
+
+def _json_object(name: str, given: dict | str | None) -> dict:
+    """Raises: ValueError: An option is not a JSON object."""
+    try:
+        value = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        value = given
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name} is {given!r}, but must be JSON such as '{{\"temperature\": 0.5}}'.")
+    return value or {}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from uniedit_hf.evaluation.intervals import mean_interval, paired_difference, sign_test
+from uniedit_hf.evaluation.intervals import interval_note, mean_interval, paired_difference, sign_test
 from uniedit_hf.evaluation.items import Item, Outcome
 from uniedit_hf.evaluation.running import OWN, differing
 from uniedit_hf.evaluation.scorers.marks import mean
 
 
+MOST_REASONS = 5
 Outcomes = Mapping[tuple[str, int], Outcome]
 
 
@@ -36,25 +38,56 @@ def compare(
     The suite's own summaries are of each run's readable replies. The paired part is over items, each the mean of its
     seeds, that have a value in both runs, and over every group of them where the suite has groups.
     """
+    seeds = sorted(seeds)
     runs = {"tuned": tuned} | ({"baseline": baseline} if baseline is not None else {})
-    result: dict = {"headline": suite.HEADLINE, "items": len(items), "seeds": list(seeds), "runs": {}}
+    failed = getattr(suite, "FAILED", {}).get(compat)
+    runs = {name: _counted(outcomes, failed) for name, outcomes in runs.items()}
+    result: dict = {"headline": suite.HEADLINE, "items": len(items), "seeds": seeds, "compat": compat, "runs": {}}
     for name, outcomes in runs.items():
         rows = [(item, outcomes[item.name, seed]) for item in items for seed in seeds]
         values = [value for item in items if (value := item_value(item, seeds, outcomes)) is not None]
         result["runs"][name] = {
             "summary": suite.summary(rows, compat),
             "statuses": dict(Counter(outcome.status for _, outcome in rows)),
+            "reasons": _reasons(outcome for _, outcome in rows),
             "mean_of_items": mean(values),
-            "interval": mean_interval(values) if values else None,
+            "interval": list(mean_interval(values)) if len(values) > 1 else None,
+            "interval_note": interval_note(values),
         }
     if baseline is not None:
-        result["paired"] = _paired(items, seeds, tuned, baseline)
+        result["paired"] = _paired(items, seeds, **runs)
         if hasattr(suite, "groups"):
             result["paired_groups"] = {
-                name: _paired([items[index] for index in indices], seeds, tuned, baseline)
+                name: _paired([items[index] for index in indices], seeds, **runs)
                 for name, indices in suite.groups(items).items()
             }
     return result
+
+
+def _counted(outcomes: Outcomes, failed: float | None) -> Outcomes:
+    """The outcomes with the value that an official script counts for failed ones, if it counts any."""
+    if failed is None:
+        return outcomes
+    return {key: each if each.value is not None else replace(each, value=failed) for key, each in outcomes.items()}
+
+
+def _reasons(outcomes: Iterable[Outcome]) -> list[dict]:
+    """The most frequent reasons of outcomes without marks."""
+    counts = Counter((each.status, each.reason) for each in outcomes if each.status != "ok")
+    return [
+        {"status": status, "reason": reason, "count": count}
+        for (status, reason), count in counts.most_common(MOST_REASONS)
+    ]
+
+
+def missing_replies(result: Mapping) -> int:
+    """How many pictures have no reply yet, so that the same command asks again."""
+    return sum(run["statuses"].get("no_reply", 0) for run in result["runs"].values())
+
+
+def readable(result: Mapping) -> int:
+    """How many pictures have marks."""
+    return sum(run["statuses"].get("ok", 0) for run in result["runs"].values())
 
 
 def item_value(item: Item, seeds: Sequence[int], outcomes: Outcomes) -> float | None:
@@ -63,7 +96,7 @@ def item_value(item: Item, seeds: Sequence[int], outcomes: Outcomes) -> float | 
 
 
 def _paired(items: Sequence[Item], seeds: Sequence[int], tuned: Outcomes, baseline: Outcomes) -> dict:
-    pairs = {}
+    pairs: dict[str, tuple[float, float]] = {}
     for item in items:  # only seeds that have a value in both
         both = [s for s in seeds if tuned[item.name, s].value is not None and baseline[item.name, s].value is not None]
         if both:
@@ -71,11 +104,12 @@ def _paired(items: Sequence[Item], seeds: Sequence[int], tuned: Outcomes, baseli
     if not pairs:
         return {"items": 0, "difference": None, "interval": None, "sign_test": None, "better": 0, "worse": 0}
     ours, theirs = zip(*pairs.values())
-    difference, low, high = paired_difference(ours, theirs)
+    difference, *interval = paired_difference(ours, theirs)
     return {
         "items": len(pairs),
         "difference": difference,
-        "interval": [low, high],
+        "interval": interval if len(pairs) > 1 else None,
+        "interval_note": interval_note([our - their for our, their in pairs.values()]),
         "sign_test": sign_test(ours, theirs),
         "better": sum(our > their for our, their in pairs.values()),
         "worse": sum(our < their for our, their in pairs.values()),

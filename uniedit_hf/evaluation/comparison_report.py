@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
-from uniedit_hf.evaluation.comparison import extremes
+from uniedit_hf.evaluation.comparison import extremes, readable
 from uniedit_hf.evaluation.items import Item
 from uniedit_hf.evaluation.running import picture_path
 from uniedit_hf.images import open_image
@@ -38,6 +39,7 @@ def markdown(result: dict) -> str:
     lines.append("")
     for name, run in runs.items():
         lines += [f"- {name}, {_short(result['models'][name])}: {_statuses(run['statuses'])}"]
+        lines += [f"  - {each['count']} {each['status']}: {_cell(each['reason'])}" for each in run.get("reasons", ())]
     if groups := result.get("paired_groups"):  # the mean over all of them would mix abilities
         for name, paired in groups.items():
             lines += ["", f"{name}: {_sentence(paired)}"]
@@ -59,28 +61,44 @@ def _statuses(statuses: dict) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(statuses.items()))
 
 
+def _cell(text: str) -> str:
+    """A text of others on one line, without what Markdown and HTML act on."""
+    return re.sub(r"[|<>`\[\]]", " ", " ".join(text.split()))[:160]
+
+
 def _sentence(paired: dict) -> str:
     if not paired["items"]:
         return "No item has a value in both runs."
-    low, high = paired["interval"]
+    note = paired.get("interval_note")
+    interval = "no interval"
+    if paired["interval"]:
+        low, high = paired["interval"]
+        interval = f"95 % interval {low:+.3f} to {high:+.3f}, paired bootstrap"
     return (
-        f"Over {paired['items']} items the mean difference of items is {paired['difference']:+.3f} (95 % interval "
-        f"{low:+.3f} to {high:+.3f}, paired bootstrap); {paired['better']} are better, {paired['worse']} worse (exact "
-        f"sign test: p = {paired['sign_test']:.3g})."
+        f"Over {paired['items']} items the mean difference of items is {paired['difference']:+.3f} ({interval}"
+        f"{f': {note}' if note else ''}); {paired['better']} are better, {paired['worse']} worse (exact sign test: "
+        f"p = {paired['sign_test']:.3g})."
     )
 
 
 def _provenance(result: dict) -> str:
     judge = result.get("judge")
     seen = f"judged by {judge['model']}" if judge else f"detected by {result.get('detector')}"
-    return f"{result['items']} items, seeds {result['seeds']}, preset {result['preset']}, {seen}."
+    scored = f"scored as {result['compat']}'s script (--compat {result['compat']})" if result.get("compat") else ""
+    parts = [f"{result['items']} items", f"seeds {result['seeds']}", f"preset {result['preset']}", seen, scored]
+    return " ".join([", ".join(filter(None, parts)) + ".", *result.get("notes", ())])
 
 
-def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Path]) -> None:
-    """Writes `result.md`, `result.json` and `result.html` into the folder."""
-    (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-    (folder / "result.md").write_text(markdown(result), encoding="utf-8")
-    (folder / "result.html").write_text(html(result, items, runs), encoding="utf-8")
+def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Path]) -> Path:
+    """Writes `NAME.md`, `NAME.json` and `NAME.html` into the folder and returns the last. NAME is "result", or
+    "result.partial" where the folder holds a result with more marks, which stays."""
+    earlier = folder / "result.json"
+    kept = earlier.is_file() and readable(json.loads(earlier.read_text(encoding="utf-8"))) > readable(result)
+    name = "result.partial" if kept else "result"
+    texts = {"json": json.dumps(result, indent=2), "md": markdown(result), "html": html(result, items, runs)}
+    for ending, text in texts.items():
+        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+    return folder / f"{name}.html"
 
 
 def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
@@ -88,9 +106,9 @@ def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
     name, text = escape(result["suite"]), markdown(result).splitlines()
     table = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in text if line.startswith("| ")]
     rows = [_row(row, "td") for row in table[1:]]
-    words = [f"<p>{escape(line.removeprefix('- '))}</p>" for line in text if line and not line.startswith("|")]
+    words = [f"<p>{escape(line.strip().removeprefix('- '))}</p>" for line in text if line and not line.startswith("|")]
     parts = [f"<h1>{name}</h1><table>{_row(table[0], 'th')}{''.join(rows)}</table>", *words]
-    if "paired" in result and len(result["seeds"]) > 1:
+    if any(extremes(result)) and len(result["seeds"]) > 1:
         parts.append(
             f"<p>Pictures below are of seed {result['seeds'][0]}, numbers beside them means of all seeds.</p>"
         )

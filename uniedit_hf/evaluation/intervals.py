@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import comb
+from math import comb, nan
 
 import numpy as np
 
@@ -14,7 +14,7 @@ COVERAGE = 0.95
 
 
 def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean."""
+    """The 95 % bootstrap interval of a mean; not a number for one score, which has none."""
     return _interval(np.asarray(scores, dtype=np.float64), seed)
 
 
@@ -27,7 +27,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
         seed: Of the resampling; the same scores and seed give the same interval.
 
     Returns:
-        `(difference, low, high)`.
+        `(difference, low, high)`; `low` and `high` are not numbers for one item, which has no interval.
 
     Raises:
         ValueError: The runs have different numbers of items, or none.
@@ -40,7 +40,18 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
     return (float(differences.mean()), *_interval(differences, seed))
 
 
+def interval_note(values: Sequence[float]) -> str:
+    """Why the interval of these scores or differences is not one to rely on, or ""."""
+    if len(values) == 1:
+        return "one item has no interval"
+    if len(values) and np.ptp(np.asarray(values, dtype=np.float64)) == 0:
+        return f"all {len(values)} are equal, so resampling them shows no spread and the interval no uncertainty"
+    return ""
+
+
 def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    if len(values) == 1:
+        return nan, nan
     picks = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
     means = values[picks].mean(axis=1)
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
@@ -59,8 +70,8 @@ def sign_test(ours: Sequence[float], theirs: Sequence[float]) -> float:
         raise ValueError(
             f"A paired test needs the same items in both runs, but they have {len(ours)} and {len(theirs)}."
         )
-    better = sum(our > their for our, their in zip(ours, theirs))
-    worse = sum(our < their for our, their in zip(ours, theirs))
+    better = sum(bool(our > their) for our, their in zip(ours, theirs))  # Python's integers: comb() overflows numpy's
+    worse = sum(bool(our < their) for our, their in zip(ours, theirs))
     number = better + worse
     tail = sum(comb(number, count) for count in range(min(better, worse) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**number)))

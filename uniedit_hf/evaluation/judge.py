@@ -1,35 +1,41 @@
-"""A judge: a chat model behind any OpenAI-compatible endpoint that looks at pictures and replies with marks.
+"""A judge: a chat model behind any OpenAI-compatible endpoint that looks at images and replies with marks.
 
-A setting that is wrong for every call (key, address, model) stops the run with one sentence. What befalls one call is
-tried again and then becomes its status; nothing is marked in its place.
+What keeps every call from succeeding (key, address, model, credit, a parameter) stops the run with one sentence. A
+call that fails is made again with growing waits, for minutes, and then has the status `no_reply`: the same command
+asks it again. A refusal or an empty reply is a status of its own. No mark stands in for any of them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import islice
+import threading
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from pydantic import ValidationError
 from tqdm.auto import tqdm
 
+from uniedit_hf.calls.caller import Caller
+from uniedit_hf.calls.messages import BackendDown, BackendError, ChatRequest, Picture, Reply, RowFailure
+from uniedit_hf.calls.openai_chat import OPENAI, OpenAiChat, OpenAiChatBackend
 from uniedit_hf.evaluation.journal import Journal
 
 
-PASSING = (408, 409, 425, 429)
-LONGEST_MESSAGE = 300
+WHO = "The judge"
+NOT_ASKED = {"status": "no_reply", "reason": "not asked yet"}
+ANSWERED = ("ok", "refused", "empty")  # not asked again unless a person wants it
 
 
 class JudgeError(ValueError):
-    """No call can succeed: the key, the address or the model is wrong."""
+    """No call can succeed: the key, the address, the model or a setting is wrong."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +50,44 @@ class JudgeSettings:
         max_tokens: Of a reply.
         largest_side: Of a picture in pixels; larger ones are scaled down.
         timeout: Seconds.
-        attempts: At one call.
+        attempts: At one call; with the waits between them two minutes.
+        first_wait: Seconds before the second attempt; doubled before each further one, up to a minute.
         workers: Calls at a time.
+        arguments: Further arguments of the call; `None` leaves one of ours out, such as `max_tokens`.
     """
 
     model: str
-    base_url: str = "https://api.openai.com/v1"
+    base_url: str = OPENAI
     api_key_env: str | None = "OPENAI_API_KEY"
     temperature: float = 0.0
     max_tokens: int = 2000
     largest_side: int = 1024
     timeout: float = 120.0
-    attempts: int = 3
+    attempts: int = 8
+    first_wait: float = 1.0
     workers: int = 8
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stored(self) -> dict:
         """What decides a reply, without the rest."""
         names = ("model", "base_url", "temperature", "max_tokens", "largest_side")
-        return {name: asdict(self)[name] for name in names}
+        stored = {name: asdict(self)[name] for name in names}
+        return stored | ({"arguments": dict(self.arguments)} if self.arguments else {})
+
+    def backend(self) -> OpenAiChatBackend:
+        """Raises: JudgeError: The key is not set, or an argument is not one of the call."""
+        ours = {"temperature": self.temperature, "max_tokens": self.max_tokens, **self.arguments}
+        try:
+            settings = OpenAiChat(
+                kind="openai", model=self.model, base_url=self.base_url, api_key_env=self.api_key_env,
+                concurrency=self.workers, attempts=self.attempts, first_wait=self.first_wait, timeout=self.timeout,
+                image_side=self.largest_side, arguments={k: value for k, value in ours.items() if value is not None},
+            )  # fmt: skip
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            raise JudgeError(f"judge_{first['loc'][0]}: {first['msg']}.") from None
+        return OpenAiChatBackend("judge", settings, WHO)
 
 
 @dataclass(frozen=True)
@@ -78,120 +103,152 @@ class Judge:
     """Asks questions and keeps the replies.
 
     Raises:
-        JudgeError: The environment variable of the key is not set.
+        JudgeError: The environment variable of the key is not set, or a setting is wrong.
     """
 
     def __init__(self, settings: JudgeSettings):
-        import httpx2
-
         self.settings = settings
-        self.key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
-        if settings.api_key_env and not self.key:
+        if settings.api_key_env and not os.environ.get(settings.api_key_env):
             raise JudgeError(
                 f"The judge takes its key from the environment variable {settings.api_key_env}, which is empty: set "
                 "it, or set judge_api_key_env to another one."
             )
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx2.Client(timeout=settings.timeout, headers=headers)
+        self._run(self._nothing())  # settings are looked at before anything is drawn
 
-    def ask_all(self, questions: Iterable[tuple[str, Question, str]], total: int, journal: Journal) -> None:
-        """Asks what the journal holds no reply to. At most twice as many questions as workers wait with their
-        pictures.
-
-        Args:
-            questions: Each with the name of the picture that it is about, and that picture's `stamp`.
-            total: How many there are, for the progress bar.
-            journal: Takes an entry a call: `status`, `reply`, `reason`, `model` as the endpoint names it, and what was
-                asked.
+    def check(self) -> None:
+        """Looks whether the judge takes the key, before anything is drawn. A judge that is not there yet is not a
+        mistake.
 
         Raises:
             JudgeError: No call can succeed.
         """
-        questions = iter(questions)
-        with ThreadPoolExecutor(self.settings.workers) as pool, tqdm(total=total, desc="judging") as bar:
-            while batch := list(islice(questions, 2 * self.settings.workers)):
-                for _ in pool.map(lambda each: self.ask(*each, journal), batch):
-                    bar.update()
+        self._run(self._check())
+
+    def ask_all(
+        self, questions: Iterable[tuple[str, Question, str]], total: int, journal: Journal, again: Collection[str] = ()
+    ) -> None:
+        """Asks what the journal holds no reply to. At most as many questions as workers hold their images.
+
+        Where calls fail one after another it stops asking; the journal has the reasons.
+
+        Args:
+            questions: Each with the name of the image that it is about, and that image's `stamp`.
+            total: How many there are, for the progress bar.
+            journal: Takes an entry a call: `status`, `reply`, `reason`, `model` as the endpoint names it, and what was
+                asked.
+            again: Keys of entries that are asked again although the journal has a reply.
+
+        Raises:
+            JudgeError: No call can succeed.
+        """
+        self._run(self._ask_all(iter(questions), total, journal, again))
 
     def ask(self, about: str, question: Question, stamp: str, journal: Journal) -> None:
-        """Asks one question, unless the journal holds its reply: to the same words, settings and pictures. A picture
+        """Asks one question, unless the journal holds its reply: to the same words, settings and images. An image
         with the same stamp is the same and is not opened."""
+        self._run(self._ask_all(iter([(about, question, stamp)]), 0, journal, ()))
+
+    def entry(self, about: str, question: Question, journal: Journal) -> dict:
+        """What the journal holds of a question asked in these words with these settings, whatever its status."""
+        known = journal.get(entry_key(about, question.name), self.settings.stored)
+        return known if known.get("prompt") == question.text else NOT_ASKED
+
+    def _run(self, work: Coroutine) -> None:
+        try:
+            run_to_end(work)
+        except BackendError as error:
+            raise JudgeError(str(error)) from error
+
+    async def _nothing(self) -> None:
+        await self.settings.backend().close()
+
+    async def _check(self) -> None:
+        backend = self.settings.backend()
+        try:
+            await backend.check()
+        finally:
+            await backend.close()
+
+    async def _ask_all(self, questions, total: int, journal: Journal, again: Collection[str]) -> None:
+        settings, backend = self.settings, self.settings.backend()
+        caller = Caller("judge", backend, backend.settings, patience=max(settings.workers, 4))
+        down = asyncio.Event()
+
+        async def work() -> None:
+            for each in questions:  # shared by all workers
+                if not down.is_set():
+                    try:
+                        await self._ask(caller, *each, journal, again)
+                    except BackendDown:
+                        down.set()
+                    bar.update()
+
+        try:
+            with tqdm(total=total, desc="judging", disable=not total) as bar:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(settings.workers):
+                        group.create_task(work())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await backend.close()
+
+    async def _ask(self, caller: Caller, about: str, question: Question, stamp: str, journal: Journal, again) -> None:
         key = entry_key(about, question.name)
-        known = journal.entries.get(key, {})
+        known = journal.get(key, self.settings.stored)
         entry = {"key": key, "prompt": question.text, "picture": stamp, "settings": self.settings.stored}
-        answered = known.get("status") in ("ok", "refused")
+        answered = known.get("status") in ANSWERED and key not in again
         if answered and entry.items() <= known.items():
             return
-        messages, digest = self._messages(question)
+        pictures = await asyncio.to_thread(self._pictures, question)
+        digest = self._digest(question, pictures)
         if answered and known["asked"] == digest:
             journal.append(known | entry)
             return
-        journal.append(entry | {"asked": digest} | self._reply(messages))
-
-    def _messages(self, question: Question) -> tuple[list[dict], str]:
-        """What is sent, and its hash together with the settings."""
-        content: list[dict] = [{"type": "text", "text": question.text}]
-        for opened in question.pictures:
-            data = base64.b64encode(_png(opened(), self.settings.largest_side)).decode()
-            content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
-        messages = [{"role": "user", "content": content}]
-        asked = json.dumps([self.settings.stored, messages], sort_keys=True)
-        return messages, hashlib.sha256(asked.encode()).hexdigest()
-
-    def _reply(self, messages: list[dict]) -> dict:
-        reason = ""
-        for attempt in range(self.settings.attempts):
-            if attempt:
-                time.sleep(min(0.1 * 4**attempt, 30))
-            made, reason = self._post(messages)
-            if made is not None:
-                return made
-        return {"status": "no_reply", "reply": "", "reason": reason, "model": None}
-
-    def _post(self, messages: list[dict]) -> tuple[dict | None, str]:
-        """The entry of a reply, or why there is none this time."""
-        import httpx2
-
-        settings = self.settings
-        body = {
-            "model": settings.model,
-            "messages": messages,
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_tokens,
-        }
+        request = ChatRequest("", question.text, None, pictures, text_first=True)
+        failure = None
         try:
-            response = self.client.post(f"{settings.base_url.rstrip('/')}/chat/completions", json=body)
-        except httpx2.TimeoutException:
-            return None, "no reply in time"
-        except httpx2.HTTPError as error:
-            return None, f"the connection broke ({type(error).__name__})"
-        status, text = response.status_code, self._without_key(response.text)
-        if status in (401, 403):
-            variable = settings.api_key_env
-            remedy = f"check {variable}" if variable else "name the variable of a key as judge_api_key_env"
-            raise JudgeError(f"The judge refuses the {'key' if variable else 'call'} (HTTP {status}): {remedy}.")
-        if text.lstrip()[:1] == "<" and status < 500:
-            raise JudgeError(
-                f"The judge at {settings.base_url} answers with HTML (HTTP {status}), expected JSON: check "
-                "judge_base_url, which ends in /v1 for most servers."
-            )
-        if status == 404:
-            raise JudgeError(
-                f"The judge at {settings.base_url} knows no model {settings.model!r} or has another address (HTTP "
-                f"404: {text}): check judge_model and judge_base_url."
-            )
-        if status in PASSING or status >= 500:
-            return None, f"HTTP {status}: {text}"
-        if status != 200:
-            return {"status": "refused", "reply": "", "reason": f"HTTP {status}: {text}", "model": None}, ""
-        return _read(response.text)
+            made = _entry(await caller.reply(request))
+        except (RowFailure, BackendDown) as error:
+            failure = error
+            made = {"status": "no_reply", "reply": "", "reason": str(error), "model": None}
+        journal.append(entry | {"asked": digest} | made)
+        if isinstance(failure, BackendDown):
+            raise failure
 
-    def _without_key(self, text: str) -> str:
-        text = " ".join(text.split())
-        return (text.replace(self.key, "***") if self.key else text)[:LONGEST_MESSAGE]
+    def _pictures(self, question: Question) -> tuple[Picture, ...]:
+        return tuple(Picture(_png(opened(), self.settings.largest_side)) for opened in question.pictures)
 
-    def close(self) -> None:
-        self.client.close()
+    def _digest(self, question: Question, pictures: Sequence[Picture]) -> str:
+        """The hash of what is sent, together with the settings."""
+        content: list[dict] = [{"type": "text", "text": question.text}]
+        for picture in pictures:
+            data = base64.b64encode(picture.data).decode()
+            content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+        asked = json.dumps([self.settings.stored, [{"role": "user", "content": content}]], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def run_to_end(work: Coroutine) -> None:
+    """Runs a coroutine, also where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def stamp(path: Path) -> str:
@@ -205,18 +262,13 @@ def entry_key(about: str, question: str) -> str:
     return f"{about} {question}"
 
 
-def _read(text: str) -> tuple[dict | None, str]:
-    try:
-        made = json.loads(text)
-        choice = made["choices"][0]
-        message = choice["message"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None, "the reply is not in the format of the API"
-    refusal = message.get("refusal") or (choice.get("finish_reason") == "content_filter" and "content filter")
-    entry = {"reply": message.get("content") or "", "model": made.get("model"), "reason": refusal or ""}
-    if choice.get("finish_reason") == "length":
-        entry["reason"] = "cut at max_tokens"
-    return entry | {"status": "refused" if refusal else "ok"}, ""
+def _entry(reply: Reply) -> dict:
+    """What the journal keeps of a reply."""
+    text, reason = reply.text or "", "cut at max_tokens" if reply.cut else ""
+    status = "refused" if reply.refusal is not None else "ok" if text.strip() else "empty"
+    if status == "empty":
+        reason = f"an empty reply{f', {reason}' if reason else ''}"
+    return {"status": status, "reply": text, "reason": reply.refusal or reason, "model": reply.model}
 
 
 def _png(image: Image.Image, largest: int) -> bytes:

@@ -2,31 +2,76 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from uniedit_hf.evaluation.comparison import missing_replies, readable
 from uniedit_hf.evaluation.comparison_report import markdown
 from uniedit_hf.hub import hub_file
 
 
+SHIPPED = Path(__file__).resolve().parents[2] / "assets"
+PICTURES = re.compile(r"^(\d+) items, seeds \[([\d, ]*)\]", re.MULTILINE)
+
+
 def with_result(text: str, result: dict) -> str:
-    """A card's text with the table, in place of the one of the same suite from before."""
-    begin, end = (f"<!-- uniedit evaluate: {result['suite']} {word} -->" for word in ("begin", "end"))
+    """A card's text with the table, in place of the one of the same suite from before; the text as it is where that
+    one is of more pictures."""
+    begin, end = _marks(result)
     section = f"{begin}\n\n### Evaluation: {result['suite']}\n\n{markdown(result)}\n{end}"
-    if begin in text and end in text:
-        return text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
-    return f"{text.rstrip()}\n\n{section}\n".lstrip()
+    if begin not in text or end not in text:
+        return f"{text.rstrip()}\n\n{section}\n".lstrip()
+    if pictures_in(text, result) > result["items"] * len(result["seeds"]):
+        return text
+    return text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
 
 
-def write_into_card(result: dict, folder: Path) -> Path:
-    """Writes the table into the `README.md` of a model's folder, which is made if there is none."""
+def pictures_in(text: str, result: dict) -> int:
+    """Of how many pictures a card's table of the result's suite is; 0 if it has none."""
+    begin, end = _marks(result)
+    if begin not in text or end not in text:
+        return 0
+    found = PICTURES.search(text[text.index(begin) : text.index(end)])
+    return int(found[1]) * len(found[2].split(",")) if found else 0
+
+
+def _marks(result: dict) -> tuple[str, str]:
+    """The comments around the table of a suite."""
+    return f"<!-- uniedit evaluate: {result['suite']} begin -->", f"<!-- uniedit evaluate: {result['suite']} end -->"
+
+
+def why_not_written(result: dict, model: str, asked: bool, limited: bool) -> str:
+    """Why a model's card is left as it is, or "".
+
+    Args:
+        asked: Whether the user asked for the table in the card.
+        limited: Whether the run is of the first items only.
+    """
+    if missing_replies(result):
+        return "the run is not complete"
+    if not readable(result):
+        return "no picture has marks"
+    if limited and not asked:
+        return "the run is of the first items only (--write_card writes it)"
+    if not asked and Path(model).is_dir() and Path(model).resolve().is_relative_to(SHIPPED):
+        return "the model comes with this project (--write_card writes it)"
+    return ""
+
+
+def write_into_card(result: dict, folder: Path) -> Path | None:
+    """Writes the table into the `README.md` of a model's folder, which is made if there is none. Returns the file, or
+    `None` if its table of the same suite is of more pictures and stays."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if pictures_in(text, result) > result["items"] * len(result["seeds"]):
+        return None
     card.write_text(with_result(text, result), encoding="utf-8")
     return card
 
 
-def push_into_card(result: dict, name: str) -> str:
-    """Writes the table into the card of a repository on the Hub, as a commit, whose address it returns.
+def push_into_card(result: dict, name: str) -> str | None:
+    """Writes the table into the card of a repository on the Hub, as a commit, whose address it returns; `None` if the
+    card's table of the same suite is of more pictures and stays.
 
     Raises:
         OSError: The Hub refuses it or cannot be reached.
@@ -34,7 +79,10 @@ def push_into_card(result: dict, name: str) -> str:
     from huggingface_hub import HfApi
 
     card = hub_file(name, "README.md")
-    text = with_result(card.read_text(encoding="utf-8") if card else "", result)
+    before = card.read_text(encoding="utf-8") if card else ""
+    if pictures_in(before, result) > result["items"] * len(result["seeds"]):
+        return None
+    text = with_result(before, result)
     commit = HfApi().upload_file(
         path_or_fileobj=text.encode(),
         path_in_repo="README.md",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,13 +32,14 @@ def settings_of(suite: str, items: Sequence[Item], model: str, seeds: Sequence[i
     """What decides a run's pictures, as `settings.json` stores it."""
     asked = json.dumps([[item.name, item.prompt, item.row] for item in items], sort_keys=True, default=str)
     return {
-        "suite": suite, "model": model, "seeds": list(seeds), "drawing": json.loads(json.dumps(drawing)),
+        "suite": suite, "model": model, "seeds": sorted(seeds), "drawing": json.loads(json.dumps(drawing)),
         "items": len(items), "prompts": hashlib.sha256(asked.encode()).hexdigest()[:16],
     }  # fmt: skip
 
 
 def differing(one: dict, other: dict, ignored: Sequence[str] = ()) -> str:
     """In words, the first setting in which two runs differ, or ""."""
+    one, other = ({**each, "seeds": sorted(each.get("seeds") or [])} for each in (one, other))  # in any order
     for name in sorted({*one, *other} - {*ignored}):
         if one.get(name) != other.get(name):
             return f"{name} is {one.get(name)!r} in one and {other.get(name)!r} in the other"
@@ -64,7 +67,11 @@ def open_run(folder: Path, settings: dict) -> None:
 
 
 def picture_path(folder: Path, item: Item, seed: int) -> Path:
-    return folder / "images" / item.name.replace("/", "_") / f"{seed}.png"
+    """Where a run keeps a picture. Folder names have no blanks or question marks; those of older runs are kept."""
+    images, plain = folder / "images", item.name.replace("/", "_")
+    safe = re.sub(r"[^\w.-]+", "_", plain).strip("_")
+    name = plain if safe != plain and (images / plain).is_dir() else safe
+    return images / name / f"{seed}.png"
 
 
 def draw(
@@ -119,16 +126,19 @@ def check_pictures(items: Sequence[Item], seeds: Sequence[int], folder: Path) ->
 
 def judge(
     suite: ModuleType, judge: Judge, items: Sequence[Item], seeds: Sequence[int], folder: Path,
-    texts: dict[str, str], compat: str | None = None,
+    texts: dict[str, str], compat: str | None = None, retry: bool = False,
 ) -> dict[tuple[str, int], Outcome]:  # fmt: skip
     """Asks the judge what it has not been asked, and returns the outcome of every picture by item and seed.
+
+    Args:
+        retry: Ask again, once, what was refused, came back empty or could not be read.
 
     Raises:
         ValueError: Pictures are missing, or no call to the judge can succeed.
     """
     check_pictures(items, seeds, folder)
     journal = Journal(folder / "replies.jsonl")
-
+    by_name = {item.name: item for item in items}
     asked = {}
     for item, seed in product(items, seeds):
         opened = partial(open_image, picture_path(folder, item, seed))
@@ -138,24 +148,32 @@ def judge(
         for item, seed in product(items, seeds)
         for each in asked[item.name, seed]
     )
+
+    def outcomes() -> dict[tuple[str, int], Outcome]:
+        found = {}
+        for (name, seed), each in asked.items():
+            entries = {question.name: judge.entry(f"{name}/{seed}", question, journal) for question in each}
+            found[name, seed] = outcome(suite, by_name[name], entries, compat)
+        return found
+
+    first = outcomes() if retry else {}
+    again = {entry_key(f"{name}/{seed}", each.question) for (name, seed), each in first.items() if each.question}
     try:
-        judge.ask_all(questions, sum(map(len, asked.values())), journal)
+        judge.ask_all(questions, sum(map(len, asked.values())), journal, again)
     finally:
         journal.close()
-    outcomes = {}
-    for item, seed in product(items, seeds):
-        names = [question.name for question in asked[item.name, seed]]
-        entries = {name: journal.entries[entry_key(f"{item.name}/{seed}", name)] for name in names}
-        outcomes[item.name, seed] = outcome(suite, item, entries, compat)
-    return outcomes
+    return outcomes()
 
 
 def outcome(suite: ModuleType, item: Item, entries: dict[str, dict], compat: str | None = None) -> Outcome:
-    """From the journal's entries of one picture to its outcome."""
-    for name, entry in entries.items():
-        if entry["status"] != "ok":
-            return Outcome(entry["status"], reason=f"{name}: {entry['reason']}")
-    return suite.score(item, {name: entry["reply"] for name, entry in entries.items()}, compat)
+    """From the journal's entries of one picture to its outcome; a reply that is still missing comes first."""
+    failed = {name: entry for name, entry in entries.items() if entry["status"] != "ok"}
+    for name, entry in sorted(failed.items(), key=lambda each: each[1]["status"] != "no_reply"):
+        return Outcome(entry["status"], reason=f"{name}: {entry['reason']}", question=name)
+    found = suite.score(item, {name: entry["reply"] for name, entry in entries.items()}, compat)
+    if found.question and (reason := entries[found.question].get("reason")):  # such as: cut at max_tokens
+        return replace(found, reason=f"{found.reason} ({reason})")
+    return found
 
 
 def detect(

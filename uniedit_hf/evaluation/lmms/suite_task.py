@@ -24,7 +24,7 @@ from lmms_eval.api.task import ConfigurableTask
 from uniedit_hf.evaluation import running
 from uniedit_hf.evaluation.items import Item, Outcome
 from uniedit_hf.evaluation.journal import Journal
-from uniedit_hf.evaluation.judge import Judge, JudgeSettings, entry_key, stamp
+from uniedit_hf.evaluation.judge import Judge, JudgeSettings, stamp
 from uniedit_hf.evaluation.suites import suite
 from uniedit_hf.images import open_image
 
@@ -117,7 +117,7 @@ class Rise(SuiteTask):
         for question in self.suite.questions(item, partial(open_image, picture), {}):
             about = f"{item.name}/{picture.stem}"
             self.judge.ask(about, question, stamp(picture), self.journal)
-            entries[question.name] = self.journal.entries[entry_key(about, question.name)]
+            entries[question.name] = self.judge.entry(about, question, self.journal)
         return running.outcome(self.suite, item, entries)
 
 

@@ -88,9 +88,23 @@ def summary(rows: Iterable[tuple[str, Mapping[str, float]]], compat: bool = Fals
     return values | overalls
 
 
+FILES = {"culture": CATEGORIES[:1], "space_time": CATEGORIES[1:3], "science": CATEGORIES[3:]}
+
+
+def check_sizes(categories: Iterable[str]) -> None:
+    """Raises: ValueError: One of the official script's files would have too few rows."""
+    found = list(categories)
+    for name, parts in FILES.items():
+        number = sum(map(found.count, parts))
+        if number < SIZES[name]:
+            raise ValueError(
+                f"The official script needs {SIZES[name]} rows of {name}, but there are {number}: take all items, or "
+                "leave compat out."
+            )
+
+
 def _check_files(by_category: Mapping[str, list]) -> None:
-    files = {"culture": CATEGORIES[:1], "space_time": CATEGORIES[1:3], "science": CATEGORIES[3:]}
-    for name, parts in files.items():
+    for name, parts in FILES.items():
         rows = [marks for part in parts for marks in by_category[part]]
         failed = sum(SENTINEL in marks.values() for marks in rows)
         if failed or len(rows) < SIZES[name]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from uniedit_hf.evaluation.items import Item, Outcome
@@ -44,6 +45,17 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
 
 def _source(data, index: int):
     return open_image(data[index]["input_image_raw"], name=f"input_image_raw of row {index}")
+
+
+def check(items: Sequence[Item], compat: str) -> None:
+    """Raises: ValueError: The official mean would not be a number, as a group has no instruction in English."""
+    groups = {item.row["task_type"] for item in items if item.row["instruction_language"] == "en"}
+    missing = [group for group in gedit_scores.GROUPS if group not in groups]
+    if compat == "uniedit" and missing:
+        raise ValueError(
+            f"The official script averages eleven groups, but no item in English is of {', '.join(missing)}: take all "
+            "items, or leave compat out."
+        )
 
 
 def questions(item: Item, picture, texts: dict[str, str], compat: str | None = None) -> list[Question]:

@@ -9,6 +9,7 @@ from uniedit_hf.evaluation.scorers import geneval_scores
 EDITS = False
 HEADLINE = "overall"
 COMPATS = ()
+IMAGES_PER_PROMPT = 4  # in the official protocol
 # Uni-Edit's script raises guidance to 8 over the whole interval; BAGEL's draws with 4.
 _COMMON = {"guidance_interval": (0.0, 1.0), "timestep_shift": 3.0, "num_timesteps": 50, "guidance_renorm": "global"}
 SETTINGS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from uniedit_hf.evaluation.items import Item, Outcome, read_rows
 from uniedit_hf.evaluation.judge import Question
 from uniedit_hf.evaluation.judge_prompts import WISE, fill
@@ -29,6 +31,11 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     for row in rows:
         wise_scores.category(row)
     return [Item(f"{int(row['prompt_id']):04d}", row["Prompt"], row) for row in rows]
+
+
+def check(items: Sequence[Item], compat: str) -> None:
+    """Raises: ValueError: The official script would end, as it needs all rows of its three files."""
+    wise_scores.check_sizes([wise_scores.category(item.row) for item in items])
 
 
 def questions(item: Item, picture, texts: dict[str, str], compat: str | None = None) -> list[Question]:

@@ -124,7 +124,7 @@ def ability_bars(abilities: Mapping[str, Any]) -> str:
     width = 0.26
     for offset, column in enumerate(COLUMNS):
         heights = np.array([abilities[ability][column] for ability in ABILITIES])
-        intervals = np.array([abilities[ability]["interval"][column] for ability in ABILITIES])
+        intervals = np.array([abilities[ability]["interval"][column] for ability in ABILITIES], dtype=float)
         places = np.arange(len(ABILITIES)) + (offset - 1) * width
         errors = np.abs(intervals.T - heights)
         axes.bar(places, heights, width * 0.92, yerr=errors, label=column, color=COLORS[column], capsize=3)

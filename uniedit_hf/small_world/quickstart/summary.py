@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,17 @@ def _row(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[
     columns = {name: [scores[name][i].right for i in indices] for name in scores}
     difference, low, high = paired_difference(columns["tuned"], columns["base"])
     row: dict[str, Any] = {name: float(np.mean(values)) for name, values in columns.items()}
-    row |= {"interval": {name: list(mean_interval(values)) for name, values in columns.items()}}
-    row |= {"difference": difference, "ci95": [low, high], "n": len(indices)}
+    row |= {"interval": {name: _known(mean_interval(values)) for name, values in columns.items()}}
+    row |= {"difference": difference, "ci95": _known((low, high)), "n": len(indices)}
     if "control" in columns:
         against, low, high = paired_difference(columns["tuned"], columns["control"])
-        row["against_control"] = {"difference": against, "ci95": [low, high]}
+        row["against_control"] = {"difference": against, "ci95": _known((low, high))}
     return row
+
+
+def _known(interval: tuple[float, float]) -> list[float | None]:
+    """An interval as JSON can hold it: one item has none."""
+    return [None if isnan(bound) else bound for bound in interval]
 
 
 def _parts(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[str, dict[str, float]]:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 
 from uniedit_hf.calls.messages import BackendError, EditRequest, Picture, Reply, encoded
+from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.backends.batches import Batches
-from uniedit_hf.synthesis.backends.common import check_arguments
 from uniedit_hf.synthesis.settings import DiffusersEditor
 
 

@@ -9,16 +9,17 @@ from google import genai
 from google.genai import errors, types
 from pydantic import ValidationError
 
+from uniedit_hf.calls.failures import key_for, sorted_failure
 from uniedit_hf.calls.messages import BackendError, ChatRequest, EditRequest, PassingFailure, Picture, Reply
-from uniedit_hf.synthesis.backends.common import check_arguments, key_for, sorted_failure
+from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, GeminiChat, GeminiEditor
 
 
 class _Gemini:
     def __init__(self, name: str, settings: GeminiChat | GeminiEditor):
-        self.name, self.settings = name, settings
-        self.key = key_for(name, settings.api_key_env)
+        self.settings, self.who = settings, f"The backend {name}"
+        self.key = key_for(self.who, settings.api_key_env)
         options = types.HttpOptions(
             base_url=settings.base_url,
             timeout=int(settings.timeout * 1000),
@@ -34,7 +35,7 @@ class _Gemini:
             )
         except errors.APIError as error:
             message = str(error.message or error.status)
-            raise sorted_failure(self.name, self.settings.model, error.code, message, "", self.key) from None
+            raise sorted_failure(self.who, self.settings.model, error.code, message, "", self.key) from None
         except httpx2.TimeoutException as error:
             raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:

@@ -11,8 +11,9 @@ import json
 
 import httpx2
 
+from uniedit_hf.calls.chat_bodies import error_of
+from uniedit_hf.calls.failures import key_for, sorted_failure
 from uniedit_hf.calls.messages import EditRequest, PassingFailure, Picture, Reply
-from uniedit_hf.synthesis.backends.common import key_for, sorted_failure
 from uniedit_hf.synthesis.settings import HttpEditor
 
 
@@ -22,9 +23,9 @@ class HttpEditorBackend:
     ratios: dict[str, float] = {}
 
     def __init__(self, name: str, settings: HttpEditor):
-        self.name, self.settings = name, settings
+        self.settings, self.who = settings, f"The backend {name}"
         self.parameters = json.dumps(["http_editor", settings.model])
-        self.key = key_for(name, settings.api_key_env)
+        self.key = key_for(self.who, settings.api_key_env)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = httpx2.AsyncClient(timeout=settings.timeout, headers=headers)
 
@@ -45,8 +46,8 @@ class HttpEditorBackend:
         except httpx2.HTTPError as error:
             raise PassingFailure("the connection broke", reached=False) from error
         if response.status_code != 200:
-            wait = response.headers.get("retry-after", "")
-            raise sorted_failure(self.name, self.settings.model, response.status_code, response.text, wait, self.key)
+            wait, (message, code) = response.headers.get("retry-after", ""), error_of(response.text)
+            raise sorted_failure(self.who, self.settings.model, response.status_code, message, wait, self.key, code)
         try:
             made = response.json()
             model = str(made.get("model") or self.settings.model)

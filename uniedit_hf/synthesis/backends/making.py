@@ -25,7 +25,7 @@ def make_backend(name: str, settings: BackendSettings):
     try:
         match settings:
             case OpenAiChat():
-                from uniedit_hf.synthesis.backends.openai import OpenAiChatBackend as Backend
+                from uniedit_hf.calls.openai_chat import OpenAiChatBackend as Backend
             case OpenAiEditor():
                 from uniedit_hf.synthesis.backends.openai import OpenAiEditorBackend as Backend
             case GeminiChat():

@@ -1,4 +1,4 @@
-"""OpenAI-compatible endpoints: chat with structured answers, and `images.edit`."""
+"""`images.edit` of OpenAI-compatible endpoints."""
 
 from __future__ import annotations
 
@@ -9,82 +9,26 @@ import re
 
 import openai
 from openai import AsyncOpenAI
-from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.images import AsyncImages
 
-from uniedit_hf.calls.messages import ChatRequest, EditRequest, PassingFailure, Picture, Reply, RowFailure
-from uniedit_hf.synthesis.backends.common import check_arguments, key_for, sorted_failure
+from uniedit_hf.calls.failures import is_refusal, key_for, sorted_failure
+from uniedit_hf.calls.messages import EditRequest, PassingFailure, Picture, Reply, RowFailure
+from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
-from uniedit_hf.synthesis.settings import HEADERS, OpenAiChat, OpenAiEditor
+from uniedit_hf.synthesis.settings import HEADERS, OpenAiEditor
 
 
-CHAT_ARGUMENTS = set(inspect.signature(AsyncCompletions.create).parameters) - {"self"}
 EDIT_ARGUMENTS = set(inspect.signature(AsyncImages.edit).parameters) - {"self"}
-# Codes of answers that refuse what was asked instead of failing.
-REFUSALS = ("moderation_blocked", "content_policy_violation", "content_filter")
 
 
-def _client(name: str, settings: OpenAiChat | OpenAiEditor) -> tuple[AsyncOpenAI, str]:
+def _client(name: str, settings: OpenAiEditor) -> tuple[AsyncOpenAI, str]:
     """The client and its key. Retries are ours, so that they are counted; a local server needs no key."""
     default = None if settings.base_url else "OPENAI_API_KEY"
-    key = key_for(name, settings.api_key_env or default)
+    key = key_for(f"The backend {name}", settings.api_key_env or default)
     client = AsyncOpenAI(
         api_key=key or "none", base_url=settings.base_url, timeout=settings.timeout, max_retries=0, organization=""
     )
     return client, key
-
-
-class OpenAiChatBackend:
-    """Chat completions with the answer's JSON schema, as OpenAI, vLLM and SGLang take it."""
-
-    OURS = (*HEADERS, "messages", "model", "n", "response_format", "stream", "stream_options", "timeout", "tools")
-
-    def __init__(self, name: str, settings: OpenAiChat):
-        check_arguments(name, settings.arguments, CHAT_ARGUMENTS, self.OURS)
-        self.name, self.settings = name, settings
-        self.parameters = json.dumps(
-            ["openai", settings.model, settings.arguments, settings.image_side], sort_keys=True
-        )
-        self.client, self.key = _client(name, settings)
-
-    async def reply(self, request: ChatRequest) -> Reply:
-        schema = {"name": request.answer.__name__, "schema": request.answer.model_json_schema(), "strict": True}
-        arguments = self.settings.arguments
-        if request.attempt:
-            arguments = arguments | {"seed": arguments.get("seed", 0) + request.attempt}
-        try:
-            made = await self.client.chat.completions.create(
-                model=self.settings.model,
-                messages=self._messages(request),
-                response_format={"type": "json_schema", "json_schema": schema},
-                **arguments,
-            )
-        except openai.OpenAIError as error:
-            return _refusal_or_raise(error, self.name, self.settings, self.key)
-        if not made.choices:
-            raise PassingFailure("the reply holds no choice")
-        choice, usage = made.choices[0], made.usage
-        refusal = choice.message.refusal
-        if refusal is None and choice.finish_reason == "content_filter":
-            refusal = "stopped by the content filter"
-        return Reply(
-            made.model or self.settings.model,
-            text=choice.message.content or "",
-            refusal=refusal,
-            tokens_in=usage.prompt_tokens if usage else 0,
-            tokens_out=usage.completion_tokens if usage else 0,
-        )
-
-    def _messages(self, request: ChatRequest) -> list[dict]:
-        content: list[dict] = []
-        for picture in request.pictures:
-            data = base64.b64encode(picture.png(self.settings.image_side)).decode()
-            content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
-        content.append({"type": "text", "text": request.text})
-        return [{"role": "system", "content": request.system}, {"role": "user", "content": content}]
-
-    async def close(self) -> None:
-        await self.client.close()
 
 
 class OpenAiEditorBackend:
@@ -140,13 +84,14 @@ def _ratios(size: str) -> dict[str, float]:
     return {str(size): int(found[1]) / int(found[2])} if found else {}
 
 
-def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiChat | OpenAiEditor, key: str) -> Reply:
+def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiEditor, key: str) -> Reply:
     """What an error of the client means."""
     if isinstance(error, openai.APIStatusError):
-        if error.code in REFUSALS:
-            return Reply(settings.model, refusal=_body_message(error))
-        wait = error.response.headers.get("retry-after", "")
-        raise sorted_failure(name, settings.model, error.status_code, _body_message(error), wait, key) from None
+        message, code = _body_message(error), str(error.code or "")
+        if is_refusal(error.status_code, message, code):
+            return Reply(settings.model, refusal=message)
+        wait, who = error.response.headers.get("retry-after", ""), f"The backend {name}"
+        raise sorted_failure(who, settings.model, error.status_code, message, wait, key, code) from None
     if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)):
         reason = "no reply in time" if isinstance(error, openai.APITimeoutError) else "the connection broke"
         raise PassingFailure(reason, reached=False) from error

@@ -1,13 +1,12 @@
 """The settings of a run, as they stand in its YAML file."""
 
 from uniedit_hf.calls.call_settings import BackendSettings, BudgetSettings, Price
+from uniedit_hf.calls.openai_chat import HEADERS, OpenAiChat
 from uniedit_hf.synthesis.settings.backends import (
-    HEADERS,
     DiffusersEditor,
     GeminiChat,
     GeminiEditor,
     HttpEditor,
-    OpenAiChat,
     OpenAiEditor,
     TransformersChat,
 )

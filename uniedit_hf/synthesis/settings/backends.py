@@ -2,64 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 
 from uniedit_hf.calls.call_settings import BackendSettings
-
-
-HEADERS = {"extra_headers", "extra_query", "http_options"}
-
-
-class Remote(BackendSettings):
-    """A backend behind HTTP.
-
-    Args:
-        base_url: Its address; the service's own by default.
-        api_key_env: The environment variable with the key.
-    """
-
-    base_url: str | None = None
-    api_key_env: str | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_address(cls, address: str | None) -> str | None:
-        if address is None:
-            return None
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("must hold no key; name an environment variable in api_key_env")
-        return address
-
-
-def _without_headers(arguments: dict[str, Any]) -> dict[str, Any]:
-    found = HEADERS & arguments.keys()
-    if found:
-        raise ValueError(f"{min(found)} may hold a key, and settings are kept; name a variable in api_key_env instead")
-    return arguments
-
-
-# Further arguments of a call, without those in which keys travel: settings stand in reports and logs.
-Arguments = Annotated[dict[str, Any], AfterValidator(_without_headers)]
-
-
-class OpenAiChat(Remote):
-    """Any chat model behind an OpenAI-compatible endpoint; a vLLM or SGLang server is a `base_url`.
-
-    Args:
-        arguments: Further arguments of the call, such as temperature; what a server takes beyond OpenAI's, such as
-            top_k, goes into extra_body.
-        image_side: Images are made smaller for the model where a side has more pixels.
-    """
-
-    kind: Literal["openai"]
-    arguments: Arguments = {}
-    image_side: PositiveInt = 1024
+from uniedit_hf.calls.openai_chat import Arguments, OpenAiChat, Remote
 
 
 class GeminiChat(Remote):

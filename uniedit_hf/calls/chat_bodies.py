@@ -1,0 +1,127 @@
+"""Reads the body of a chat completion, in every dress in which servers and gateways send one with status 200."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from uniedit_hf.calls.messages import PassingFailure
+
+
+FORMAT = "the reply is not in the format of the API"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a chat model replied.
+
+    Args:
+        text: The reply, "" if there is none.
+        refusal: Why the model or a filter refused, or `None`.
+        model: The model, as the server names it.
+        finish: Why the reply ended; "length" if it was cut at the limit of tokens.
+        tokens_in: Tokens that were read.
+        tokens_out: Tokens that were written.
+    """
+
+    text: str
+    refusal: str | None = None
+    model: str | None = None
+    finish: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+def read_completion(body: str) -> Completion:
+    """The completion in a body: JSON, also behind comment lines of a gateway, or server-sent events.
+
+    Raises:
+        PassingFailure: The body is cut, or is not a completion.
+    """
+    made = _parsed(body)
+    try:
+        choice = made["choices"][0]
+        message, usage = choice["message"] or {}, made.get("usage") or {}
+        finish, refusal = choice.get("finish_reason"), message.get("refusal")
+        if refusal is None and finish == "content_filter":
+            refusal = "stopped by the content filter"
+        return Completion(
+            whole_text(_text(message.get("content"))),
+            None if refusal is None else whole_text(str(refusal)),
+            whole_text(str(made["model"])) if made.get("model") else None,
+            finish,
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise PassingFailure(_told(made) or FORMAT) from error
+
+
+def whole_text(text: str) -> str:
+    """The text with half of a surrogate pair, which no file can hold, replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def error_of(body: str) -> tuple[str, str]:
+    """Message and code of the error in a body; the body itself if it holds no such thing."""
+    try:
+        error = json.loads(body)
+        error = error.get("error", error) if isinstance(error, dict) else error
+        if isinstance(error, dict):
+            message = error.get("message") or error.get("detail") or body
+            return whole_text(str(message)), str(error.get("code") or error.get("type") or "")
+        return whole_text(str(error)), ""
+    except (ValueError, RecursionError):
+        return whole_text(body), ""
+
+
+def _parsed(body: str) -> Any:
+    """The JSON of a body, without the lines that gateways put before it, such as `: processing`."""
+    text = body.lstrip("\ufeff \t\r\n")
+    try:
+        if any(line.startswith("data:") for line in text.splitlines()):
+            return _events(text)
+        lines = text.split("\n")
+        while lines and lines[0].strip()[:1] in ("", ":", "/", "#"):
+            lines.pop(0)
+        return json.loads("\n".join(lines))
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise PassingFailure(FORMAT) from error
+
+
+def _events(text: str) -> dict:
+    """Server-sent events as one completion.
+
+    Raises:
+        PassingFailure: The last event is missing.
+    """
+    parts, whole, ended = [], {}, False
+    for line in text.splitlines():
+        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+        if data == "[DONE]":
+            ended = True
+        elif data:
+            event = json.loads(data)
+            whole |= {name: value for name, value in event.items() if name != "choices" and value is not None}
+            for choice in event.get("choices") or ():
+                parts.append(_text((choice.get("delta") or choice.get("message") or {}).get("content")))
+                ended = ended or choice.get("finish_reason") is not None
+                whole["finish"] = choice.get("finish_reason") or whole.get("finish")
+    if not ended:
+        raise PassingFailure("the reply is cut")
+    return whole | {"choices": [{"message": {"content": "".join(parts)}, "finish_reason": whole.get("finish")}]}
+
+
+def _text(content: Any) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _told(made: Any) -> str:
+    """What a body with status 200 says that holds an error instead of a completion."""
+    if isinstance(made, dict) and made.get("error"):
+        return f"an error with status 200: {error_of(json.dumps(made))[0][:200]}"
+    return ""

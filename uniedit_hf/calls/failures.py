@@ -1,0 +1,92 @@
+"""What an HTTP status means: a call that may pass when it is made again, one that fails for what was asked, a refusal,
+or a reason to stop the run until a person acts. Also keys, which no message repeats."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from uniedit_hf.calls.messages import BackendError, PassingFailure, RowFailure
+
+
+LONGEST_MESSAGE = 300
+PASSING = (408, 409, 425, 429)
+# What a service says that refuses the content of a request.
+REFUSED = re.compile(
+    r"moderation_blocked|content_?policy|content_?filter|content management policy|responsibleaipolicy|safety system|"
+    r"data_inspection_failed|sensitive content|invalid_prompt",
+    re.IGNORECASE,
+)
+# ... and whose account has to be seen to.
+UNPAID = re.compile(
+    r"insufficient_quota|insufficient_balance|billing|exceeded your current quota|credit balance|out of credit|"
+    r"not enough credit|account.{0,20}(?:inactive|suspended|arrears)|arrearage|payment",
+    re.IGNORECASE,
+)
+# ... or that does not take a parameter of ours.
+PARAMETER = re.compile(
+    r"unsupported[_ ](?:parameter|value)|(?:is|are) not supported|not supported with this|unknown[_ ]parameter|"
+    r"unrecognized request argument|extra (?:inputs|fields)|unexpected keyword",
+    re.IGNORECASE,
+)
+
+
+def key_for(who: str, variable: str | None) -> str:
+    """A key from its environment variable, "" where none is needed.
+
+    Args:
+        who: Needs it, as a sentence begins: "The judge".
+
+    Raises:
+        BackendError: The variable is not set.
+    """
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "")
+    if not key:
+        raise BackendError(f"{who} takes its key from the environment variable {variable}, which is empty: set it.")
+    return key
+
+
+def is_refusal(status: int, message: str, code: str = "") -> bool:
+    """Whether a status refuses the content of a request, which is a reply like any other."""
+    return status in (400, 403, 422) and REFUSED.search(f"{code} {message}") is not None
+
+
+def sorted_failure(who: str, model: str, status: int, message: str, wait: str, key: str, code: str = "") -> Exception:
+    """The exception for a status that is no success: to be tried again, of this request, or of every call.
+
+    Args:
+        who: Was asked, as a sentence begins: "The judge".
+        model: That was asked for.
+        status: Of the HTTP reply.
+        message: What the server says.
+        wait: The header Retry-After.
+        key: To be taken out of the message.
+        code: Of the error in the reply's body.
+    """
+    message, said = without_key(message, key), f"{code} {message}"
+    again = "then run the same command again: what has been answered is kept"
+    if status == 402 or status in (400, 403, 429) and UNPAID.search(said):
+        return BackendError(f"{who} has no credit left (HTTP {status}: {message}): see to the account, {again}.")
+    if status in (401, 403):
+        return BackendError(f"{who} refuses the key (HTTP {status}): check the environment variable.")
+    if status == 404:
+        return BackendError(
+            f"{who} knows no model {model!r} or has another address (HTTP 404: {message}): check model and base_url."
+        )
+    if status in PASSING or status >= 500:
+        seconds = float(wait) if wait.replace(".", "", 1).isdecimal() else 0.0
+        return PassingFailure(f"HTTP {status}: {message}", seconds)
+    if status in (400, 422) and PARAMETER.search(said):
+        return BackendError(
+            f"{who} does not take a parameter of the call (HTTP {status}: {message}): change the arguments of the "
+            f"call, {again}."
+        )
+    return RowFailure(f"HTTP {status}: {message}")
+
+
+def without_key(text: str, key: str) -> str:
+    """The text on one line, cut short, without the key, should a server repeat it."""
+    text = " ".join(text.split())
+    return (text.replace(key, "***") if key else text)[:LONGEST_MESSAGE]

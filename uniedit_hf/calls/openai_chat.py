@@ -1,0 +1,202 @@
+"""Chat models behind OpenAI-compatible endpoints, as OpenAI, vLLM and SGLang serve them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import AfterValidator, PositiveInt, field_validator
+
+from uniedit_hf.calls.call_settings import BackendSettings
+from uniedit_hf.calls.chat_bodies import error_of, read_completion
+from uniedit_hf.calls.failures import is_refusal, key_for, sorted_failure, without_key
+from uniedit_hf.calls.messages import BackendError, ChatRequest, PassingFailure, Reply, RowFailure
+
+
+OPENAI = "https://api.openai.com/v1"
+HEADERS = {"extra_headers", "extra_query", "http_options"}
+# What the service takes beside messages and model; what a server takes beyond it goes into `extra_body`.
+ARGUMENTS = frozenset((
+    "audio", "extra_body", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+    "max_completion_tokens", "max_tokens", "metadata", "modalities", "moderation", "parallel_tool_calls", "prediction",
+    "presence_penalty", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort",
+    "safety_identifier", "seed", "service_tier", "stop", "store", "temperature", "tool_choice", "top_logprobs",
+    "top_p", "user", "verbosity", "web_search_options",
+))  # fmt: skip
+OURS = (*HEADERS, "messages", "model", "n", "response_format", "stream", "stream_options", "timeout", "tools")
+PROBE = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Reply with the word ok."}]}]}
+
+
+class Remote(BackendSettings):
+    """A backend behind HTTP.
+
+    Args:
+        base_url: Its address; the service's own by default.
+        api_key_env: The environment variable with the key.
+    """
+
+    base_url: str | None = None
+    api_key_env: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, address: str | None) -> str | None:
+        if address is None:
+            return None
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("must hold no key; name an environment variable in api_key_env")
+        return address
+
+
+def _without_headers(arguments: dict[str, Any]) -> dict[str, Any]:
+    found = HEADERS & arguments.keys()
+    if found:
+        raise ValueError(f"{min(found)} may hold a key, and settings are kept; name a variable in api_key_env instead")
+    return arguments
+
+
+# Further arguments of a call, without those in which keys travel: settings stand in reports and logs.
+Arguments = Annotated[dict[str, Any], AfterValidator(_without_headers)]
+
+
+class OpenAiChat(Remote):
+    """Any chat model behind an OpenAI-compatible endpoint; a vLLM or SGLang server is a `base_url`.
+
+    Args:
+        arguments: Further arguments of the call, such as temperature; what a server takes beyond OpenAI's, such as
+            top_k, goes into extra_body.
+        image_side: Images are made smaller for the model where a side has more pixels.
+    """
+
+    kind: Literal["openai"]
+    arguments: Arguments = {}
+    image_side: PositiveInt = 1024
+
+
+class OpenAiChatBackend:
+    """Asks a chat model, in the JSON schema of the request's answer if it has one.
+
+    Args:
+        name: What the settings call it.
+        settings: Which model, and where.
+        who: The backend as a sentence begins.
+
+    Raises:
+        BackendError: The key is not set, or an argument is not one of the call.
+    """
+
+    def __init__(self, name: str, settings: OpenAiChat, who: str = ""):
+        check_arguments(name, settings.arguments, ARGUMENTS, OURS)
+        self.settings, self.who = settings, who or f"The backend {name}"
+        arguments = settings.arguments
+        self.parameters = json.dumps(["openai", settings.model, arguments, settings.image_side], sort_keys=True)
+        self.base_url = (settings.base_url or OPENAI).rstrip("/")
+        self.key = key_for(self.who, settings.api_key_env or (None if settings.base_url else "OPENAI_API_KEY"))
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        self.client = httpx2.AsyncClient(timeout=settings.timeout, headers=headers)
+        self.answered = False
+
+    async def reply(self, request: ChatRequest) -> Reply:
+        body: dict[str, Any] = {"model": self.settings.model, "messages": self._messages(request)}
+        if request.answer is not None:
+            schema = {"name": request.answer.__name__, "schema": request.answer.model_json_schema(), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        body |= self._arguments()
+        if request.attempt:
+            body["seed"] = body.get("seed", 0) + request.attempt
+        return await self._ask(body)
+
+    def _arguments(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.settings.arguments.items() if name != "extra_body"}
+        return own | (self.settings.arguments.get("extra_body") or {})
+
+    async def check(self) -> None:
+        """Looks before anything is paid for whether the server takes the key, with a call that costs nothing if it
+        lists its models, and else with a short question.
+
+        Raises:
+            BackendError: No call can succeed. A server that is not there, or busy, may be so later.
+        """
+        try:
+            listed = await self.client.get(f"{self.base_url}/models")
+            if listed.status_code in (401, 402, 403):
+                raise self._failure(listed)
+            if listed.status_code != 200:
+                await self._ask(PROBE | {"model": self.settings.model} | self._arguments())
+        except (httpx2.HTTPError, PassingFailure, RowFailure):
+            return
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def _ask(self, body: dict) -> Reply:
+        try:
+            response = await self.client.post(f"{self.base_url}/chat/completions", json=body)
+        except httpx2.TimeoutException as error:
+            raise PassingFailure("no reply in time", reached=False) from error
+        except httpx2.HTTPError as error:
+            raise PassingFailure(f"the connection broke ({type(error).__name__})", reached=False) from error
+        message, code = error_of(response.text) if response.status_code != 200 else ("", "")
+        if is_refusal(response.status_code, message, code):
+            return Reply(self.settings.model, refusal=without_key(message, self.key))
+        if response.status_code != 200 or response.text.lstrip()[:1] == "<":
+            raise self._failure(response)
+        made = read_completion(response.text)
+        self.answered = True
+        return Reply(
+            made.model or self.settings.model, made.text, refusal=made.refusal, tokens_in=made.tokens_in,
+            tokens_out=made.tokens_out, cut=made.finish == "length",
+        )  # fmt: skip
+
+    def _failure(self, response: httpx2.Response) -> Exception:
+        """What a reply means that is not a completion."""
+        status, (message, code) = response.status_code, error_of(response.text)
+        if response.text.lstrip()[:1] == "<" and status < 500 and status not in (401, 402, 403):
+            if self.answered:  # a gateway's page in between
+                return PassingFailure(f"HTML with HTTP {status}")
+            return BackendError(
+                f"{self.who} at {self.base_url} answers with HTML (HTTP {status}), expected JSON: check base_url, "
+                "which ends in /v1 for most servers."
+            )
+        wait = response.headers.get("retry-after", "")
+        return sorted_failure(self.who, self.settings.model, status, message, wait, self.key, code)
+
+    def _messages(self, request: ChatRequest) -> list[dict]:
+        text = {"type": "text", "text": request.text}
+        pictures = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}}
+            for data in (picture.png(self.settings.image_side) for picture in request.pictures)
+        ]
+        content = [text, *pictures] if request.text_first else [*pictures, text]
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        return [*system, {"role": "user", "content": content}]
+
+
+def check_arguments(name: str, arguments, takes, ours) -> None:
+    """Looks at the arguments of a call before the first one is made.
+
+    Args:
+        name: Of the backend.
+        arguments: Names in the settings.
+        takes: Names that the call takes.
+        ours: Those of them that are given by us.
+
+    Raises:
+        BackendError: The call has no such argument, or it is one of ours.
+    """
+    for argument in arguments:
+        if argument in ours:
+            raise BackendError(
+                f"The backend {name}: {argument!r} is given by every request itself; leave it out of arguments."
+            )
+        if argument not in takes:
+            raise BackendError(
+                f"The backend {name} takes no {argument!r} among its arguments; known are "
+                f"{', '.join(sorted(set(takes) - set(ours)))}."
+            )
