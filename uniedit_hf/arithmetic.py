@@ -16,10 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers.utils import logging
 
-
-logger = logging.get_logger(__name__)
 
 ROWS, INPUTS, OUTPUTS, REPEATS = 256, 192, 384, 7
 # The product must be clearly faster, since casting to 16 bit takes time, too.
@@ -92,9 +89,11 @@ def bfloat16_time() -> float:
 @functools.cache
 def warn_if_bfloat16_is_slow() -> None:
     """Warns, once, if the CPU only emulates 16-bit arithmetic."""
+    from transformers.utils import logging  # the rest of this file needs PyTorch alone
+
     factor = bfloat16_time()
     if factor > SLOWER:
-        logger.warning(
+        logging.get_logger(__name__).warning(
             f"bf16=True, but this CPU has no fast 16-bit arithmetic: a matrix product takes {factor:.1f} times as "
             "long as in float32. Set bf16=False."
         )
