@@ -64,7 +64,7 @@ def model() -> StaticModel:
 def latents(pipe, weights, image) -> torch.Tensor:
     """(16, 32), scaled and shifted."""
     config = pipe.model.config.vae_config
-    pixels = pipe.processor.drawn(image)[None]
+    pixels = pipe.processor.prepare_target(image)[None]
     plain = {name: weight[0] for name, weight in weights.items()}
     return static_vae.to_tokens(config.scaling_factor * (static_vae.encode(plain, pixels) - config.shift_factor))[0]
 
@@ -88,7 +88,7 @@ def rows_of(pipe, weights, views, texts, copies_at=None) -> Rows:
 
 
 def test_the_autoencoder_is_the_same(pipe, weights):
-    pixels = pipe.processor.drawn(SOURCE)
+    pixels = pipe.processor.prepare_target(SOURCE)
     (wanted,) = pipe.model.encode_images([pixels])
     config = pipe.model.config.vae_config
     plain = {name: weight[0] for name, weight in weights.items()}

@@ -4,7 +4,7 @@ The first bases, on a CPU: `vae`, `bagel_base`, `janus_base`, then `publish`, ov
 `base_items` and `measure`.
 
 The second BAGEL base and the recipes that tune it, on a GPU with PyTorch alone: `world_tables` makes all data
-beforehand, `gpu_session` runs `gpu_base` and `gpu_recipes`, and `export_base` makes a checkpoint of the weights. Under them
-`static_model` (the model as a function of tensors), `static_vae`, `static_world` and `static_draws` (data on the
+beforehand, `gpu_session` runs `gpu_base` and `gpu_recipes`, and `export_base` makes a checkpoint of the weights. Under
+them `static_model` (the model as a function of tensors), `static_vae`, `static_world` and `static_draws` (data on the
 device), `static_training` (the loop), `static_items` and `item_scores` (what is measured).
 """
