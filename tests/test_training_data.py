@@ -376,3 +376,25 @@ def test_evaluation_holds_every_row_once_with_the_same_draws(tmp_path):
     passes = [[(notes.ids, batch["timesteps"].tolist()) for batch in loader for notes in batch["pack"]] for _ in "ab"]
     assert passes[0] == passes[1]
     assert Counter(name for ids, _ in passes[0] for name in ids) == Counter(f"talk-{number}" for number in range(5))
+
+
+def test_bad_rows_of_an_evaluation_are_counted_and_listed(tmp_path):
+    broken = {"target_image": {"bytes": b"broken", "path": None}}
+    rows = dataset_of(
+        [*(edit_row(number) for number in range(6)), edit_row(20, instruction=" "), edit_row(21, **broken)]
+    )
+    run = trainer(tmp_path, edit_rows(6), bad_rows="quarantine", eval_dataset=rows)
+    first, again = run.evaluate(), run.evaluate()
+    assert first["eval_quarantined_rows"] == again["eval_quarantined_rows"] == 2
+    listed = [json.loads(line)["id"] for line in (tmp_path / "quarantine_eval_0.jsonl").read_text().splitlines()]
+    assert sorted(listed) == ["row-20", "row-21"] and not (tmp_path / "quarantine_0.jsonl").exists()
+    whole = trainer(tmp_path / "whole", edit_rows(6), eval_dataset=rows.select(range(6))).evaluate()
+    assert "eval_quarantined_rows" not in whole and first["eval_loss"] == pytest.approx(whole["eval_loss"], rel=0.2)
+
+
+def test_an_evaluation_without_a_row_has_no_loss(tmp_path):
+    rows = dataset_of([edit_row(number, target_image={"bytes": b"broken", "path": None}) for number in range(3)])
+    run = trainer(tmp_path, edit_rows(6), bad_rows="quarantine", eval_dataset=rows)
+    with pytest.raises(DataError, match="No row of the evaluation data can be used .3 are left out.*no eval_loss"):
+        run.evaluate()
+    assert len((tmp_path / "quarantine_eval_0.jsonl").read_text().splitlines()) == 3

@@ -13,6 +13,8 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
+from uniedit_hf.row_error import RowError
+
 from .checks import check_learned
 from .config import UniEditConfig
 from .data import DataError, PackedDataset, PackReader, TrainingPart, merge_packs
@@ -22,7 +24,12 @@ from .streaming import PackStream
 
 
 class PackLoader(DataLoader):
-    """A `DataLoader` of packs that raises the errors its workers met as they are, without a worker's traceback."""
+    """A `DataLoader` of packs that raises the errors its workers met as they are, without a worker's traceback.
+
+    `bad_rows` are those that planning left out of an evaluation.
+    """
+
+    bad_rows: Sequence[RowError] = ()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in super().__iter__():
@@ -62,7 +69,9 @@ def evaluation_loader(part: TrainingPart, reader: PackReader, args: UniEditConfi
     """The evaluation rows in packs, with the same draws at every evaluation."""
     extent = {"num_epochs": 1, "max_steps": -1, "packs_per_step": args.world_size}
     plan = _plan([part], _lengths([part], reader, args), reader, args, **extent)
-    return _planned_loader([part], reader, args, plan, args.per_device_eval_batch_size)
+    loader = _planned_loader([part], reader, args, plan, args.per_device_eval_batch_size)
+    loader.bad_rows = plan.bad_rows if args.process_index == 0 else []
+    return loader
 
 
 def _lengths(parts: Sequence[TrainingPart], reader: PackReader, args: UniEditConfig) -> list[PartLengths]:

@@ -17,6 +17,7 @@ from .planning import RunPlan
 
 STATE_FILE = "data_state_{rank}.json"
 QUARANTINE_FILE = "quarantine_{rank}.jsonl"
+EVALUATION_FILE = "quarantine_eval_{rank}.jsonl"
 
 
 class DataProgress:
@@ -49,6 +50,7 @@ class DataProgress:
         self.bad_rows = {}
         self.stream_states, self.first_worker, self.stream_epoch = {}, 0, 0
         self._quarantine_file.unlink(missing_ok=True)
+        self.evaluation_file.unlink(missing_ok=True)
         if self.plan is not None and self.args.process_index == 0:
             self.set_aside(self.plan.bad_rows)
 
@@ -64,10 +66,18 @@ class DataProgress:
         """Counts bad rows and lists them in the quarantine file, each once."""
         new = [row for row in rows if row.row_id not in self.bad_rows]
         self.bad_rows |= {row.row_id: row.reason for row in new}
-        if new:
-            self._quarantine_file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._quarantine_file, "a") as file:
-                file.writelines(json.dumps({"id": row.row_id, "reason": row.reason}) + "\n" for row in new)
+        _list(self._quarantine_file, new)
+
+    def set_aside_in_evaluation(self, rows: Iterable[RowError]) -> None:
+        """Lists bad rows of the evaluation data in a file of their own, each once."""
+        file = self.evaluation_file
+        known = {json.loads(line)["id"] for line in file.read_text().splitlines()} if file.is_file() else set()
+        _list(file, [row for row in rows if row.row_id not in known])
+
+    @property
+    def evaluation_file(self) -> Path:
+        """Where bad rows of the evaluation data are listed."""
+        return Path(self.args.output_dir, EVALUATION_FILE.format(rank=self.args.process_index))
 
     @property
     def _quarantine_file(self) -> Path:
@@ -115,6 +125,14 @@ class DataProgress:
                 f"The checkpoint read its stream with (processes, workers)={stored}, this run with {here}, so it "
                 "cannot be gone on from exactly: set the number of processes and dataloader_num_workers as they were."
             )
+
+
+def _list(file: Path, rows: Iterable[RowError]) -> None:
+    lines = [json.dumps({"id": row.row_id, "reason": row.reason}) + "\n" for row in rows]
+    if lines:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a") as listed:
+            listed.writelines(lines)
 
 
 def save_state(folder: str | os.PathLike, rank: int, state: dict[str, Any]) -> None:

@@ -31,11 +31,12 @@ from .checkpoints import last_whole_checkpoint, what_is_missing
 from .config import FLASH_ADAMW, UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
 from .ema import WeightAverage
+from .evaluating import EvaluationMixin
 from .following import Choice, checkpointing_of, follow_plan, plan_of
 from .freezing import adapted_layers, freeze
 from .fsdp import FSDPModule, frozen_encoders
 from .layer_options import set_checkpointing
-from .loaders import PackLoader, evaluation_loader, plan_training, training_loader
+from .loaders import PackLoader, plan_training, training_loader
 from .meters import MeteredProgress, Meters
 from .metrics import RunningSums, loss_means
 from .optimizers import check_optimizer, flash_adamw
@@ -51,7 +52,7 @@ class NotFiniteError(ValueError):
     """A loss or a gradient is not a number any more; the message names step, packs and rows."""
 
 
-class UniEditTrainer(HubMixin, Trainer):
+class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
     r"""Trains a unified multimodal model on edits, answers, drawings and interleavings of them.
 
     Each loss part is normalised by its global number of tokens over accumulation, batch and devices, and every random
@@ -142,8 +143,7 @@ class UniEditTrainer(HubMixin, Trainer):
         self.sums = RunningSums()
         self.average: WeightAverage | None = None
         self.stop_signal = StopSignalCallback()
-        self._eval_loaders: dict[str, PackLoader] = {}
-        self._eval_sums = RunningSums()
+        self.begin_evaluations()
         self._step_packs: list[PackNotes] = []
         self._first_step = 0
         self._average_from: str | None = None
@@ -287,41 +287,6 @@ class UniEditTrainer(HubMixin, Trainer):
             f"Stopped in step {self.state.global_step + 1}: {what}, at {where}. Look at these rows, lower the "
             "learning rate, or go on from the last checkpoint."
         )
-
-    # --- evaluation ---------------------------------------------------------------------------------------------
-
-    def get_eval_dataloader(self, eval_dataset=None) -> PackLoader:
-        """The evaluation rows in packs, with the same draws at every evaluation.
-
-        Args:
-            eval_dataset: The name of one of several data sets, or another data set.
-        """
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            name = eval_dataset or ""
-            if name not in self.eval_parts:
-                raise ValueError("There is nothing to evaluate on: give eval_dataset.")
-            if name not in self._eval_loaders:
-                self._eval_loaders[name] = evaluation_loader(self.eval_parts[name], self.reader, self.args)
-            return self._eval_loaders[name]
-        (part,) = checks.evaluation_parts(eval_dataset, self.args.make_recipe()).values()
-        return evaluation_loader(part.for_model(self.processing_class), self.reader, self.args)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss of one batch; the parts are summed for the means over all of them."""
-        inputs = {name: value for name, value in inputs.items() if not name.startswith("num_")}
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """The mean of each loss part over all tokens: `eval_loss`, `eval_image_loss`, `eval_text_loss`."""
-        self._eval_sums.clear()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means = loss_means(self._eval_sums.over_all(self.accelerator))
-        weights = {"image": self.args.image_loss_weight, "text": self.args.text_loss_weight}
-        output.metrics[f"{metric_key_prefix}_loss"] = sum(weights[part] * mean for part, mean in means.items())
-        output.metrics.update({f"{metric_key_prefix}_{part}_loss": mean for part, mean in means.items()})
-        return output
 
     # --- logs ---------------------------------------------------------------------------------------------------
 
