@@ -17,7 +17,7 @@ from .image_reader import ImageReader
 from .limits import Limits
 from .preparing import Preparer
 from .prometheus import Metrics
-from .running import Runner
+from .runner import Runner
 from .server_settings import ServerSettings
 
 
