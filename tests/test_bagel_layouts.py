@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    SiglipImageProcessor,
 )
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -29,6 +30,7 @@ from uniedit_hf.models.bagel import (
     BagelProcessor,
 )
 from uniedit_hf.models.bagel.layouts_bagel import convert, to_official
+from uniedit_hf.models.loading import load_processor
 from uniedit_hf.pipeline import UniEditPipeline
 
 
@@ -281,6 +283,41 @@ def test_converting_to_the_same_layout(official, tmp_path):
     convert(official, tmp_path / "ours", to="transformers")
     convert(tmp_path / "ours", tmp_path / "ours2", to="transformers", max_shard_size="1MB")
     assert stored_bytes(tmp_path / "official2") == stored_bytes(official) == stored_bytes(tmp_path / "ours2")
+
+
+def test_an_export_says_what_servers_read(tmp_path):
+    """The ViT's size for SigLIP's image processor, and nothing that would be read in its place; our own sizes come
+    back from it."""
+    pipe = UniEditPipeline(tiny_bagel(), tiny_bagel_processor())
+    pipe.save_pretrained(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "export", to="official")
+    names = {path.name for path in (tmp_path / "export").iterdir()}
+    assert "processor_config.json" not in names and not any(name.endswith(".index.json") for name in names)
+    assert {name for name in names if name.endswith(".safetensors")} == {"ema.safetensors", "ae.safetensors"}
+    siglip = SiglipImageProcessor.from_pretrained(tmp_path / "export")
+    assert (siglip.size["height"], siglip.size["width"]) == (84, 84)
+    pixels = siglip(picture(84, 84), return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(pixels, pipe.processor.image_processor.prepare(picture(84, 84), "vit"), atol=1e-6)
+    config, llm = (json.loads((tmp_path / "export" / name).read_text()) for name in ("config.json", "llm_config.json"))
+    assert config["architectures"] == ["BagelForConditionalGeneration"] and config["model_type"] == "bagel"
+    assert config["vae_config"]["z_channels"] == 16 and config["vae_config"]["downsample"] == 8
+    assert (config["max_latent_size"], config["latent_patch_size"], config["vit_max_num_patch_per_side"]) == (8, 2, 6)
+    assert config["visual_gen"] and config["visual_und"] and not config["interpolate_pos"]
+    assert llm["qk_norm"] is True and llm["tie_word_embeddings"] is False
+    convert(tmp_path / "export", tmp_path / "back", to="transformers")
+    for folder in ("export", "back"):
+        found = UniEditPipeline.from_pretrained(tmp_path / folder).processor.image_processor
+        assert found.to_dict() == pipe.processor.image_processor.to_dict()
+    assert not (tmp_path / "back" / "preprocessor_config.json").exists()
+
+
+def test_the_size_that_a_release_states_for_the_vit_is_taken(official):
+    (official / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 56, "width": 56}}))
+    tiny_bagel_processor().tokenizer.save_pretrained(official)
+    assert load_processor(official, BagelConfig.from_pretrained(official)).image_processor.vit_size == {
+        "longest_edge": 56,
+        "shortest_edge": 56,
+    }
 
 
 def test_convert_refuses_what_is_no_checkpoint(official, tmp_path):

@@ -272,8 +272,9 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
     Args:
         input_dir: A local folder.
         output_dir: A new or empty folder.
-        to: `"official"` (`ema.safetensors`, `ae.safetensors`, `llm_config.json`, `vit_config.json`, `config.json`) or
-            `"transformers"` (`config.json`, `model.safetensors` or shards with an index).
+        to: `"official"` (`ema.safetensors`, `ae.safetensors`, `llm_config.json`, `vit_config.json`, `config.json`,
+            `preprocessor_config.json`), which public servers read, or `"transformers"` (`config.json`,
+            `model.safetensors` or shards with an index, `processor_config.json`).
         max_shard_size: Of the transformers layout.
 
     Raises:
@@ -300,7 +301,8 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
     else:
         _write_shards(tensors, target, max_shard_size)
         config.save_pretrained(target)
-    for name in (*TOKENIZER_FILES, "generation_config.json", "preprocessor_config.json", "processor_config.json"):
+    _write_image_settings(config, source, target, to)
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
@@ -347,18 +349,53 @@ def _write_shards(tensors: dict[str, torch.Tensor], target: Path, max_shard_size
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
+def _write_image_settings(config: BagelConfig, source: Path, target: Path, to: Layout) -> None:
+    """The sizes of images in the file of the layout. Servers read the official one as settings of a
+    `SiglipImageProcessor`, whose `size` is that of the ViT; ours stand beside it and bring the processor back. With a
+    `processor_config.json` beside it they would read that instead, find no `size`, and take 224 pixels."""
+    from .processing_bagel import image_processor_of
+
+    image_processor = image_processor_of(CheckpointFolder(source, {}), config)
+    settings = image_processor.to_dict()
+    if to == "official":
+        edge = image_processor.vit_size["longest_edge"]
+        siglip = {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_resize": True,
+            "size": {"height": edge, "width": edge},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+        }
+        _write_json(settings | siglip, target / "preprocessor_config.json")
+    elif (source / "processor_config.json").is_file():
+        shutil.copyfile(source / "processor_config.json", target / "processor_config.json")
+    else:
+        saved = {"image_processor": settings, "processor_class": "BagelProcessor"}
+        _write_json(saved, target / "processor_config.json")
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
 def _write_official_config(config: BagelConfig, target: Path) -> None:
     text, vision, vae = config.text_config, config.vision_config, config.vae_config
     llm = text.to_dict() | {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "rope_theta": text.rope_parameters["rope_theta"],
+        "qk_norm": True,
+        "tie_word_embeddings": False,
     }
     # the official file counts one layer more than there is
     vit = vision.to_dict() | {"model_type": "siglip_vision_model", "num_hidden_layers": vision.num_hidden_layers + 1}
     settings = {
         "architectures": ["BagelForConditionalGeneration"],
         "model_type": "bagel",
+        "visual_gen": True,
+        "visual_und": True,
         "llm_config": llm,
         "vit_config": vit,
         "vae_config": {
@@ -375,4 +412,4 @@ def _write_official_config(config: BagelConfig, target: Path) -> None:
         "timestep_shift": config.timestep_shift,
     }
     for name, content in (("llm_config", llm), ("vit_config", vit), ("config", settings)):
-        (target / f"{name}.json").write_text(json.dumps(content, indent=2, default=str) + "\n")
+        _write_json(content, target / f"{name}.json")

@@ -58,6 +58,24 @@ class BagelRow:
         return {name: np.concatenate([empty, *parts]) for name, parts in self.columns.items()}
 
 
+def image_processor_of(folder: CheckpointFolder, config: BagelConfig) -> BagelImageProcessor:
+    """The sizes that were stored with a checkpoint of any layout, or else the released ones, as far as the model has
+    positions for them."""
+    stored = folder.json("processor_config.json").get("image_processor") or folder.json("preprocessor_config.json")
+    vit_stride, vae_stride = config.vision_config.patch_size, 8 * config.latent_patch_size
+    square = stored.get("size", {}).get("height", 980)  # of SiglipImageProcessor, which servers read
+    vit_edge = min(square, config.vision_config.image_size) // vit_stride * vit_stride
+    vae_edge = min(1024, config.max_latent_size * vae_stride) // vae_stride * vae_stride
+    return BagelImageProcessor(
+        vit_size=stored.get("vit_size") or {"longest_edge": vit_edge, "shortest_edge": min(224, vit_edge)},
+        vae_size=stored.get("vae_size") or {"longest_edge": vae_edge, "shortest_edge": min(512, vae_edge)},
+        vit_stride=vit_stride,
+        vae_stride=vae_stride,
+        latent_channels=config.vae_config.z_channels,
+        **{name: stored[name] for name in ("image_mean", "image_std") if "vit_size" in stored},
+    )
+
+
 class BagelProcessor(SampleProcessor, ProcessorMixin):
     """A tokenizer and an image processor that together turn samples into BAGEL's inputs.
 
@@ -100,8 +118,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     @classmethod
     def from_checkpoint(cls, name, config: BagelConfig, **hub_options) -> BagelProcessor:
-        """The processor saved with a checkpoint, or for an official folder one of its tokenizer and the shapes of
-        its configuration.
+        """The processor saved with a checkpoint, or for an official folder one of its tokenizer and sizes.
 
         Raises:
             OSError: If there is no tokenizer.
@@ -114,17 +131,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
                 f"{name} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, beside the "
                 "weights. Copy them from the base model's folder."
             )
-        vit_stride, vae_stride = config.vision_config.patch_size, 8 * config.latent_patch_size
-        # the released sizes, as far as the model has positions for them
-        vit_edge = min(980, config.vision_config.image_size) // vit_stride * vit_stride
-        vae_edge = min(1024, config.max_latent_size * vae_stride) // vae_stride * vae_stride
-        image_processor = BagelImageProcessor(
-            vit_size={"longest_edge": vit_edge, "shortest_edge": min(224, vit_edge)},
-            vae_size={"longest_edge": vae_edge, "shortest_edge": min(512, vae_edge)},
-            vit_stride=vit_stride,
-            vae_stride=vae_stride,
-            latent_channels=config.vae_config.z_channels,
-        )
+        image_processor = image_processor_of(folder, config)
         return cls(image_processor, AutoTokenizer.from_pretrained(name, **hub_options))
 
     # --- sizes, without pixels ----------------------------------------------------------------------------------
