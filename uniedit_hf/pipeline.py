@@ -98,8 +98,14 @@ class UniEditPipeline:
 
         Args:
             layers: `None` is the default: drawings of many steps on a GPU are compiled.
+
+        Raises:
+            ValueError: If the family does not compile its layers.
         """
-        inner_model(self.model).compile_layers = layers
+        model = inner_model(self.model)
+        if not hasattr(model, "compile_layers"):
+            raise ValueError(f"{type(model).__name__} has no layers that can be compiled: leave out compile().")
+        model.compile_layers = layers
         return self
 
     def save_pretrained(self, folder) -> None:
@@ -367,7 +373,7 @@ class UniEditPipeline:
 
     def _asked_to_think(self, sample: Sample, purpose: str) -> Sample:
         """The sample behind what asks the model to think before it answers or draws."""
-        prompts = getattr(self.processor, "thinking_prompts", None)
+        prompts = self.processor.thinking_prompts
         if prompts is None:
             raise ValueError(
                 f"{type(self.processor).__name__} has no way to ask for thoughts: leave out thinking_budget."

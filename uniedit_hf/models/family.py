@@ -50,27 +50,31 @@ class DrawingStep:
 DrawingCallback = Callable[[DrawingStep], None]
 
 
-class ImageSettings(Protocol):
-    """How one image is drawn: a frozen dataclass of the family, with further fields of its own and defaults for all
-    but the size. The constructor raises `ValueError` for a setting out of its range.
+@dataclass(frozen=True)
+class BaseImageSettings:
+    """How one image is drawn. A family may add fields with defaults; its constructor raises `ValueError` for a setting
+    out of its range.
 
-    Attributes:
+    Args:
         height: Pixels.
         width: Pixels.
         seed: Of the drawing.
         text_guidance_scale: Classifier-free guidance scale for the text; 1 disables it.
         image_guidance_scale: The same for the source image.
+
+    Attributes:
         editing: Settings by which `UniEditPipeline.edit` differs from the defaults.
         drawing: Those of `UniEditPipeline.generate`.
     """
 
     height: int
     width: int
-    seed: int
-    text_guidance_scale: float
-    image_guidance_scale: float
-    editing: ClassVar[dict[str, Any]]
-    drawing: ClassVar[dict[str, Any]]
+    seed: int = 0
+    text_guidance_scale: float = 1.0
+    image_guidance_scale: float = 1.0
+
+    editing: ClassVar[dict[str, Any]] = {}
+    drawing: ClassVar[dict[str, Any]] = {}
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -84,12 +88,12 @@ class FamilyModel(Protocol):
         encoders: The parts that images go through before they are tokens; under FSDP each device keeps them whole.
         training_options: Those of `timestep_shift`, `vit_longest_edge`, `posterior` and `sample_timesteps` of
             `UniEditConfig` that have a meaning for this family; the others are refused.
-        image_settings: The class of `settings` of `generate_images`.
+        image_settings: The class of `settings` of `generate_images`: fields as in `BaseImageSettings`, and more.
     """
 
     encoders: Sequence[nn.Module]
     training_options: frozenset[str]
-    image_settings: type[ImageSettings]
+    image_settings: type
 
     def forward(self, **pack) -> Losses:
         """The losses of what `FamilyProcessor.pack` or `merge` returns, without its `num_` counts.
@@ -102,7 +106,7 @@ class FamilyModel(Protocol):
 
     def generate_images(
         self,
-        settings: Sequence[ImageSettings],
+        settings: Sequence[BaseImageSettings],
         branches: torch.Tensor,
         callback_on_step_end: DrawingCallback | None = None,
         **contexts,
@@ -116,7 +120,7 @@ class FamilyModel(Protocol):
             contexts: What else `FamilyProcessor.guidance_contexts` returns.
         """
 
-    def check_image_settings(self, settings: Sequence[ImageSettings]) -> None:
+    def check_image_settings(self, settings: Sequence[BaseImageSettings]) -> None:
         """Raises `ValueError` if these images cannot be drawn, or not side by side."""
 
     def round_trip(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -201,6 +205,30 @@ class FamilyProcessor(Protocol):
 
     def to_pil(self, pixels: torch.Tensor) -> Image.Image:
         """Pixels (3, h, w) as an image. Raises `ValueError` if some are not numbers."""
+
+
+class ModelDefaults:
+    """What a model may take over; goes before `PreTrainedModel` among the bases.
+
+    Attributes:
+        part_of_prefix: Beginnings of parameter names, each with its part of `trainable_parts`; the rest is `und`.
+    """
+
+    encoders: Sequence[nn.Module] = ()
+    training_options: frozenset[str] = frozenset()
+    image_settings: type = BaseImageSettings
+    part_of_prefix: ClassVar[dict[str, str]] = {}
+
+    def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
+        """See `FamilyModel`."""
+        parts: dict[str, list[nn.Parameter]] = {name: [] for name in ("vit", "und", "gen", "text_only", "fixed")}
+        for name, parameter in self.named_parameters():
+            found = (part for prefix, part in self.part_of_prefix.items() if name.startswith(prefix))
+            parts[next(found, "und")].append(parameter)
+        return parts
+
+    def check_image_settings(self, settings: Sequence[BaseImageSettings]) -> None:
+        """Every image can be drawn, and beside any other."""
 
 
 def members(protocol: type) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from uniedit_hf.images import pixels_to_pil
+from uniedit_hf.images import open_image, pixels_to_pil
 from uniedit_hf.recipes import PAPER, Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
 
@@ -58,7 +58,7 @@ class SampleProcessor:
     token_columns: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "labels")
     numbering_columns: ClassVar[tuple[str, ...]] = ()
 
-    # --- what a family adds -------------------------------------------------------------------------------------
+    # --- what a family brings -----------------------------------------------------------------------------------
 
     @property
     def context_padding(self) -> dict[str, int]:
@@ -87,13 +87,43 @@ class SampleProcessor:
         """Tokens of an image without markers."""
         raise NotImplementedError
 
-    def guidance_branches(self, sample: Sample, thought: str | None) -> tuple[Sample, Sample, Sample]:
-        """The condition to draw from, the same without its text, and without its images."""
+    def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
+        """For each segment its tokens other than those of a text, and the text itself, see `FamilyProcessor`."""
         raise NotImplementedError
 
-    def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
-        """See `FamilyProcessor`."""
+    def default_size(self, config) -> tuple[int, int]:
+        """(width, height) of a drawing for which no size was given."""
         raise NotImplementedError
+
+    def prepare_target(self, image: Image.Image) -> torch.Tensor:
+        """An image as the model would learn to draw it: pixels (3, h, w)."""
+        raise NotImplementedError
+
+    # --- what a family may change -------------------------------------------------------------------------------
+
+    def guidance_branches(self, sample: Sample, thought: str | None) -> tuple[Sample, Sample, Sample]:
+        """The condition to draw from, ending with what the model thought; the same without its last text and without
+        the thought; and its texts alone."""
+        segments = list(sample.segments)
+        texts = [index for index, segment in enumerate(segments) if isinstance(segment, TextSegment)]
+        without_last_text = [segment for index, segment in enumerate(segments) if index not in texts[-1:]]
+        thoughts = [TextSegment(thought)] if thought else []
+        branches = ([*segments, *thoughts], without_last_text, [segments[index] for index in texts])
+        return tuple(sample.with_segments(branch) for branch in branches)
+
+    def open_source(self, image: Any, name: str = "image") -> Image.Image:
+        """An image to edit or to ask about. Raises `ImageError` if it cannot be used."""
+        return open_image(image, name=name)
+
+    def output_size(self, source: Image.Image) -> tuple[int, int]:
+        """(width, height) of an edit of what `open_source` returned: its own."""
+        return source.size
+
+    def token_ids(self, text: str | Sequence[int]) -> list[int]:
+        """Ids of a text without markers; a list of ids passes through."""
+        if isinstance(text, str):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return [int(token) for token in text]
 
     # --- views and conditioning ---------------------------------------------------------------------------------
 
@@ -275,6 +305,10 @@ class SampleProcessor:
         return merged
 
     # --- contexts -----------------------------------------------------------------------------------------------
+
+    def __call__(self, samples: Sample | Sequence[Sample]) -> BatchFeature:
+        """Contexts to write text behind: what `generate()` takes."""
+        return self.contexts([samples] if isinstance(samples, Sample) else list(samples), "write")
 
     def contexts(self, samples: Sequence[Sample], purpose: Purpose) -> BatchFeature:
         """Samples as rows, padded on the left: the context columns (B, L), `attention_mask` (B, L) and the images.

@@ -151,20 +151,10 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             return self.image_processor.tokens(width, height, segment.view) + 2, ""
         return (2, segment.text) if isinstance(segment.text, str) else (2 + len(segment.text), "")
 
-    def token_ids(self, text: str | Sequence[int]) -> list[int]:
-        """Ids without markers; a list of ids passes through."""
-        if isinstance(text, str):
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [int(token) for token in text]
-
     def open_source(self, image: Any, name: str = "image"):
         """Opens an image that is edited or asked about and fits it to the VAE's sizes, as the reference does before
         either encoder sees it."""
         return self.image_processor.fit(image, "vae", name=name)
-
-    def output_size(self, source) -> tuple[int, int]:
-        """(width, height) of an edit: the fitted source's own."""
-        return source.size
 
     def default_size(self, config: BagelConfig) -> tuple[int, int]:
         """(width, height) of a drawing: the largest square the model has positions for."""
@@ -339,16 +329,6 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             "split_kinds": CAUSAL,
             "sample_ids": NO_SAMPLE,
         }
-
-    def guidance_branches(self, sample: Sample, thought: str | None) -> tuple[Sample, Sample, Sample]:
-        """The sample with the thought, the sample without its last text, and its texts alone. The thought ends the
-        first branch alone, as in the reference."""
-        segments = list(sample.segments)
-        texts = [index for index, segment in enumerate(segments) if isinstance(segment, TextSegment)]
-        without_last_text = [segment for index, segment in enumerate(segments) if index not in texts[-1:]]
-        thoughts = [TextSegment(thought)] if thought else []
-        branches = ([*segments, *thoughts], without_last_text, [segments[index] for index in texts])
-        return tuple(sample.with_segments(branch) for branch in branches)
 
     @property
     def model_input_names(self) -> list[str]:

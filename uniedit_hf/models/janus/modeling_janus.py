@@ -19,6 +19,7 @@ from transformers.models.janus.modeling_janus import (
 )
 
 from uniedit_hf.losses import Losses
+from uniedit_hf.models.family import ModelDefaults
 
 from .generation_janus import JanusImageGenerationMixin, plain_attention
 from .image_tokens import decode_image_tokens, encode_image_tokens, fingerprint
@@ -28,10 +29,17 @@ from .layout import SIGLIP, VQ
 FLEX = {"": "sdpa", "text_config": "flex_attention", "vision_config": "sdpa", "vq_config": "sdpa"}
 
 
-class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanusForConditionalGeneration):
+class JanusForConditionalGeneration(
+    JanusImageGenerationMixin, ModelDefaults, TransformersJanusForConditionalGeneration
+):
     """transformers' class of this name; also trains on packs of `JanusProcessor` and edits images."""
 
-    training_options: frozenset[str] = frozenset()  # image tokens of one size are drawn without a flow
+    part_of_prefix = {
+        "model.vqmodel.": "fixed",
+        "model.vision_model.": "vit",
+        "model.generation_": "gen",  # to and from image tokens
+        "lm_head.": "text_only",
+    }
     # Tokens of images must not depend on the precision that the rest runs in.
     _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
 
@@ -85,23 +93,6 @@ class JanusForConditionalGeneration(JanusImageGenerationMixin, TransformersJanus
     def encoders(self) -> tuple[nn.Module, ...]:
         """The parts that images go through before they are tokens."""
         return self.model.vqmodel, self.model.vision_model
-
-    def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters by what they serve: `vit` the encoder, `und` the decoder with what it reads, `gen` what
-        leads to and from image tokens, `text_only` what nothing but a text loss reaches, `fixed` what is never
-        trained."""
-        parts: dict[str, list[nn.Parameter]] = {name: [] for name in ("vit", "und", "gen", "text_only", "fixed")}
-        prefixes = {
-            "model.vqmodel.": "fixed",
-            "model.vision_model.": "vit",
-            "model.generation_": "gen",
-            "lm_head.": "text_only",
-        }
-        for name, parameter in self.named_parameters():
-            parts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), "und")].append(
-                parameter
-            )
-        return parts
 
     def lora_target_modules(self, und: bool = True, gen: bool = True, text: bool = False) -> str:
         """A pattern for PEFT: the linear layers that are trained.

@@ -76,7 +76,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             if isinstance(piece.segment, ImageSegment):
                 self._check_size(piece.segment, sample.id)
             if piece.whole_text is None:
-                lengths.append((piece.begins + piece_length(piece, self._tokenize, marks), ""))
+                lengths.append((piece.begins + piece_length(piece, self.token_ids, marks), ""))
             else:
                 lengths.append((piece.begins + piece.is_answer, piece.whole_text))
         return lengths
@@ -132,9 +132,6 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         return self.prepare(image)
 
     # --- words and pixels ---------------------------------------------------------------------------------------
-
-    def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _begins_with_prompt(self, sample: Sample) -> bool:
         """Whether a sample is a conversation in words, which begins with the system prompt."""
@@ -214,7 +211,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             system_prompt = self._begins_with_prompt(sample)
         else:
             system_prompt = purpose == "write" and self.use_default_system_prompt
-        row = lay_out(sample, self._tokenize, marks, system_prompt)
+        row = lay_out(sample, self.token_ids, marks, system_prompt)
         if purpose != "train" and not sample.segments:
             row.extend([marks.bos])
         if purpose == "draw":
