@@ -29,3 +29,21 @@ def test_named_files_exist(page):
 
 def test_something_is_checked():
     assert any("uniedit_hf/segments.py" in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+FAMILIES = [*ROOT.glob("uniedit_hf/models/*/README.md")]
+
+
+@pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.parent.name)
+def test_a_family_says_where_each_mistake_is_prevented(page):
+    """A file, and names that it defines or uses, in the last cell of each row."""
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [row.strip("| ").split(" | ")[-1] for row in rows if not row.startswith(("|---", "| mistake"))]
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)`((?:[^`]|`\w+`)*)", row)
+        assert named or "`" in row, row
+        for file, names in named:
+            path = next(path for path in (page.parent / file, ROOT / file) if path.exists())
+            source = path.read_text(encoding="utf-8")
+            assert all(name in source for name in re.findall(r"`(\w+)`", names)), row
