@@ -17,10 +17,14 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import BatchFeature
+from transformers.utils import logging
 
 from uniedit_hf.losses import Losses
 from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import Sample, View
+
+
+logger = logging.get_logger(__name__)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -89,11 +93,13 @@ class FamilyModel(Protocol):
         training_options: Those of `timestep_shift`, `vit_longest_edge`, `posterior` and `sample_timesteps` of
             `UniEditConfig` that have a meaning for this family; the others are refused.
         image_settings: The class of `settings` of `generate_images`: fields as in `BaseImageSettings`, and more.
+        pack_attention: The attention implementation that the trainer chooses for packs on a GPU.
     """
 
     encoders: Sequence[nn.Module]
     training_options: frozenset[str]
     image_settings: type
+    pack_attention: str | dict[str, str]
 
     def forward(self, **pack) -> Losses:
         """The losses of what `FamilyProcessor.pack` or `merge` returns, without its `num_` counts.
@@ -134,6 +140,9 @@ class FamilyModel(Protocol):
             gets a gradient only from the text loss; `fixed`: what is never trained. A family without separate experts
             has all of its decoder in `und`.
         """
+
+    def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Lets the layers of `forward` run compiled, with arguments of `torch.compile`."""
 
     def lora_target_modules(self, und: bool = True, gen: bool = True, text: bool = False) -> str:
         """A regular expression of PEFT for the linear layers to adapt: of `und`, of `gen`, and with `text` also those
@@ -217,6 +226,7 @@ class ModelDefaults:
     encoders: Sequence[nn.Module] = ()
     training_options: frozenset[str] = frozenset()
     image_settings: type = BaseImageSettings
+    pack_attention: str | dict[str, str] = "sdpa"
     part_of_prefix: ClassVar[dict[str, str]] = {}
 
     def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
@@ -229,6 +239,10 @@ class ModelDefaults:
 
     def check_image_settings(self, settings: Sequence[BaseImageSettings]) -> None:
         """Every image can be drawn, and beside any other."""
+
+    def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compiles nothing, and says so."""
+        logger.warning(f"torch_compile has no effect on {type(self).__name__}, which does not compile its layers.")
 
 
 def members(protocol: type) -> set[str]:

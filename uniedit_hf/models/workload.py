@@ -76,7 +76,7 @@ class Workload:
 
 
 def workload(features: Mapping[str, Any]) -> Workload:
-    """Counts the pack that a processor made, of either family.
+    """Counts the pack that a processor made. Of a family that is not in `ROWS` only tokens and targets are right.
 
     Args:
         features: What `pack` returned: (1, L) tensors of tokens, and the images.
@@ -103,6 +103,8 @@ def workload(features: Mapping[str, Any]) -> Workload:
 def _pairs(features: Mapping[str, Any]) -> int:
     """Pairs of a query and a key that it sees: causal within a sample, and for BAGEL whole images, of which those that
     are being drawn are hidden from what follows."""
+    if "split_ids" not in features and "position_ids" not in features:
+        return 0  # of a family whose operations are not counted
     if "split_ids" not in features:
         starts = (features["position_ids"][0] == 0).nonzero()[:, 0].tolist()
         lengths = [end - start for start, end in zip(starts, [*starts[1:], features["position_ids"].shape[1]])]

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from transformers import ProgressCallback
 
-from uniedit_hf.models.workload import Workload
+from uniedit_hf.models.workload import ROWS, Workload
 
 from .cards import Card, card_at_hand
 from .flops import OperationCounter, Operations
@@ -72,11 +72,13 @@ class Meters:
         self.card: Card = card_at_hand(device)
         self.clock = StepClock(device)
         self._device = device
-        self._counter = OperationCounter(model, recompute, text_loss)
+        self._counter: OperationCounter | None = None  # where it is not known how to count a family's operations
+        if model.config.model_type in ROWS:
+            self._counter = OperationCounter(model, recompute, text_loss)
 
     def operations(self, packs: Iterable[Workload]) -> Operations:
         """The operations of forward and backward over packs."""
-        return sum(map(self._counter.count, packs), Operations())
+        return Operations() if self._counter is None else sum(map(self._counter.count, packs), Operations())
 
     def counts(self) -> dict[str, float]:
         """What is summed over processes, of the time since the last log."""
@@ -86,12 +88,15 @@ class Meters:
         """Figures of the time since the last log, means over steps and processes.
 
         `mfu` is the share of the card's dense bf16 peak that useful operations take, those that are recomputed left
-        out; it is there where the card's peak is known. `tflops_per_second` counts the same operations.
+        out; it is there where the card's peak is known. `tflops_per_second` counts the same operations. Both are
+        there for the families of `uniedit_hf.models.workload.ROWS`.
         """
-        rate = sums["useful_operations"] / seconds / processes / 1e12
-        logs = {"tflops_per_second": round(rate, 3)}
-        if self.card.tflops is not None:
-            logs["mfu"] = round(rate / self.card.tflops, 4)
+        logs = {}
+        if self._counter is not None:
+            rate = sums["useful_operations"] / seconds / processes / 1e12
+            logs["tflops_per_second"] = round(rate, 3)
+            if self.card.tflops is not None:
+                logs["mfu"] = round(rate / self.card.tflops, 4)
         if self._device.type == "cuda":
             logs["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(self._device) / GIB, 2)
         return logs | {f"{part}_seconds": round(sums[f"{part}_seconds"] / sums["steps"], 4) for part in PARTS}
