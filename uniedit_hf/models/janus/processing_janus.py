@@ -239,7 +239,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         found = [samples] if isinstance(samples, Sample) else samples
         if isinstance(found, (list, tuple)) and all(isinstance(each, Sample) for each in found):
             return self.contexts(found, "write")
-        return super().__call__(samples if text is None else text, images, **kwargs)
+        return TransformersJanusProcessor.__call__(self, samples if text is None else text, images, **kwargs)
 
     @property
     def context_padding(self) -> dict[str, int]:
