@@ -41,7 +41,10 @@ from benchmarks.gpu_training_parts import (
 )
 from uniedit_hf import split_attention
 from uniedit_hf.models.bagel.regions import EAGER, compiled_regions
+from uniedit_hf.training.cards import card_at_hand
 from uniedit_hf.training.layer_options import set_checkpointing
+from uniedit_hf.training.memory_plan import Way, plan_row
+from uniedit_hf.training.meters import LOGGED
 
 
 SECTIONS = ("decoder", "kernels", "attention", "trainer", "ceilings")
@@ -367,6 +370,8 @@ def run_trainer(model, way: str, peft, settings, shape: Shape, clock: Clock, rep
     report.add(
         "trainer",
         way=way,
+        **planned(model, way, peft, args),
+        **{name: logs[-1][name] for name in LOGGED if name in logs[-1]},
         tokens_per_second=[log["tokens_per_second"] for log in logs],
         data_wait_seconds=[log["data_wait_seconds"] for log in logs],
         pack_fill=logs[-1]["pack_fill"],
@@ -376,6 +381,15 @@ def run_trainer(model, way: str, peft, settings, shape: Shape, clock: Clock, rep
     if peft is not None:
         trainer.model.unload()
     trainer.model.zero_grad(set_to_none=True)
+
+
+def planned(model, way: str, peft, args) -> dict[str, float]:
+    """What the memory plan says of a way, to be held against what was measured."""
+    bits = 4 if way.startswith("QLoRA") else None
+    kind = Way(way, model.dtype, str(getattr(args.optim, "value", args.optim)), adapters=peft is not None, bits=bits)
+    row = plan_row(model.config, args.max_tokens_per_pack, kind, way.split(", ")[1], args=args, adapters=peft)
+    seconds = row.seconds(card_at_hand(args.device))
+    return {"planned_gib": rounded(row.peak / 2**30), "planned_step_seconds": seconds and rounded(seconds)}
 
 
 def quantize(model) -> None:

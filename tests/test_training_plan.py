@@ -15,7 +15,7 @@ from uniedit_hf.models.workload import workload
 from uniedit_hf.training import UniEditConfig, UniEditTrainer
 from uniedit_hf.training.cards import Card, card_named
 from uniedit_hf.training.counted_memory import CountedMemory
-from uniedit_hf.training.following import follow_plan
+from uniedit_hf.training.following import checkpointing_of, follow_plan
 from uniedit_hf.training.memory_plan import GIB, Way, plan_row, states_bytes
 from uniedit_hf.training.ways import FULL, GEN, LORA, QLORA, make_plan, memory_of, refusal
 
@@ -47,6 +47,7 @@ def wider(family: str, dtype: torch.dtype):
 CASES = {
     "recomputed": {},
     "kept": {"activation_checkpointing": False},
+    "selected": {"activation_checkpointing": "selective"},
     "accumulated": {"gradient_accumulation_steps": 2},
     "averaged": {"ema_decay": 0.9},
     "encoder": {"freeze_vit": False, "activation_checkpointing": False},
@@ -72,7 +73,7 @@ def test_a_plan_is_what_a_run_takes(tmp_path, family, case):
     rows = [[(run.parts[0].recipe, run.parts[0].row(r.row), r.epoch) for r in pack] for pack in run.data.plan.packs]
     work = max((workload(run.reader.read(pack, "", 0)) for pack in rows), key=lambda work: work.tokens)
     way = Way("as it runs", dtype, adapters=adapters is not None)
-    checkpointing = "full" if changes["activation_checkpointing"] else "none"
+    checkpointing = checkpointing_of(run.args)
     planned = plan_row(model.config, 640, way, checkpointing, args=run.args, adapters=adapters, work=work)
     assert planned.peak == pytest.approx(counted.peak, rel=0.1)
 

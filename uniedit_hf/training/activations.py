@@ -23,12 +23,14 @@ class Activations:
         residual: Bytes of a number in the hidden states.
         compute: Bytes of a number that goes into a matrix product, less under autocast.
         adapters: Bytes of a number in the input of an adapter, where adapters are trained beside frozen layers.
+        compiled: Whether the layers are compiled; then what is cheap is made again without checkpoints.
     """
 
     config: object
     residual: int
     compute: int
     adapters: int = 0
+    compiled: bool = False
 
     @property
     def text(self):
@@ -51,9 +53,10 @@ class Activations:
         d, f, q, k = self.text.hidden_size, self.text.intermediate_size, self.queries, self.keys
         if checkpointing == "full":
             return self.residual * d
-        if checkpointing == "selective":
-            # the input, and the results of attention and of all products but the last
-            return self.residual * d + self.compute * (d + 2 * q + 2 * k + 2 * f)
+        if checkpointing == "selective" or self.compiled:
+            # the input, and the results of attention and of all products; compiled, also what attention takes
+            attention = 3 * (q + k) if self.compiled else d + 2 * (q + k)
+            return self.residual * d + self.compute * (d + attention + 2 * f)
         return self._norms() + self._attention() + self._mlp()
 
     def _norms(self) -> float:

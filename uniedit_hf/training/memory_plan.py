@@ -172,7 +172,8 @@ class Planner:
         parts = Parameters(self._model(way), way)
         autocast = args.bf16 or args.fp16
         compute = 2 if autocast else residual
-        activations = Activations(self.config, residual, compute, way.adapters * (compute if autocast else 4))
+        inputs = way.adapters * (compute if autocast else 4)
+        activations = Activations(self.config, residual, compute, inputs, bool(args.torch_compile))
         width = 4 if way.adapters else residual
         gradients = sum(parts.trained) * width / way.shards
         states = states_bytes(way.optim, parts.trained, width)
@@ -237,7 +238,8 @@ def _moments(
     gathered = 2 * parts.layer * activations.compute if way.shards > 1 else 0
     before = gradients if args.gradient_accumulation_steps > 1 else 0
     of_layer = gradients * parts.layer_trained / max(1, sum(parts.trained))
-    remade = 0 if checkpointing == "none" else working + cast * parts.layer
+    whole = checkpointing == "none" or (checkpointing == "selective" and activations.compiled)
+    remade = 0 if whole else working + cast * parts.layer
     moments = {
         "encoding": (max(activations.encoding(work), activations.reading(work, False)), before),
         "loss": (kept + cast * parts.products / way.shards, before),

@@ -43,7 +43,7 @@ MEANINGS = {
 MIB = 2**20
 UNITS = {GIB: "GiB", MIB: "MiB"}
 # From the fastest to the smallest.
-CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "full")
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
