@@ -238,8 +238,9 @@ def _moments(
     gathered = 2 * parts.layer * activations.compute if way.shards > 1 else 0
     before = gradients if args.gradient_accumulation_steps > 1 else 0
     of_layer = gradients * parts.layer_trained / max(1, sum(parts.trained))
+    # what one layer makes anew beside what it has kept
     whole = checkpointing == "none" or (checkpointing == "selective" and activations.compiled)
-    remade = 0 if whole else working + cast * parts.layer
+    remade = 0 if whole else working - activations.kept(checkpointing) * tokens + cast * parts.layer
     moments = {
         "encoding": (max(activations.encoding(work), activations.reading(work, False)), before),
         "loss": (kept + cast * parts.products / way.shards, before),
