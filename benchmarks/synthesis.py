@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from uniedit_hf.calls.messages import ChatRequest, EditRequest, Picture, Reply, encoded
+from uniedit_hf.calls.messages import ChatRequest, EditRequest, EncodedImage, Reply, encoded
 from uniedit_hf.synthesis import run, shard
 from uniedit_hf.synthesis.settings import settings_from
 
@@ -43,11 +43,11 @@ class Instant:
     ratios = {}
 
     def __init__(self, *_):
-        self.picture = Picture(encoded(Image.new("RGB", (8, 8), "white")))
+        self.image = EncodedImage(encoded(Image.new("RGB", (8, 8), "white")))
 
     async def reply(self, request: ChatRequest | EditRequest) -> Reply:
         if isinstance(request, EditRequest):
-            return Reply("instant", picture=self.picture)
+            return Reply("instant", image=self.image)
         return Reply("instant", getattr(self, request.answer.__name__.lower())(request), tokens_in=100, tokens_out=20)
 
     def classification(self, request: ChatRequest) -> str:

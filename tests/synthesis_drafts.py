@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from uniedit_hf.calls.messages import Picture, encoded
+from uniedit_hf.calls.messages import EncodedImage, encoded
 from uniedit_hf.synthesis.records import Draft
 
 
@@ -17,8 +17,8 @@ def photo(seed: int, size=(96, 64)) -> Image.Image:
 
 def draft(number: int = 0, **fields) -> Draft:
     given = {
-        "position": (number, 0), "id": str(number), "image": Picture(encoded(photo(number))), "question": "how many?",
-        "answer": "two", "short_answer": "two", "source": "s", "category": "count",
+        "position": (number, 0), "id": str(number), "image": EncodedImage(encoded(photo(number))),
+        "question": "how many?", "answer": "two", "short_answer": "two", "source": "s", "category": "count",
     }  # fmt: skip
     return Draft(**(given | fields))
 

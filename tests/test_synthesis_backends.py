@@ -20,8 +20,8 @@ from uniedit_hf.calls.messages import (
     BackendError,
     ChatRequest,
     EditRequest,
+    EncodedImage,
     PassingFailure,
-    Picture,
     Reply,
     RowFailure,
     encoded,
@@ -40,7 +40,7 @@ from uniedit_hf.synthesis.stages.verify import Grade, Judgement
 
 
 KEY = "sk-secret-4242"
-SOURCE = Picture(encoded(Image.effect_noise((30, 20), 80).convert("RGB")))
+SOURCE = EncodedImage(encoded(Image.effect_noise((30, 20), 80).convert("RGB")))
 LIMITS = {"model": "m-1", "attempts": 3, "first_wait": 0.01, "timeout": 1.0, "api_key_env": "TEST_BACKEND_KEY"}
 
 
@@ -104,7 +104,7 @@ def test_an_editor_draws(tmp_path, kind):
         request = EditRequest("paint it", SOURCE, (1536, 1024), seed=7)
         reply = call(editor_settings(server, kind), tmp_path, lambda caller: caller.reply(request))
         sent = server.requests[0]["body"]
-    assert reply.picture.pixels().size in ((30, 20), (60, 20)) and reply.refusal is None
+    assert reply.image.pixels().size in ((30, 20), (60, 20)) and reply.refusal is None
     assert (
         b"paint it" in sent and {OpenAiEditor: b"1536x1024", GeminiEditor: b'"3:2"', HttpEditor: b"1536"}[kind] in sent
     )
@@ -135,7 +135,7 @@ def test_a_refused_edit_is_data(tmp_path, kind):
             lambda caller: asyncio.gather(*map(caller.reply, requests), return_exceptions=True),
         )
     refused = [reply for reply in replies if isinstance(reply, Reply) and reply.refusal]
-    assert refused and all(reply.picture is None for reply in refused)
+    assert refused and all(reply.image is None for reply in refused)
 
 
 @pytest.mark.parametrize("fault", ["busy", "broken", "silent", "cut"])
@@ -338,7 +338,7 @@ def test_models_see_pictures_upright_and_on_white():
     turned.save(buffers[0], "PNG", exif=exif)
     clear.save(buffers[1], "PNG")
     palette.save(buffers[2], "PNG", transparency=0)
-    seen = [Image.open(io.BytesIO(Picture(buffer.getvalue()).png())) for buffer in buffers]
+    seen = [Image.open(io.BytesIO(EncodedImage(buffer.getvalue()).png())) for buffer in buffers]
     assert [(image.size, image.mode) for image in seen] == [((4, 6), "RGB"), ((6, 4), "RGB"), ((6, 4), "RGB")]
     assert seen[1].getpixel((0, 0)) == seen[2].getpixel((0, 0)) == (255, 255, 255)
     assert SOURCE.png() is SOURCE.data and SOURCE.png(100) is SOURCE.data and SOURCE.png(10) is not SOURCE.data

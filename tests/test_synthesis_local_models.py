@@ -23,7 +23,7 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-from uniedit_hf.calls.messages import Answer, BackendError, ChatRequest, EditRequest, Picture, encoded
+from uniedit_hf.calls.messages import Answer, BackendError, ChatRequest, EditRequest, EncodedImage, encoded
 from uniedit_hf.synthesis.backends.batches import Batches
 from uniedit_hf.synthesis.backends.making import make_backend
 from uniedit_hf.synthesis.settings import DiffusersEditor, TransformersChat
@@ -112,8 +112,8 @@ def chat_folder(tmp_path_factory):
     return folder
 
 
-def picture(width: int, height: int, color: str) -> Picture:
-    return Picture(encoded(Image.new("RGB", (width, height), color)))
+def picture(width: int, height: int, color: str) -> EncodedImage:
+    return EncodedImage(encoded(Image.new("RGB", (width, height), color)))
 
 
 def ask_all(backend, requests):
@@ -141,11 +141,11 @@ def test_a_diffusers_pipeline_edits_in_batches(editor_folder):
     requests += [EditRequest("paint it", picture(16, 24, "red"), (32, 48), seed=9)]
     replies, batches = ask_all(backend, requests)
     assert batches == [3, 1]  # pictures of one size together
-    assert [reply.picture.size for reply in replies] == [(48, 32)] * 3 + [(32, 48)]
-    assert len({reply.picture.data for reply in replies}) == 4
+    assert [reply.image.size for reply in replies] == [(48, 32)] * 3 + [(32, 48)]
+    assert len({reply.image.data for reply in replies}) == 4
     alone, _ = ask_all(backend, requests[1:2])
-    apart = torch.tensor(list(alone[0].picture.pixels().tobytes())) - torch.tensor(
-        list(replies[1].picture.pixels().tobytes())
+    apart = torch.tensor(list(alone[0].image.pixels().tobytes())) - torch.tensor(
+        list(replies[1].image.pixels().tobytes())
     )
     assert apart.abs().max() <= 2  # the seed decides, not the batch
     asyncio.run(backend.close())
@@ -156,7 +156,7 @@ def test_a_pipeline_is_loaded_in_the_dtype_asked_for(editor_folder):
     backend = make_backend("editor", DiffusersEditor(**given, dtype="bfloat16"))
     assert backend.pipeline.unet.dtype == backend.pipeline.vae.dtype == torch.bfloat16
     replies, _ = ask_all(backend, [EditRequest("paint", picture(24, 16, "red"), (48, 32), seed=1)])
-    assert replies[0].picture.size == (48, 32)
+    assert replies[0].image.size == (48, 32)
     asyncio.run(backend.close())
     with pytest.raises(BackendError, match="float33"):
         make_backend("editor", DiffusersEditor(**given, dtype="float33"))

@@ -64,6 +64,8 @@ def planned(**changes) -> dict:
         (planned(instruct={"backend": "rules", "unchanged": 1.5}), "instruct.unchanged"),
         (planned(source={"kind": "planned_edits", "asking": "riddle"}), "source.asking"),
         (planned(source={"kind": "plain_edits", "of": "x"}), "plain_edits makes one edit of each image: leave out"),
+        ({"backends": {"c": {"kind": "openai", "model": "m", "price": {"picture": 1}}}},
+         "backends.c.price: picture is now called image: use the new name"),
         ({"backends": {"c": {"kind": "openai", "model": "m", "arguments": {"extra_headers": {"k": "sk-oops"}}}}},
          "extra_headers may hold a key"),
     ],
@@ -101,7 +103,7 @@ def test_a_dry_run_prices_every_stage(tmp_path, capsys):
         source={"kind": "easy_vqa", "limit": 1000},
         backends={
             "chat": {"kind": "openai", "model": "m-1", "price": {"tokens_in": 2.0, "tokens_out": 8.0}},
-            "painter": {"kind": "http_editor", "model": "p", "base_url": "http://x/", "price": {"picture": 0.04}},
+            "painter": {"kind": "http_editor", "model": "p", "base_url": "http://x/", "price": {"image": 0.04}},
         },
         classify={"backend": "chat"},
         balance={"size": 100, "shares": {"color": 1}},

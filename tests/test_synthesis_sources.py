@@ -21,13 +21,13 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from uniedit_hf.calls.messages import encoded
+from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import TASK_CATEGORIES, stable_id
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, Rows
 from uniedit_hf.synthesis.sources.conversation_rows import turns
 from uniedit_hf.synthesis.sources.reading import count_source, read_source
-from uniedit_hf.synthesis.sources.rows import RowFault
 
 
 def png(color: str) -> bytes:
@@ -161,10 +161,10 @@ def bomb() -> bytes:
 BAD = {
     "no JSON": "{not json",
     "no JSON object": "[1, 2]",
-    "not exactly one picture": {"images": [], "messages": [{"content": "a?"}, {"content": "b"}]},
+    "not exactly one image": {"images": [], "messages": [{"content": "a?"}, {"content": "b"}]},
     "image not found": {"images": ["none.png"], "messages": [{"content": "a?"}, {"content": "b"}]},
     "path that climbs": {"images": ["../red.png"], "messages": [{"content": "a?"}, {"content": "b"}]},
-    "picture is an address": {"images": ["https://x.org/a.png"], "messages": [{"content": "a?"}, {"content": "b"}]},
+    "image is an address": {"images": ["https://x.org/a.png"], "messages": [{"content": "a?"}, {"content": "b"}]},
     "question without an answer": {"images": ["red.png"], "messages": [{"content": "a?"}]},
     "answer without a question": {"images": ["red.png"], "messages": [{"role": "assistant", "content": "a"}]},
     "no conversation": {"images": ["red.png"], "messages": "none"},
@@ -226,7 +226,7 @@ def test_what_cannot_be_read_at_all_is_one_sentence(folder):
 def test_no_message_of_a_conversation_is_lost(messages):
     row = {"messages": [{"role": role, "content": f"{role} {text}"} for role, text in messages]}
     found = list(turns(row))
-    pairs = [each for each in found if not isinstance(each, RowFault)]
+    pairs = [each for each in found if not isinstance(each, RowError)]
     spoken = [role for role, _ in messages if role != "system"]
     assert len(pairs) == sum(a == "user" and b == "assistant" for a, b in zip(spoken, spoken[1:]))
     lonely = len(spoken) - 2 * len(pairs)

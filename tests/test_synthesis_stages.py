@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from synthesis_drafts import draft, photo
 
-from uniedit_hf.calls.messages import Picture, encoded
+from uniedit_hf.calls.messages import EncodedImage, encoded
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis import benchmark_hashes as benchmark_hashes_module
 from uniedit_hf.synthesis.benchmark_hashes import benchmark_hashes
@@ -124,7 +124,7 @@ def test_every_category_is_written_with_its_own_text(category):
     writer = Writer()
     made = asyncio.run(instruct(draft(category=category), writer, Instruct(backend="x"), seed=3))
     assert prompt(f"instruct_{category}").text in writer.request.system
-    assert made.choices["prompt"] == "1.1" and made.instruction == "Do." and made.image in writer.request.pictures
+    assert made.choices["prompt"] == "1.1" and made.instruction == "Do." and made.image in writer.request.images
     assert made.canvas == ("new" if category in ("caption", "ocr", "math") else "scene")
     again = asyncio.run(instruct(draft(category=category), writer, Instruct(backend="x"), seed=3))
     assert again.choices == made.choices
@@ -215,10 +215,10 @@ def test_duplicates_are_found_and_others_kept(tmp_path):
     photo(1).save(jpeg, quality=60)
     pictures = [encoded(photo(1)), encoded(photo(1)), jpeg.read_bytes(), encoded(photo(2)), encoded(photo(1))]
     questions = ["how many?", "How many", "how many?", "how many?", "what color?"]
-    rows = [draft(n, image=Picture(p), question=q) for n, (p, q) in enumerate(zip(pictures, questions))]
+    rows = [draft(n, image=EncodedImage(p), question=q) for n, (p, q) in enumerate(zip(pictures, questions))]
     results = [seen.question(asyncio.run(look(row))) for row in rows]
     assert [getattr(result, "reason", "kept") for result in results] == [
-        "kept", "duplicate question", "near-duplicate picture", "kept", "kept"
+        "kept", "duplicate question", "near-duplicate image", "kept", "kept"
     ]  # fmt: skip
     texts = ["add a lamp to the left of the old table", "add a lamp to the left of the table", "remove every chair"]
     said = [seen.instruction(results[0].with_(instruction=text)) for text in texts]
@@ -242,7 +242,7 @@ def test_pictures_of_a_benchmark_are_kept_out(tmp_path):
         again = benchmark_hashes(settings, tmp_path / "kept")
     for benchmarks in (first, again):
         look = Look(benchmarks, near=True)
-        rows = [draft(4), draft(5), draft(6, image=Picture(encoded(flat)))]
+        rows = [draft(4), draft(5), draft(6, image=EncodedImage(encoded(flat)))]
         results = [asyncio.run(look(row)) for row in rows]
         assert isinstance(results[0], Draft) and {each.reason for each in results[1:]} == {"in a benchmark"}
         assert "x.jpg" in results[1].detail and "flat.png: same pixels" in results[2].detail
@@ -267,5 +267,5 @@ def test_pictures_of_a_benchmark_data_set_are_kept_out(tmp_path):
         benchmark_hashes(other, tmp_path / "kept")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "q.txt").write_text("how many lamps are there here?")
-    with pytest.raises(ValueError, match="holds no picture that can be read"):
+    with pytest.raises(ValueError, match="holds no image that can be read"):
         benchmark_hashes(Decontaminate(benchmarks=[tmp_path / "texts"]), tmp_path / "kept")

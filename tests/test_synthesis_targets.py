@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from synthesis_drafts import draft, minimal, photo
 
 from uniedit_hf.calls.caller import NoAnswer
-from uniedit_hf.calls.messages import Picture, Reply, encoded
+from uniedit_hf.calls.messages import EncodedImage, Reply, encoded
 from uniedit_hf.synthesis.geometry import fitted, frame_for, nearest_ratio, size_to_ask, with_bars, without_bars
 from uniedit_hf.synthesis.ocr import text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
@@ -58,9 +58,9 @@ class Painter:
         self.image, self.ratios, self.backend = image, ratios or {}, self
 
     async def reply(self, request):
-        self.request, sent = request, request.picture.pixels()
+        self.request, sent = request, request.image.pixels()
         image = self.image or sent.resize((2 * sent.width, 2 * sent.height))
-        return Reply("painter-1", picture=Picture(encoded(image)))
+        return Reply("painter-1", image=EncodedImage(encoded(image)))
 
 
 @given(st.integers(20, 400), st.integers(20, 400), st.sampled_from([{"1:1": 1.0}, {"3:2": 1.5, "2:3": 2 / 3}]))
@@ -80,10 +80,10 @@ def test_bars_fill_up_to_a_proportion_and_come_off_again(width, height, ratios):
 
 
 def test_an_editor_of_few_proportions_gets_bars_and_everything_stays_at_its_place():
-    row = draft(instruction="Do.", expected="Done.", image=Picture(encoded(photo(9, (128, 96)))))
+    row = draft(instruction="Do.", expected="Done.", image=EncodedImage(encoded(photo(9, (128, 96)))))
     painter = Painter(ratios={"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 2 / 3})
     made = asyncio.run(edit(row, painter, Edit(backend="x", pixels=144 * 96), seed=0))
-    assert painter.request.picture.size == (144, 96) and painter.request.size == (144, 96)
+    assert painter.request.image.size == (144, 96) and painter.request.size == (144, 96)
     assert prompt("edit_bars").text in painter.request.prompt
     assert made.target.size == (256, 192) and unchanged_share(row.image, made.target) > 0.95
     assert (made.choices["drawn"], made.choices["resize"]) == ("288x192", "bars")
@@ -119,12 +119,13 @@ def test_pixels_tell_what_was_kept():
     source = photo(3)
     changed = source.copy()
     ImageDraw.Draw(changed).rectangle((0, 0, 47, 31), fill="white")
-    share = unchanged_share(Picture(encoded(source)), Picture(encoded(changed.resize((192, 128)))))
+    share = unchanged_share(EncodedImage(encoded(source)), EncodedImage(encoded(changed.resize((192, 128)))))
     assert share == pytest.approx(0.75, abs=0.06)
-    row = draft(image=Picture(encoded(source)), target=Picture(encoded(source)), editor="e", instruction="Do.")
+    same = EncodedImage(encoded(source))
+    row = draft(image=same, target=same, editor="e", instruction="Do.")
     settings = settings_from(minimal(verify={"min_unchanged": 0.9}), "it").verify
     assert asyncio.run(verify(row, None, None, None, settings)).reason == "nothing was changed"
-    row = row.with_(target=Picture(encoded(changed)))
+    row = row.with_(target=EncodedImage(encoded(changed)))
     assert asyncio.run(verify(row, None, None, None, settings)).reason == "too much was changed"
 
 
@@ -147,7 +148,7 @@ class Judge:
     ],
 )
 def test_judges_decide(verdict, grade, reason):
-    row = draft(target=Picture(encoded(photo(8))), editor="e", instruction="Do.", expected="Done.")
+    row = draft(target=EncodedImage(encoded(photo(8))), editor="e", instruction="Do.", expected="Done.")
     settings = settings_from(minimal(), "it").verify
     result = asyncio.run(verify(row, Judge(verdict), Judge({"reason": "r", "quality": grade}), None, settings))
     if reason:
@@ -181,8 +182,8 @@ def test_text_is_really_read(tmp_path):
     ImageDraw.Draw(image).text((20, 30), "Open at 9", fill="black", font=ImageFont.load_default(36))
     cache = CallCache(tmp_path / "c.sqlite", tmp_path / "p")
     reader = TextReader(cache)
-    found = asyncio.run(reader.read(Picture(encoded(image))))
+    found = asyncio.run(reader.read(EncodedImage(encoded(image))))
     assert text_match("Open at 9", found) > 0.9 and text_match("Closed today", found) < 0.7
     reader.engine = None  # what was read is kept
-    assert asyncio.run(TextReader.read(reader, Picture(encoded(image)))) == found
+    assert asyncio.run(TextReader.read(reader, EncodedImage(encoded(image)))) == found
     cache.close()

@@ -52,4 +52,4 @@ def price_of(reply: Reply, price: Price | None) -> float:
     if price is None:
         return 0.0
     per_token = reply.tokens_in * price.tokens_in + reply.tokens_out * price.tokens_out
-    return per_token / MILLION + (price.picture if reply.picture is not None else 0.0)
+    return per_token / MILLION + (price.image if reply.image is not None else 0.0)

@@ -1,6 +1,6 @@
 """The call cache: every reply is on disk before it is used, so a run that is killed asks nothing twice.
 
-Replies are rows of an SQLite file, pictures are files beside it, named by their content. One process at a time has it
+Replies are rows of an SQLite file, images are files beside it, named by their content. One process at a time has it
 open; the write-ahead log without shared memory also works on network file systems.
 """
 
@@ -11,9 +11,10 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniedit_hf.calls.messages import Picture, Reply
+from uniedit_hf.calls.messages import EncodedImage, Reply
 
 
+# The names of the first release, also of the folder, so that replies that were paid for stay readable.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS reply (
     key BLOB PRIMARY KEY, backend TEXT, model TEXT, text TEXT, picture TEXT, refusal TEXT,
@@ -39,15 +40,15 @@ class CallCache:
 
     Args:
         file: The SQLite file; made if it is missing.
-        pictures: The folder of pictures, which several caches may share.
+        images: The folder of images, which several caches may share.
 
     Raises:
         ValueError: Another process has the file open, or it is no cache.
     """
 
-    def __init__(self, file: Path, pictures: Path):
+    def __init__(self, file: Path, images: Path):
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.pictures = pictures
+        self.images = images
         self.connection = sqlite3.connect(file, isolation_level=None, timeout=1)
         try:
             self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -66,24 +67,24 @@ class CallCache:
         row = self.connection.execute(READ, (key,)).fetchone()
         if row is None:
             return None
-        model, text, picture, refusal, tokens_in, tokens_out = row
-        if picture is not None:
-            path = self._path(picture)
+        model, text, image, refusal, tokens_in, tokens_out = row
+        if image is not None:
+            path = self._path(image)
             if not path.is_file():
                 return None  # somebody tidied up: the call is made again
-            picture = Picture(path.read_bytes())
-        return Reply(model, text, picture, refusal, tokens_in, tokens_out)
+            image = EncodedImage(path.read_bytes())
+        return Reply(model, text, image, refusal, tokens_in, tokens_out)
 
     def put(self, key: bytes, backend: str, reply: Reply, money: float) -> None:
-        """Keeps a reply; the picture first, so that no row names a file that is not there."""
+        """Keeps a reply; the image first, so that no row names a file that is not there."""
         name = None
-        if reply.picture is not None:
-            name = reply.picture.sha256
+        if reply.image is not None:
+            name = reply.image.sha256
             path = self._path(name)
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 unfinished = path.with_name(f".{name}.{os.getpid()}")
-                unfinished.write_bytes(reply.picture.data)
+                unfinished.write_bytes(reply.image.data)
                 unfinished.replace(path)
         row = (key, backend, reply.model, reply.text, name, reply.refusal, reply.tokens_in, reply.tokens_out, money)
         self.connection.execute(WRITE, row)
@@ -97,4 +98,4 @@ class CallCache:
         self.connection.close()
 
     def _path(self, name: str) -> Path:
-        return self.pictures / name[:2] / name
+        return self.images / name[:2] / name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from uniedit_hf.calls.section import Section, Weight
+from uniedit_hf.renamed import renamed
 
 
 class Price(Section):
@@ -15,12 +16,19 @@ class Price(Section):
     Args:
         tokens_in: For a million tokens read.
         tokens_out: For a million tokens written.
-        picture: For a picture drawn.
+        image: For an image drawn.
     """
 
     tokens_in: Weight = 0.0
     tokens_out: Weight = 0.0
-    picture: Weight = 0.0
+    image: Weight = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "image" in given:
+            raise ValueError(renamed("image", "image"))
+        return given
 
 
 class BackendSettings(Section):

@@ -108,7 +108,7 @@ class Caller:
         """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
         detail = text = ""
         for attempt in range(self.settings.malformed_attempts):
-            asked = ChatRequest(request.system, request.text, request.answer, request.pictures, attempt)
+            asked = ChatRequest(request.system, request.text, request.answer, request.images, attempt)
             try:
                 reply = await self.reply(asked)
             except RowFailure as failure:

@@ -16,19 +16,19 @@ from pydantic import BaseModel, ConfigDict
 from uniedit_hf.images import image_size, open_image
 
 
-# Bytes below which working on a picture takes less time than handing it to another thread.
+# Bytes below which working on an image takes less time than handing it to another thread.
 SMALL = 32 * 1024
 Value = TypeVar("Value")
 
 
-class Picture:
-    """An encoded picture with what is known about it; nothing is computed before it is asked for."""
+class EncodedImage:
+    """An encoded image with what is known about it; nothing is computed before it is asked for."""
 
     def __init__(self, data: bytes):
         self.data = data
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Picture) and self.data == other.data
+        return isinstance(other, EncodedImage) and self.data == other.data
 
     def __hash__(self) -> int:
         return hash(self.data)
@@ -43,13 +43,13 @@ class Picture:
         return image_size(self.data)
 
     def pixels(self) -> Image.Image:
-        """The picture decoded, upright, RGB. Raises `ImageError`."""
+        """The image decoded, upright, RGB. Raises `ImageError`."""
         image = open_image(self.data)
         self.__dict__.setdefault("size", image.size)  # or the header would be read once more
         return image
 
     def png(self, longest_side: int | None = None) -> bytes:
-        """The picture as PNG as training sees it: upright, RGB, on white, and made smaller if a side is longer than
+        """The image as PNG as training sees it: upright, RGB, on white, and made smaller if a side is longer than
         `longest_side` pixels."""
         fits = longest_side is None or max(self.size) <= longest_side
         if fits and _is_plain_png(self.data):
@@ -73,15 +73,15 @@ def _is_plain_png(data: bytes) -> bool:
     return True
 
 
-async def off_loop(work: Callable[..., Value], *pictures: Picture) -> Value:
-    """`work(*pictures)`, in a thread if the pictures are large, so that calls in flight do not wait for it."""
-    if sum(len(picture.data) for picture in pictures) <= SMALL:
-        return work(*pictures)
-    return await asyncio.to_thread(work, *pictures)
+async def off_loop(work: Callable[..., Value], *images: EncodedImage) -> Value:
+    """`work(*images)`, in a thread if the images are large, so that calls in flight do not wait for it."""
+    if sum(len(image.data) for image in images) <= SMALL:
+        return work(*images)
+    return await asyncio.to_thread(work, *images)
 
 
 def encoded(image: Image.Image) -> bytes:
-    """A picture as PNG."""
+    """An image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -101,15 +101,15 @@ class ChatRequest:
         system: What is the same for many questions.
         text: This question.
         answer: The form of the answer; `None` for a text.
-        pictures: What the model sees, in order.
+        images: What the model sees, in order.
         attempt: Counts the times the same was asked because the answer had another form.
-        text_first: Whether the question stands before the pictures.
+        text_first: Whether the question stands before the images.
     """
 
     system: str
     text: str
     answer: type[Answer] | None
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
     attempt: int = 0
     text_first: bool = False
 
@@ -117,39 +117,39 @@ class ChatRequest:
     def content(self) -> tuple[str, ...]:
         """What decides the reply."""
         form = self.answer.__name__ if self.answer else ("text first" if self.text_first else "text")
-        return ("chat", self.system, self.text, form, str(self.attempt), *(each.sha256 for each in self.pictures))
+        return ("chat", self.system, self.text, form, str(self.attempt), *(each.sha256 for each in self.images))
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """A picture to be edited.
+    """An image to be edited.
 
     Args:
         prompt: What to do.
-        picture: What to do it to.
+        image: What to do it to.
         size: (width, height) in pixels that the result should have.
         seed: Decides what the editor draws, where it can be told.
     """
 
     prompt: str
-    picture: Picture
+    image: EncodedImage
     size: tuple[int, int]
     seed: int
 
     @property
     def content(self) -> tuple[str, ...]:
         """What decides the reply."""
-        return ("edit", self.prompt, str(self.size), str(self.seed), self.picture.sha256)
+        return ("edit", self.prompt, str(self.size), str(self.seed), self.image.sha256)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: a text, a picture, or a refusal, which is data like any other.
+    """What came back: a text, an image, or a refusal, which is data like any other.
 
     Args:
         model: The model that replied, as it names itself.
         text: The text, of a chat model.
-        picture: The picture, of an editor.
+        image: The image, of an editor.
         refusal: Why there is neither.
         tokens_in: Tokens that were read.
         tokens_out: Tokens that were written.
@@ -158,7 +158,7 @@ class Reply:
 
     model: str
     text: str | None = None
-    picture: Picture | None = field(default=None, repr=False)
+    image: EncodedImage | None = field(default=None, repr=False)
     refusal: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
@@ -192,7 +192,7 @@ class BackendDown(BackendError):
 
 
 def request_key(parameters: str, request: ChatRequest | EditRequest) -> bytes:
-    """32 bytes that depend on model, parameters, prompt and pictures, and on nothing else."""
+    """32 bytes that depend on model, parameters, prompt and images, and on nothing else."""
     digest = hashlib.sha256()
     for part in (parameters, *request.content):
         encoded_part = part.encode(errors="surrogatepass")

@@ -169,11 +169,11 @@ class OpenAiChatBackend:
 
     def _messages(self, request: ChatRequest) -> list[dict]:
         text = {"type": "text", "text": request.text}
-        pictures = [
+        images = [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}}
-            for data in (picture.png(self.settings.image_side) for picture in request.pictures)
+            for data in (image.png(self.settings.image_side) for image in request.images)
         ]
-        content = [text, *pictures] if request.text_first else [*pictures, text]
+        content = [text, *images] if request.text_first else [*images, text]
         system = [{"role": "system", "content": request.system}] if request.system else []
         return [*system, {"role": "user", "content": content}]
 

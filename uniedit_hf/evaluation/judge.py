@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from uniedit_hf.calls.caller import Caller
-from uniedit_hf.calls.messages import BackendDown, BackendError, ChatRequest, Picture, Reply, RowFailure
+from uniedit_hf.calls.messages import BackendDown, BackendError, ChatRequest, EncodedImage, Reply, RowFailure
 from uniedit_hf.calls.openai_chat import OPENAI, OpenAiChat, OpenAiChatBackend
 from uniedit_hf.evaluation.journal import Journal
 
@@ -216,10 +216,10 @@ class Judge:
         if isinstance(failure, BackendDown):
             raise failure
 
-    def _pictures(self, question: Question) -> tuple[Picture, ...]:
-        return tuple(Picture(_png(opened(), self.settings.largest_side)) for opened in question.pictures)
+    def _pictures(self, question: Question) -> tuple[EncodedImage, ...]:
+        return tuple(EncodedImage(_png(opened(), self.settings.largest_side)) for opened in question.pictures)
 
-    def _digest(self, question: Question, pictures: Sequence[Picture]) -> str:
+    def _digest(self, question: Question, pictures: Sequence[EncodedImage]) -> str:
         """The hash of what is sent, together with the settings."""
         content: list[dict] = [{"type": "text", "text": question.text}]
         for picture in pictures:

@@ -1,12 +1,12 @@
-"""Three ways to ask for the same edit of the same picture.
+"""Three ways to ask for the same edit of the same image.
 
     question   if the shape is red, give it the color of grass; otherwise shrink it.
     answer     the shape is red, the color of grass is green, so make it green.
     plain      make it green.
 
 `question` is how intelligent edits are written. `answer` tells what decides: for every condition on the way what is
-true of the picture, then what the action rests on; the branches that are not taken are gone. `plain` is the end of
-that. An action that names its result is said in the words it has in the instruction. Leaving the picture as it is
+true of the image, then what the action rests on; the branches that are not taken are gone. `plain` is the end of
+that. An action that names its result is said in the words it has in the instruction. Leaving the image as it is
 counts as an action like any other. "The other side" and "the opposite corner" stay, for no other words name that
 place; `answer` says on which side or in which corner the shape is.
 """
@@ -50,7 +50,7 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
         asking: The way.
         instruction: As it was written, with its question.
         program: What it means.
-        scene: What its picture shows.
+        scene: What its image shows.
         rng: Where the phrasings come from; from the same state, `answer` ends in the words of `plain`.
     """
     if asking == "question":

@@ -1,4 +1,4 @@
-"""Where two pictures differ, as scenes: what verification and scoring mean by "right"."""
+"""Where two images differ, as scenes: what verification and scoring mean by "right"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tolerance:
 
 
 EXACT = Tolerance(place=0.5, size=0.5, background=1.0)  # what our own renderer has to reach
-VISIBLE = Tolerance(place=6.0, size=3.0, background=16.0)  # what a person would call the same picture
+VISIBLE = Tolerance(place=6.0, size=3.0, background=16.0)  # what a person would call the same image
 
 
 def mismatches(expected: Sequence[Scene], found: Sequence[Scene], tolerance: Tolerance = VISIBLE) -> list[str]:
@@ -43,7 +43,7 @@ def mismatches(expected: Sequence[Scene], found: Sequence[Scene], tolerance: Tol
 
 
 def in_reading_order(scenes: Sequence[Scene]) -> list[Scene]:
-    """By rows of a quarter of the picture's height, then from left to right."""
+    """By rows of a quarter of the image's height, then from left to right."""
     return sorted(scenes, key=lambda scene: (round(scene.center[1] / 16), scene.center[0]))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from uniedit_hf.calls.messages import Picture
+from uniedit_hf.calls.messages import EncodedImage
 from uniedit_hf.schema import stable_id
 from uniedit_hf.small_world.easy_vqa import LICENSE, VqaRow, load_image
 from uniedit_hf.small_world.reader import read
@@ -68,7 +68,7 @@ def _draft(data: bytes, image: Image.Image, split: str, license: str | None, nam
     return Draft(
         position=(0, 0),
         id=stable_id(data),
-        image=Picture(data),
+        image=EncodedImage(data),
         question=None,
         answer=None,
         source="easy-vqa",

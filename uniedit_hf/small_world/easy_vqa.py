@@ -1,4 +1,4 @@
-"""The easy-VQA data set (PyPI `easy-vqa`, MIT): 5,000 pictures of one coloured shape, 48,248 questions and answers."""
+"""The easy-VQA data set (PyPI `easy-vqa`, MIT): 5,000 images of one coloured shape, 48,248 questions and answers."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ QUESTION_TEMPLATES = (
 
 @dataclass(frozen=True)
 class VqaRow:
-    """One question about one picture.
+    """One question about one image.
 
     Args:
         image_path: The PNG file.
         question: As easy-VQA asks it, in lower case.
         answer: One of the 13 answers: a shape, a colour, "yes" or "no".
         split: "train" or "test".
-        image_id: The picture's number within its split.
+        image_id: The image's number within its split.
     """
 
     image_path: Path
@@ -95,7 +95,7 @@ def load_easy_vqa(split: Split, folder: str | Path | None = None) -> list[VqaRow
     """All questions of one split, in the data set's order.
 
     Args:
-        split: "train" (38,575 questions, 4,000 pictures) or "test" (9,673 and 1,000).
+        split: "train" (38,575 questions, 4,000 images) or "test" (9,673 and 1,000).
         folder: A folder with `train/` and `test/`; the installed package's by default.
 
     Raises:
@@ -119,16 +119,16 @@ def load_easy_vqa(split: Split, folder: str | Path | None = None) -> list[VqaRow
 
 
 def one_row_per_image(rows: Iterable[VqaRow]) -> list[VqaRow]:
-    """The first row of each picture, in order."""
+    """The first row of each image, in order."""
     return list({row.image_path: row for row in reversed(list(rows))}.values())[::-1]
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """A picture of the data set, 64 x 64 RGB.
+    """An image of the data set, 64 x 64 RGB.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not a picture that can be decoded, or has another size.
+        ValueError: The file is not an image that can be decoded, or has another size.
     """
     try:
         with Image.open(path) as image:
@@ -136,9 +136,9 @@ def load_image(path: str | Path) -> Image.Image:
     except FileNotFoundError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be decoded as a picture ({error}); expected a PNG file.") from error
+        raise ValueError(f"{path} cannot be decoded as an image ({error}); expected a PNG file.") from error
     if pixels.size != (SIDE, SIDE):
-        raise ValueError(f"{path} is {pixels.width} x {pixels.height} pixels; easy-VQA pictures are {SIDE} x {SIDE}.")
+        raise ValueError(f"{path} is {pixels.width} x {pixels.height} pixels; easy-VQA images are {SIDE} x {SIDE}.")
     return pixels
 
 

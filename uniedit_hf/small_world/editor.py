@@ -1,4 +1,4 @@
-"""The exact editor: reads what a picture shows, applies a program to it, and draws the result."""
+"""The exact editor: reads what an image shows, applies a program to it, and draws the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EDITOR = "exact-editor"
 
 
 def edit(image: Image.Image, scene: Scene, program: Program) -> Image.Image:
-    """The picture after the program.
+    """The image after the program.
 
     Args:
         image: 64 x 64 RGB; returned as it is where the program changes nothing.

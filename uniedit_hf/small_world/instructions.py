@@ -1,7 +1,7 @@
-"""Draws instructions: a question about the picture, nested if and else logic, and edits that depend on the answers.
+"""Draws instructions: a question about the image, nested if and else logic, and edits that depend on the answers.
 
 A `Plan` says what is wanted; the drawing fills it from a scene and a row of easy-VQA. The answer itself never stands
-in the text, and a wrong branch never gives the right picture.
+in the text, and a wrong branch never gives the right image.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from uniedit_hf.small_world.wording import (
 
 MOST_WORDS = 45
 ATTEMPTS = 100
-KEEP_BESIDE = 0.35  # how often a branch that is not taken leaves the picture as it is
+KEEP_BESIDE = 0.35  # how often a branch that is not taken leaves the image as it is
 PLAIN_NOUNS = (*NOUNS, "the {shape}", "the {color} shape")
 
 
@@ -109,7 +109,7 @@ class Instruction:
         text: What the model reads.
         program: What it means.
         question: The embedded question, None for a plain edit.
-        answer: Its answer on this picture, None for a plain edit.
+        answer: Its answer on this image, None for a plain edit.
         source: "easy-vqa" where the question is a row of the data set, otherwise "composed".
         phrasing: The index of every phrasing that was drawn, in the order of the text.
     """
@@ -152,11 +152,11 @@ class Phrasing:
 
 
 def draw_instruction(scene: Scene, row: VqaRow, plan: Plan, rng: random.Random) -> Instruction | str:
-    """An instruction for a picture according to a plan, or the reason why none was found.
+    """An instruction for an image according to a plan, or the reason why none was found.
 
     Args:
-        scene: What the picture shows.
-        row: A question about this picture; it is embedded for the categories shape and color.
+        scene: What the image shows.
+        row: A question about this image; it is embedded for the categories shape and color.
         plan: What is wanted.
         rng: Where every choice comes from.
     """
@@ -165,7 +165,7 @@ def draw_instruction(scene: Scene, row: VqaRow, plan: Plan, rng: random.Random) 
         topic = draw_topic(scene, row, plan.category, plan.condition, rng)
         program = None if topic is None else _draw_program(scene, topic, plan, rng)
         if program is None:
-            reason = f"no {plan.category} edit for this picture"
+            reason = f"no {plan.category} edit for this image"
             continue
         instruction = _phrased(topic, program, rng)
         reason = fault(instruction, scene)
@@ -178,7 +178,7 @@ def draw_plain_edit(scene: Scene, kind: PlainKind, rng: random.Random) -> Instru
     """A direct instruction without question or condition, or the reason why none was found."""
     fitting = [action for action in plain_actions(kind) if changes(action, scene)]
     if not fitting:
-        return f"no plain {kind} edit for this picture"
+        return f"no plain {kind} edit for this image"
     action, phrasing = rng.choice(fitting), Phrasing(rng)
     noun = phrasing(PLAIN_NOUNS).format(shape=scene.shape, color=scene.color)
     return Instruction(
@@ -196,7 +196,7 @@ def fault(instruction: Instruction, scene: Scene) -> str:
         return "a condition decides nothing"
     target = apply(instruction.program, scene)
     if sum(not mismatches(target, action.result(scene)) for action in actions(instruction.program)) > 1:
-        return "a wrong branch gives the right picture"
+        return "a wrong branch gives the right image"
     return ""
 
 

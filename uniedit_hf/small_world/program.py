@@ -40,7 +40,7 @@ NUMBER_OF = {
     "a dog has legs": 4,
     "a car has wheels": 4,
 }
-OWN_CORNERS = "it has corners"  # a count that has to be read from the picture
+OWN_CORNERS = "it has corners"  # a count that has to be read from the image
 PARTS = {"quarter": SIDE / 4, "third": SIDE / 3}
 PLACES = {"left": (16.0, None), "right": (48.0, None), "top": (None, 16.0), "bottom": (None, 48.0), "center": (32, 32)}
 QUARTERS = ((16.0, 16.0), (48.0, 16.0), (16.0, 48.0), (48.0, 48.0))
@@ -85,7 +85,7 @@ class HasCorners:
 
 @dataclass(frozen=True)
 class InHalf:
-    """The middle of the shape lies in one half of the picture."""
+    """The middle of the shape lies in one half of the image."""
 
     half: Half
 
@@ -98,7 +98,7 @@ class InHalf:
 
 @dataclass(frozen=True)
 class Closer:
-    """The middle of the shape is closer to one edge of the picture than to another."""
+    """The middle of the shape is closer to one edge of the image than to another."""
 
     edge: Half
     other: Half
@@ -112,7 +112,7 @@ class Closer:
 
 @dataclass(frozen=True)
 class WiderThan:
-    """The shape is wider than a part of the picture."""
+    """The shape is wider than a part of the image."""
 
     part: str
 
@@ -165,7 +165,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Copies:
-    """As many copies of the shape, each in the middle of a quarter of the picture, by rows. A shape that is too long
+    """As many copies of the shape, each in the middle of a quarter of the image, by rows. A shape that is too long
     for a quarter is drawn smaller. `number` is None where the thing is `OWN_CORNERS`."""
 
     number: int | None
@@ -179,7 +179,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Keep:
-    """Leave the picture as it is."""
+    """Leave the image as it is."""
 
     def result(self, scene: Scene) -> list[Scene]:
         return [scene]
@@ -246,7 +246,7 @@ def changes(action: Action, scene: Scene) -> bool:
 
 
 def edge_distance(scene: Scene, edge: Half) -> float:
-    """Pixels from the middle of the shape to one edge of the picture."""
+    """Pixels from the middle of the shape to one edge of the image."""
     x, y = scene.center
     return {"left": x, "right": SIDE - x, "top": y, "bottom": SIDE - y}[edge]
 

@@ -133,7 +133,7 @@ def clear_place(scene: Scene) -> str | None:
 
 
 def place_word(x: float, y: float) -> str:
-    """Which ninth of the picture a point lies in: "top left", "top", ..., "center", ..., "bottom right"."""
+    """Which ninth of the image a point lies in: "top left", "top", ..., "center", ..., "bottom right"."""
     row, column = (min(max(int(v // (SIDE / 3)), 0), 2) for v in (y, x))
     return f"{ROWS[row]} {COLUMNS[column]}".strip() or "center"
 

@@ -35,7 +35,7 @@ _CENTERS = np.arange(SIDE, dtype=np.float32) + 0.5
 
 
 def read(image: Image.Image | np.ndarray) -> Scene | None:
-    """The one shape of a picture, or None if there is none, more than one, or none that can be told.
+    """The one shape of an image, or None if there is none, more than one, or none that can be told.
 
     Args:
         image: 64 x 64, a `PIL.Image.Image` or uint8 RGB (64, 64, 3).
@@ -48,7 +48,7 @@ def read(image: Image.Image | np.ndarray) -> Scene | None:
 
 
 def read_all(image: Image.Image | np.ndarray) -> list[Scene]:
-    """All shapes of a picture, by rows and then columns; empty if the picture is blank or any part of it cannot be
+    """All shapes of an image, by rows and then columns; empty if the image is blank or any part of it cannot be
     told. Shapes have to be apart by an empty row or column.
 
     Args:
@@ -78,7 +78,7 @@ def as_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     """float32 (64, 64, 3) in 0 to 255. Raises ValueError for another size."""
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image, dtype=np.float32)
     if pixels.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"The reader expects a {SIDE} x {SIDE} RGB picture, found an array of shape {pixels.shape}")
+        raise ValueError(f"The reader expects a {SIDE} x {SIDE} RGB image, found an array of shape {pixels.shape}")
     return pixels
 
 

@@ -1,5 +1,5 @@
 """The stages for easy-VQA without any model: a classifier, a writer, an editor and a verifier that understand its
-pictures exactly."""
+images exactly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from uniedit_hf.calls.messages import Picture, encoded
+from uniedit_hf.calls.messages import EncodedImage, encoded
 from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.asking import rephrased
 from uniedit_hf.small_world.editor import EDITOR, edit
@@ -26,7 +26,7 @@ EDIT_NAMES = {Recolor: "color", Reshape: "shape", Move: "location", Resize: "siz
 
 def classify_by_rules(draft: Draft, weights: Mapping[str, float], rng: random.Random) -> Draft:
     """What the instruction will ask: the question itself, which is about the shape or its colour, or one that is
-    composed for its picture; drawn by the weights of the categories."""
+    composed for its image; drawn by the weights of the categories."""
     fitting = [category for category in CATEGORIES if category in (draft.row.attribute, *CATEGORIES[2:])]
     drawn = [weights.get(category, 0.0) for category in fitting]
     category = rng.choices(fitting, drawn)[0] if sum(drawn) else draft.row.attribute
@@ -96,7 +96,7 @@ def draw_exactly(draft: Draft) -> Draft:
     """The draft with its target; where nothing changes, the very bytes of the source."""
     target = draft.image
     if not draft.unchanged:
-        target = Picture(encoded(edit(draft.image.pixels(), draft.scene, draft.program)))
+        target = EncodedImage(encoded(edit(draft.image.pixels(), draft.scene, draft.program)))
     return draft.with_(target=target, editor=EDITOR)
 
 

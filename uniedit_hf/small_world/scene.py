@@ -1,6 +1,6 @@
-"""What a picture of the easy-VQA world shows, and how it is drawn.
+"""What an image of the easy-VQA world shows, and how it is drawn.
 
-A `Scene` is one flat shape on a flat background; a picture with several shapes is a list of scenes that share their
+A `Scene` is one flat shape on a flat background; an image with several shapes is a list of scenes that share their
 background. Lengths are pixels, x grows to the right and y downwards, and boxes are (left, top, right, bottom) with
 sub-pixel precision.
 """
@@ -76,7 +76,7 @@ class Scene:
         return CORNERS[self.shape]
 
     def at(self, center: tuple[float, float], size: float | None = None) -> Scene:
-        """The same shape elsewhere, with the same proportions, pushed inside the picture if it would stand out."""
+        """The same shape elsewhere, with the same proportions, pushed inside the image if it would stand out."""
         scale = 1.0 if size is None else size / self.size
         width, height = self.width * scale, self.height * scale
         left = min(max(center[0] - width / 2, 0.0), SIDE - width)

@@ -1,4 +1,4 @@
-"""The small world: questions, drawings and edits of easy-VQA's test pictures, scored from the pixels without a judge.
+"""The small world: questions, drawings and edits of easy-VQA's test images, scored from the pixels without a judge.
 
 The quickstart and `benchmarks/small_world.py` measure with the same items, settings and scores.
 """
@@ -59,13 +59,13 @@ def read(prompts: str | None = None, images: str | None = None) -> list[SmallWor
         ValueError: A prompt file was given.
     """
     if prompts is not None or images is not None:
-        raise ValueError("The small world makes its items and pictures itself: leave prompts and images out.")
+        raise ValueError("The small world makes its items and images itself: leave prompts and images out.")
     items = test_items(NUM_EACH)
     return [item for turn in zip(*(items[i : i + NUM_EACH] for i in range(0, len(items), NUM_EACH))) for item in turn]
 
 
 def output_path(folder: Path, item: SmallWorldItem, seed: int) -> Path:
-    """Where a run keeps what came out: a picture, or an answer as text."""
+    """Where a run keeps what came out: an image, or an answer as text."""
     path = picture_path(folder, item, seed)
     return path.with_suffix(".txt") if item.ability == "understanding" else path
 
@@ -103,7 +103,7 @@ def _store(path: Path, output: Output) -> None:
 
 
 def outcomes(items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path) -> dict[tuple[str, int], Outcome]:
-    """What a run's answers and pictures score, by item and seed.
+    """What a run's answers and images score, by item and seed.
 
     Raises:
         ValueError: Some are missing.
@@ -111,7 +111,7 @@ def outcomes(items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path
     paths = {(item.name, seed): output_path(folder, item, seed) for item in items for seed in seeds}
     if missing := [path for path in paths.values() if not path.exists()]:
         raise ValueError(
-            f"{len(missing)} of {len(paths)} answers and pictures are missing, {missing[0]} first: run the same "
+            f"{len(missing)} of {len(paths)} answers and images are missing, {missing[0]} first: run the same "
             "command again to make them."
         )
     found = {}
@@ -200,15 +200,15 @@ def bounds(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem]) -> dict[s
     return {
         "copy of the source": [score_edit(item.source, item.source, item.expected) for item in edits],
         "target through the autoencoder": [
-            score_edit(picture, item.source, item.expected)
-            for item, picture in zip(edits, pipeline_round_trip(pipeline, [item.expected for item in edits]))
+            score_edit(image, item.source, item.expected)
+            for item, image in zip(edits, pipeline_round_trip(pipeline, [item.expected for item in edits]))
         ],
     }
 
 
-def pipeline_round_trip(pipeline: UniEditPipeline, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures through the autoencoder and back."""
-    pixels = [pipeline.processor.prepare_target(picture) for picture in pictures]
+def pipeline_round_trip(pipeline: UniEditPipeline, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Images through the autoencoder and back."""
+    pixels = [pipeline.processor.prepare_target(image) for image in images]
     return [pipeline.processor.to_pil(each) for each in pipeline.model.round_trip(pixels)]
 
 
@@ -231,7 +231,7 @@ def write_items(path: Path, items: Sequence[SmallWorldItem], outputs: Mapping[st
 
 
 def _described(output: Output) -> Any:
-    """An answer as it is, a picture as what the reader finds in it."""
+    """An answer as it is, an image as what the reader finds in it."""
     if isinstance(output, str):
         return output
     return [

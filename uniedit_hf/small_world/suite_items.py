@@ -1,4 +1,4 @@
-"""What the small world asks: questions, drawings and edits of test pictures, the same for every model."""
+"""What the small world asks: questions, drawings and edits of test images, the same for every model."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SEED = 20260521  # of the items and their noise; the same whatever seed a tuning
 
 @dataclass(frozen=True)
 class SmallWorldItem(Item):
-    """One test item: a question, prompt or instruction, the picture it is about, if any, and what is right.
+    """One test item: a question, prompt or instruction, the image it is about, if any, and what is right.
 
     Its row has the `ability` that it measures; its `kind` within that: `easy-vqa open`, `easy-vqa yes/no`, `composed`,
     `drawing`, `plain` or `intelligent`; and by which `view` an edit sees its source: `vit`, the one for understanding,
     or `both`, otherwise None.
 
     Args:
-        expected: The answer, the drawing, or the target picture.
+        expected: The answer, the drawing, or the target image.
     """
 
     expected: str | Drawing | Image.Image | None = None
@@ -55,22 +55,22 @@ class SmallWorldItem(Item):
         return self.sources[0]() if self.sources else None
 
     def noise_seed(self, seed: int = 0) -> int:
-        """The same for every model; `seed` counts the pictures of an item."""
+        """The same for every model; `seed` counts the images of an item."""
         return derive_seed(SEED, self.name, *([seed] if seed else [])) % 2**31
 
 
 def test_items(num_each: int, split: Split = "test") -> list[SmallWorldItem]:
-    """Items on test pictures: `num_each` questions of easy-VQA and as many composed ones, twice as many drawings, and
+    """Items on test images: `num_each` questions of easy-VQA and as many composed ones, twice as many drawings, and
     `num_each` plain and as many intelligent edits, half of them with either view of the source.
 
     Choices between recipes are made on the split "train", never on "test".
     """
     rows = load_easy_vqa(split)
-    pictures = _shuffled(one_row_per_image(rows), "pictures")
+    images = _shuffled(one_row_per_image(rows), "pictures")
     return [
         *_easy_questions(_shuffled(rows, "questions")[:num_each]),
-        *_composed_questions(pictures[:num_each]),
-        *_drawings(pictures[-2 * num_each :]),
+        *_composed_questions(images[:num_each]),
+        *_drawings(images[-2 * num_each :]),
         *_edits("plain", plain_edits(rows, seed=SEED, size=num_each)),
         *_edits("intelligent", intelligent_edits(rows, seed=SEED, size=num_each)),
     ]

@@ -54,7 +54,7 @@ class Topic:
 
     Args:
         question: The question.
-        answer: Its answer on this picture.
+        answer: Its answer on this image.
         sorts: What the outermost condition may be.
         actions: What the main edit may be.
         source: Where the question comes from.
@@ -72,10 +72,10 @@ class Topic:
 
 
 def draw_topic(scene: Scene, row: VqaRow, category: Category, holds: bool, rng: random.Random) -> Topic | None:
-    """A topic of a category for a picture, or None where the picture gives none.
+    """A topic of a category for an image, or None where the image gives none.
 
     Args:
-        scene: What the picture shows.
+        scene: What the image shows.
         row: A question about it, which is the topic of the categories shape and color.
         category: What the question is about.
         holds: Whether the outermost condition is to hold.

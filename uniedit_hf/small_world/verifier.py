@@ -1,4 +1,4 @@
-"""The verifier: reads an edited picture back and says what is wrong with it."""
+"""The verifier: reads an edited image back and says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ JUDGE = "pixel-reader"
 
 
 def verify(target: Image.Image, scene: Scene, program: Program, tolerance: Tolerance = EXACT) -> str:
-    """Why an edited picture is rejected, or an empty string.
+    """Why an edited image is rejected, or an empty string.
 
     Args:
-        target: The edited picture, 64 x 64.
-        scene: What the source picture shows.
+        target: The edited image, 64 x 64.
+        scene: What the source image shows.
         program: What was to be done.
         tolerance: How exact the result has to be.
     """

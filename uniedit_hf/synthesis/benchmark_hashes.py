@@ -1,5 +1,5 @@
-"""Hashes of benchmark pictures. They are kept on disk, so that of all shards and runs only the first opens the
-pictures."""
+"""Hashes of benchmark images. They are kept on disk, so that of all shards and runs only the first opens the
+images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def benchmark_hashes(settings: Decontaminate, kept_in: Path) -> list[Benchmarks]
         kept_in: The folder where hashes are kept.
 
     Raises:
-        ValueError: There is no such benchmark, or it holds no picture.
+        ValueError: There is no such benchmark, or it holds no image.
     """
     loaded = [_kept(kept_in, _state(folder), partial(_of_folder, folder)) for folder in settings.benchmarks]
     loaded += [
@@ -41,11 +41,11 @@ def benchmark_hashes(settings: Decontaminate, kept_in: Path) -> list[Benchmarks]
 def _of_folder(folder: Path) -> Benchmarks:
     benchmarks = read_benchmarks(folder)
     if not benchmarks.pixels:
-        raise ValueError(f"{folder} holds no picture that can be read: check decontaminate.benchmarks.")
+        raise ValueError(f"{folder} holds no image that can be read: check decontaminate.benchmarks.")
     if benchmarks.unreadable:
         warnings.warn(
             f"{len(benchmarks.unreadable)} files of {folder} cannot be read, the first is {benchmarks.unreadable[0]}: "
-            "rows that have these pictures are not found.",
+            "rows that have these images are not found.",
             stacklevel=2,
         )
     return benchmarks

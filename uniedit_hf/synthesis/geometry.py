@@ -31,7 +31,7 @@ def nearest_ratio(size: tuple[int, int], ratios: Mapping[str, float]) -> str:
 
 
 def frame_for(source: tuple[int, int], ratios: Mapping[str, float], settings: Edit) -> tuple[int, int]:
-    """(width, height) of the picture that is sent: the source's, or with bars that of the nearest of the proportions,
+    """(width, height) of the image that is sent: the source's, or with bars that of the nearest of the proportions,
     where that is farther from the source's than a result may be."""
     if not ratios:
         return source

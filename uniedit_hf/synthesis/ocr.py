@@ -1,4 +1,4 @@
-"""Reads the text in a picture, to compare it with what was to be rendered."""
+"""Reads the text in an image, to compare it with what was to be rendered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 
 from uniedit_hf.calls.cache import CallCache
-from uniedit_hf.calls.messages import Picture, Reply
+from uniedit_hf.calls.messages import EncodedImage, Reply
 from uniedit_hf.synthesis.stages.screen import words_of
 
 
@@ -35,19 +35,19 @@ class TextReader:
         self.cache = cache
         self.turn = asyncio.Lock()  # the engine is not made for several threads
 
-    async def read(self, picture: Picture) -> str:
+    async def read(self, image: EncodedImage) -> str:
         """The lines of text, from top to bottom."""
-        key = hashlib.sha256(f"{self.name} {picture.sha256}".encode()).digest()
+        key = hashlib.sha256(f"{self.name} {image.sha256}".encode()).digest()
         found = self.cache.get(key)
         if found is None:
             async with self.turn:
-                text = await asyncio.to_thread(self._read, picture)
+                text = await asyncio.to_thread(self._read, image)
             found = Reply(self.name, text)
             self.cache.put(key, "ocr", found, 0.0)
         return found.text
 
-    def _read(self, picture: Picture) -> str:
-        result = self.engine(np.asarray(picture.pixels())[:, :, ::-1])
+    def _read(self, image: EncodedImage) -> str:
+        result = self.engine(np.asarray(image.pixels())[:, :, ::-1])
         return "\n".join(result.txts or ())
 
 

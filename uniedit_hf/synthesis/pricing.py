@@ -15,7 +15,7 @@ from uniedit_hf.synthesis.sources.reading import count_source, drafts_of
 
 SAMPLE = 200  # rows that are really read, to see how many questions a row asks and how long they are
 LETTERS_PER_TOKEN = 4
-TOKENS_PER_PICTURE = 1000
+TOKENS_PER_IMAGE = 1000
 TOKENS_WRITTEN = {"classify": 40, "instruct": 250, "edit": 0, "judge": 90, "quality": 60}
 
 
@@ -60,7 +60,7 @@ class Estimate:
         calls, tokens = (sum(getattr(x, name) for x in self.lines) for name in ("calls", "tokens"))
         table.append(f"{'at most':52}{calls:12,}{tokens:16,}{sum(x.money for x in self.lines):12,.2f}")
         notes = (
-            f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_PICTURE:,} tokens a picture, no rejections or "
+            f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_IMAGE:,} tokens an image, no rejections or "
             f"retries. {self.kept:,} replies are kept from before and are not paid again."
         )
         return "\n".join([head, *table, notes])
@@ -89,14 +89,14 @@ def estimate(settings: Settings) -> Estimate:
         ("quality", settings.verify.quality, edits, 1, "quality"),
     )
     lines = []
-    for stage, backend, calls, pictures, text in stages:
+    for stage, backend, calls, images, text in stages:
         if backend in settings.backends:
-            read_tokens = (len(prompt(text).text) + letters) / LETTERS_PER_TOKEN + pictures * TOKENS_PER_PICTURE
+            read_tokens = (len(prompt(text).text) + letters) / LETTERS_PER_TOKEN + images * TOKENS_PER_IMAGE
             price, written = settings.backends[backend].price, TOKENS_WRITTEN[stage]
             money = 0.0
             if price is not None:
                 money = (read_tokens * price.tokens_in + written * price.tokens_out) / MILLION
-                money += price.picture if stage == "edit" else 0.0
+                money += price.image if stage == "edit" else 0.0
             tokens = round(calls * (read_tokens + written))
             lines.append(Line(stage, backend, settings.backends[backend].model, calls, tokens, calls * money))
     return Estimate(rows, questions, 1 - len(drafts) / len(sample) if sample else 0.0, lines, _kept(settings))

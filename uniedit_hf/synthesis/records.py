@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic.dataclasses import dataclass
 
-from uniedit_hf.calls.messages import Picture
+from uniedit_hf.calls.messages import EncodedImage
 from uniedit_hf.schema import SCORES, stable_id
 
 
@@ -20,9 +20,9 @@ class Record:
 
     Args:
         id: A stable hash of source, question, answer and instruction.
-        source_image: The picture before the edit, as encoded bytes.
+        source_image: The image before the edit, as encoded bytes.
         instruction: What the model is asked to do.
-        target_image: The picture after the edit, as encoded bytes.
+        target_image: The image after the edit, as encoded bytes.
         task_category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         question: The question that the instruction embeds.
         answer: Its answer on the source.
@@ -31,10 +31,10 @@ class Record:
         editor: The model that drew the target.
         judge: The model that verified it.
         scores: Any of `uniedit_hf.schema.SCORES`.
-        license: The licence of the source picture.
+        license: The licence of the source image.
         source_size: (width, height) of the source in pixels.
         target_size: (width, height) of the target in pixels.
-        split: The split of the source picture; it decides where a record may be used and is no column.
+        split: The split of the source image; it decides where a record may be used and is no column.
     """
 
     id: str
@@ -83,16 +83,16 @@ class Draft(BaseModel):
 
     Args:
         position: Number of the row in the source and of the turn in it; the order of the result.
-        id: A stable hash of picture, question and answer.
-        image: The picture.
+        id: A stable hash of image, question and answer.
+        image: The image.
         question: As the source asks it.
         answer: As the source answers it.
         source: The data set of the question.
-        license: The licence of the picture.
-        split: Where the picture may be used.
-        hashes: Of the pixels, and the perceptual one where it tells pictures apart.
+        license: The licence of the image.
+        split: Where the image may be used.
+        hashes: Of the pixels, and the perceptual one where it tells images apart.
         row: The row itself, for the rules of easy-VQA.
-        scene: What they read in the picture.
+        scene: What they read in the image.
         plan: What the instruction shall be like, if the source plans it.
         draw: Tells drafts of one row and plan apart.
         category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
@@ -115,7 +115,7 @@ class Draft(BaseModel):
 
     position: tuple[int, int]
     id: str
-    image: Picture
+    image: EncodedImage
     question: str | None
     answer: str | None
     source: str
@@ -136,7 +136,7 @@ class Draft(BaseModel):
     canvas: Literal["scene", "new"] = "scene"
     unchanged: bool = False
     program: Any = None
-    target: Picture | None = None
+    target: EncodedImage | None = None
     editor: str | None = None
     judge: str | None = None
     scores: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The page that shows a run, and the same as JSON. The page is one file: pictures are inside it."""
+"""The page that shows a run, and the same as JSON. The page is one file: images are inside it."""
 
 from __future__ import annotations
 

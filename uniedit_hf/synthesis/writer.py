@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from uniedit_hf.calls.messages import Picture
+from uniedit_hf.calls.messages import EncodedImage
 from uniedit_hf.release.parquet import write_encoded_rows
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
 from uniedit_hf.synthesis.prompt_texts import FOLDER
@@ -235,8 +235,8 @@ def example(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thumbnail(data: bytes) -> str:
-    """A small picture as text that a page can hold."""
-    image = Picture(data).pixels()
+    """A small image as text that a page can hold."""
+    image = EncodedImage(data).pixels()
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=85)
@@ -278,7 +278,7 @@ class OfficialWriter:
         self.manifest.close()
 
     def _image(self, data: bytes) -> str:
-        """The path of a picture below the folder."""
+        """The path of an image below the folder."""
         digest = stable_id(data)
         path = f"images/{digest[:2]}/{digest}.{_ending(data)}"
         if not (self.folder / path).exists():
@@ -375,7 +375,7 @@ def _without_doubles(
             draft = Draft(
                 position=tuple(row["position"]),
                 id=row["id"],
-                image=Picture(b""),
+                image=EncodedImage(b""),
                 question=row["asked"],
                 answer=row["answer"],
                 source=row["source"],

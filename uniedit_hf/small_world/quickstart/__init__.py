@@ -1,7 +1,7 @@
-"""The whole way once, on a laptop: questions about pictures become intelligent edits, a small model is tuned on them,
+"""The whole way once, on a laptop: questions about images become intelligent edits, a small model is tuned on them,
 and a page shows what that does to its three abilities.
 
-    edit_data.py      easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same pictures
+    edit_data.py      easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same images
     columns.py        the models that are compared: each is tuned, then asked everything
     tuning.py         the base model and `UniEditTrainer`
     side_by_side.py   several models at a time, in processes of one thread

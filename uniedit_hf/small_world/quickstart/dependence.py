@@ -31,7 +31,7 @@ def dependence(
         outputs: What the model made of them.
 
     Returns:
-        For `source` and `instruction` the share of pictures that now read differently and the share that is still
+        For `source` and `instruction` the share of images that now read differently and the share that is still
         right, and under `neither` the share that was right. Every item whose turn it is counts, `NUM_ITEMS` at most.
     """
     edits = [index for index, item in enumerate(items) if item.ability == "editing"]

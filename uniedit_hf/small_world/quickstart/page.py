@@ -1,4 +1,4 @@
-"""The page that shows a run, and the same as JSON. The page is one file: pictures and curves are inside it."""
+"""The page that shows a run, and the same as JSON. The page is one file: images and curves are inside it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as text that a page can hold."""
+    """An image as text that a page can hold."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

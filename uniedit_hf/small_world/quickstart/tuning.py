@@ -39,10 +39,10 @@ def base_folder(base: str | None, model: str) -> Path:
     return folder
 
 
-# What the paper leaves to the scale of the model. Chosen on items of training pictures (docs/evaluation.md) and fixed
-# before the first run that was measured on test pictures.
+# What the paper leaves to the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
+# before the first run that was measured on test images.
 SMALL_WORLD = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
-# About 25 edits; a picture of the small Janus has four times the tokens in each view, and its source two views.
+# About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
 SAVE_STEPS = 100
 

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Sequence
 
-from uniedit_hf.calls.messages import BackendError, EditRequest, Picture, Reply, encoded
+from uniedit_hf.calls.messages import BackendError, EditRequest, EncodedImage, Reply, encoded
 from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.backends.batches import Batches
 from uniedit_hf.synthesis.settings import DiffusersEditor
@@ -42,12 +42,10 @@ class DiffusersEditorBackend:
         if missing:
             raise BackendError(
                 f"The backend {name}: {type(self.pipeline).__name__} takes no {missing[0]!r} but "
-                f"{', '.join(sorted(self.takes))}: name a pipeline that edits pictures."
+                f"{', '.join(sorted(self.takes))}: name a pipeline that edits images."
             )
         check_arguments(name, settings.arguments, self.takes, self.OURS)
-        self.batches = Batches(
-            self._replies, settings.batch_size, lambda request: (request.size, request.picture.size)
-        )
+        self.batches = Batches(self._replies, settings.batch_size, lambda request: (request.size, request.image.size))
 
     async def reply(self, request: EditRequest) -> Reply:
         return await self.batches.reply(request)
@@ -56,19 +54,19 @@ class DiffusersEditorBackend:
         import torch
 
         width, height = requests[0].size
-        pictures = [request.picture.pixels() for request in requests]
+        images = [request.image.pixels() for request in requests]
         given = {
             "prompt": [request.prompt for request in requests],
             "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
             "output_type": "pil",
         }
         if {"width", "height"} <= self.takes:
-            given |= {"width": width, "height": height, "image": pictures}
+            given |= {"width": width, "height": height, "image": images}
         else:  # the pipeline draws in the size of the image it is given
-            given["image"] = [picture.resize((width, height)) for picture in pictures]
+            given["image"] = [image.resize((width, height)) for image in images]
         given = {name: value for name, value in given.items() if name in self.takes} | self.settings.arguments
         images = self.pipeline(**given).images
-        return [Reply(self.settings.model, picture=Picture(encoded(image.convert("RGB")))) for image in images]
+        return [Reply(self.settings.model, image=EncodedImage(encoded(image.convert("RGB")))) for image in images]
 
     async def close(self) -> None:
         self.batches.close()

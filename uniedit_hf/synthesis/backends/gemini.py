@@ -1,4 +1,4 @@
-"""Google's models through google-genai: chat with structured answers, and pictures."""
+"""Google's models through google-genai: chat with structured answers, and images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from google.genai import errors, types
 from pydantic import ValidationError
 
 from uniedit_hf.calls.failures import key_for, sorted_failure
-from uniedit_hf.calls.messages import BackendError, ChatRequest, EditRequest, PassingFailure, Picture, Reply
+from uniedit_hf.calls.messages import BackendError, ChatRequest, EditRequest, EncodedImage, PassingFailure, Reply
 from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, GeminiChat, GeminiEditor
@@ -43,17 +43,17 @@ class _Gemini:
         except json.JSONDecodeError as error:
             raise PassingFailure("the reply is not in the format of the API") from error
 
-    def _reply(self, made: types.GenerateContentResponse, text: str | None, picture: Picture | None) -> Reply:
+    def _reply(self, made: types.GenerateContentResponse, text: str | None, image: EncodedImage | None) -> Reply:
         """The reply, or the refusal where there is nothing."""
         usage, refusal = made.usage_metadata, None
-        if not text and picture is None:
+        if not text and image is None:
             blocked = made.prompt_feedback.block_reason if made.prompt_feedback else None
             finished = made.candidates[0].finish_reason if made.candidates else None
             refusal = f"no content ({(blocked or finished or 'no reason given')!s})"
         return Reply(
             made.model_version or self.settings.model,
             text=text,
-            picture=picture,
+            image=image,
             refusal=refusal,
             tokens_in=(usage.prompt_token_count or 0) if usage else 0,
             tokens_out=(usage.candidates_token_count or 0) if usage else 0,
@@ -83,8 +83,8 @@ class GeminiChatBackend(_Gemini):
 
     async def reply(self, request: ChatRequest) -> Reply:
         parts = [
-            types.Part.from_bytes(data=picture.png(self.settings.image_side), mime_type="image/png")
-            for picture in request.pictures
+            types.Part.from_bytes(data=image.png(self.settings.image_side), mime_type="image/png")
+            for image in request.images
         ]
         given = {
             "system_instruction": request.system,
@@ -116,10 +116,10 @@ class GeminiEditorBackend(_Gemini):
             ),
             seed=request.seed,
         )
-        source = types.Part.from_bytes(data=request.picture.png(), mime_type="image/png")
+        source = types.Part.from_bytes(data=request.image.png(), mime_type="image/png")
         made = await self._ask([types.Part.from_text(text=request.prompt), source], config)
         data = next((part.inline_data.data for part in _parts(made) if part.inline_data), None)
-        return self._reply(made, None, Picture(data) if data else None)
+        return self._reply(made, None, EncodedImage(data) if data else None)
 
 
 def _parts(made: types.GenerateContentResponse) -> list[types.Part]:

@@ -1,7 +1,7 @@
 """An image editor behind HTTP, for servers of one's own. What is sent and expected, both as JSON:
 
 POST base_url    {"model", "prompt", "image": PNG as base64, "width", "height", "seed"}
-200              {"image": base64 of any picture} or {"refusal": why there is none}; "model" may name who drew it
+200              {"image": base64 of any image} or {"refusal": why there is none}; "model" may name who drew it
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import httpx2
 
 from uniedit_hf.calls.chat_bodies import error_of
 from uniedit_hf.calls.failures import key_for, sorted_failure
-from uniedit_hf.calls.messages import EditRequest, PassingFailure, Picture, Reply
+from uniedit_hf.calls.messages import EditRequest, EncodedImage, PassingFailure, Reply
 from uniedit_hf.synthesis.settings import HttpEditor
 
 
@@ -34,7 +34,7 @@ class HttpEditorBackend:
         asked = {
             "model": self.settings.model,
             "prompt": request.prompt,
-            "image": base64.b64encode(request.picture.png()).decode(),
+            "image": base64.b64encode(request.image.png()).decode(),
             "width": width,
             "height": height,
             "seed": request.seed,
@@ -53,7 +53,7 @@ class HttpEditorBackend:
             model = str(made.get("model") or self.settings.model)
             if made.get("refusal"):
                 return Reply(model, refusal=str(made["refusal"]))
-            return Reply(model, picture=Picture(base64.b64decode(made["image"], validate=True)))
+            return Reply(model, image=EncodedImage(base64.b64decode(made["image"], validate=True)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PassingFailure("the reply is no JSON with an image or a refusal") from error
 

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 from openai.resources.images import AsyncImages
 
 from uniedit_hf.calls.failures import is_refusal, key_for, sorted_failure
-from uniedit_hf.calls.messages import EditRequest, PassingFailure, Picture, Reply, RowFailure
+from uniedit_hf.calls.messages import EditRequest, EncodedImage, PassingFailure, Reply, RowFailure
 from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, OpenAiEditor
@@ -54,21 +54,21 @@ class OpenAiEditorBackend:
         try:
             made = await self.client.images.edit(
                 model=self.settings.model,
-                image=("source.png", request.picture.png(), "image/png"),
+                image=("source.png", request.image.png(), "image/png"),
                 prompt=request.prompt,
                 **arguments,
             )
         except openai.OpenAIError as error:
             return _refusal_or_raise(error, self.name, self.settings, self.key)
         data, tokens = made.data[0].b64_json if made.data else None, made.usage
-        picture, refusal = None, None if data else "the reply holds no picture"
+        image, refusal = None, None if data else "the reply holds no image"
         try:
-            picture = Picture(base64.b64decode(data, validate=True)) if data else None
+            image = EncodedImage(base64.b64decode(data, validate=True)) if data else None
         except ValueError:
-            refusal = "the picture in the reply is no base64"  # it has been paid for, so it is kept like any other
+            refusal = "the image in the reply is no base64"  # it has been paid for, so it is kept like any other
         return Reply(
             self.settings.model,
-            picture=picture,
+            image=image,
             refusal=refusal,
             tokens_in=tokens.input_tokens if tokens else 0,
             tokens_out=tokens.output_tokens if tokens else 0,

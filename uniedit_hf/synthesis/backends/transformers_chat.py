@@ -37,9 +37,9 @@ class TransformersChatBackend:
             raise BackendError(f"The backend {name} cannot load {settings.model!r} ({first}): check model.") from error
         self.model.to(settings.device).eval()
         self.processor.tokenizer.padding_side = "left"
-        # Not every processor takes questions with and without pictures in one batch.
+        # Not every processor takes questions with and without images in one batch.
         self.batches = Batches(
-            self._replies, settings.batch_size, kind=lambda request: (request.attempt, len(request.pictures))
+            self._replies, settings.batch_size, kind=lambda request: (request.attempt, len(request.images))
         )
 
     async def reply(self, request: ChatRequest) -> Reply:
@@ -71,11 +71,11 @@ class TransformersChatBackend:
     def _messages(self, request: ChatRequest) -> list[dict]:
         from PIL import Image
 
-        pictures = [picture.pixels() for picture in request.pictures]
-        for picture in pictures:
-            picture.thumbnail((self.settings.image_side, self.settings.image_side), Image.Resampling.LANCZOS)
+        images = [image.pixels() for image in request.images]
+        for image in images:
+            image.thumbnail((self.settings.image_side, self.settings.image_side), Image.Resampling.LANCZOS)
         system = f"{request.system}\n\n{FORM}\n{json.dumps(request.answer.model_json_schema())}"
-        content = [{"type": "image", "image": picture} for picture in pictures]
+        content = [{"type": "image", "image": image} for image in images]
         return [
             {"role": "system", "content": [{"type": "text", "text": system}]},
             {"role": "user", "content": [*content, {"type": "text", "text": request.text}]},

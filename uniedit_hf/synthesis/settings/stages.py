@@ -27,8 +27,8 @@ class Decontaminate(Section):
     Args:
         benchmarks: Folders of benchmark images.
         benchmark_datasets: Data sets whose images are looked for.
-        near_duplicates: Whether the same question about a picture that looks the same is dropped; the same question
-            about the very same picture always is.
+        near_duplicates: Whether the same question about an image that looks the same is dropped; the same question
+            about the very same image always is.
     """
 
     benchmarks: list[Path] = []
@@ -132,7 +132,7 @@ class Verify(Section):
         judge: The chat model that compares source and result, or `rules` for easy-VQA.
         quality: The chat model that grades how a result looks, 1 to 5.
         min_quality: The least grade.
-        min_unchanged: The least share of the picture that stays the same in edits within the scene.
+        min_unchanged: The least share of the image that stays the same in edits within the scene.
         ocr: Whether text that was to be rendered is read back.
         min_text_match: How much of that text has to be found, 0 to 1.
     """

@@ -1,1 +1,1 @@
-"""Where questions about pictures come from: every source yields drafts and rejections, in a fixed order."""
+"""Where questions about images come from: every source yields drafts and rejections, in a fixed order."""

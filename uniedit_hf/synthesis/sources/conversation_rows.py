@@ -1,4 +1,4 @@
-"""JSONL in the style of LLaVA-OneVision, each row one picture and a conversation about it:
+"""JSONL in the style of LLaVA-OneVision, each row one image and a conversation about it:
 
 {"images": ["a.png"], "messages": [{"content": "<image>how many?"}, {"content": "two"}, ...], "subject": "CLEVR"}
 
@@ -11,31 +11,31 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from uniedit_hf.row_error import RowError
 from uniedit_hf.synthesis.settings import Conversations
-from uniedit_hf.synthesis.sources.rows import RowFault
 
 
-# What stands for the picture in a question, with everything before it in the style of `<|img_start|>...<|img_end|>\n`.
-PICTURE_MARK = re.compile(r"^.*img_end\W*\n|<image>\s*|<\|?vision_start\|?>.*?<\|?vision_end\|?>", re.DOTALL)
+# What stands for the image in a question, with everything before it in the style of `<|img_start|>...<|img_end|>\n`.
+IMAGE_MARK = re.compile(r"^.*img_end\W*\n|<image>\s*|<\|?vision_start\|?>.*?<\|?vision_end\|?>", re.DOTALL)
 ASKS = ("user", "human")
 ANSWERS = ("assistant", "gpt")
 
 
 class ConversationRows:
-    """How a row of the format is understood. Its methods raise `RowFault`."""
+    """How a row of the format is understood. Its methods raise `RowError`."""
 
     def __init__(self, settings: Conversations):
         self.settings = settings
 
     def image(self, row: dict[str, Any]) -> Any:
-        """What the row says its only picture is."""
+        """What the row says its only image is."""
         images = row.get("images")
         if not isinstance(images, list) or len(images) != 1:
             found = len(images) if isinstance(images, list) else f"{images!r:.40}"
-            raise RowFault("not exactly one picture", f"images holds {found}: expected a list of one.")
+            raise RowError("not exactly one image", f"images holds {found}: expected a list of one.")
         return images[0]
 
-    def asked(self, row: dict[str, Any]) -> list[tuple[str, str] | RowFault]:
+    def questions(self, row: dict[str, Any]) -> list[tuple[str, str] | RowError]:
         """Every turn: question and answer, or what is wrong with it."""
         return list(turns(row))
 
@@ -44,15 +44,15 @@ class ConversationRows:
         return {"source": str(row.get("subject") or self.settings.files[0].stem), "license": self.settings.license}
 
 
-def turns(row: dict[str, Any]) -> Iterator[tuple[str, str] | RowFault]:
+def turns(row: dict[str, Any]) -> Iterator[tuple[str, str] | RowError]:
     """Every question of a conversation with its answer, or what is wrong.
 
     Raises:
-        RowFault: Nothing of the row can be used.
+        RowError: Nothing of the row can be used.
     """
     messages = row.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise RowFault("no conversation", f"messages is {str(messages)[:60]!r}: expected a list of objects.")
+        raise RowError("no conversation", f"messages is {str(messages)[:60]!r}: expected a list of objects.")
     spoken = [message for message in messages if message.get("role", message.get("from")) != "system"]
     question = None
     for index, message in enumerate(spoken):
@@ -60,17 +60,17 @@ def turns(row: dict[str, Any]) -> Iterator[tuple[str, str] | RowFault]:
         role = message.get("role", message.get("from", ASKS[0] if index % 2 == 0 else ANSWERS[0]))
         if role in ASKS:
             if question is not None:
-                yield RowFault("question without an answer", f"{question[:60]!r} is followed by another question.")
-            question = PICTURE_MARK.sub("", text).strip()
+                yield RowError("question without an answer", f"{question[:60]!r} is followed by another question.")
+            question = IMAGE_MARK.sub("", text).strip()
         elif role in ANSWERS and question is not None:
             yield (question, text.strip())
             question = None
         else:
-            yield RowFault("answer without a question", f"{text[:60]!r} comes from {role!r} and answers nothing.")
+            yield RowError("answer without a question", f"{text[:60]!r} comes from {role!r} and answers nothing.")
     if question is not None:
-        yield RowFault("question without an answer", f"{question[:60]!r} ends the conversation.")
+        yield RowError("question without an answer", f"{question[:60]!r} ends the conversation.")
     if not spoken:
-        yield RowFault("no conversation", "messages is empty: expected a question and an answer.")
+        yield RowError("no conversation", "messages is empty: expected a question and an answer.")
 
 
 def _text(message: dict[str, Any]) -> str:

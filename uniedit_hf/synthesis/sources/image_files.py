@@ -1,4 +1,4 @@
-"""Pictures as rows name them: by path, as bytes, or as members of archives. Nothing is fetched from a network, but the
+"""Images as rows name them: by path, as bytes, or as members of archives. Nothing is fetched from a network, but the
 files of a data set of the Hub that was asked for."""
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from typing import Any
 
 from huggingface_hub import HfFileSystem
 
-from uniedit_hf.calls.messages import Picture
+from uniedit_hf.calls.messages import EncodedImage
 from uniedit_hf.images import URL
 from uniedit_hf.randomness import derive_seed
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import stable_id
-from uniedit_hf.synthesis.sources.rows import RowFault
 
 
-class Pictures:
-    """Reads pictures.
+class ImageReader:
+    """Reads images.
 
     Args:
         root: The folder that paths are relative to.
@@ -39,37 +38,35 @@ class Pictures:
             )
         self.of_dataset = of_dataset
 
-    def read(self, image: Any) -> Picture:
-        """The picture behind a value of a row. Raises `RowFault`."""
+    def read(self, image: Any) -> EncodedImage:
+        """The image behind a value of a row. Raises `RowError`."""
         if isinstance(image, dict) and image.get("bytes") is not None:
             image = image["bytes"]
         if isinstance(image, bytes):
-            return Picture(image)
+            return EncodedImage(image)
         path = image.get("path") if isinstance(image, dict) else image
         if not isinstance(path, str) or not path:
-            raise RowFault("no picture", f"the picture is {str(path)[:40]!r}: expected a path or encoded bytes.")
+            raise RowError("no image", f"the image is {str(path)[:40]!r}: expected a path or encoded bytes.")
         try:
             if self.of_dataset and path.startswith("hf://"):
-                return Picture(HfFileSystem().read_bytes(path))
+                return EncodedImage(HfFileSystem().read_bytes(path))
             if self.of_dataset and Path(path).is_absolute():
-                return Picture(Path(path).read_bytes())
+                return EncodedImage(Path(path).read_bytes())
         except OSError as error:
-            raise RowFault("image not found", f"{path!r} cannot be read: {error.strerror or error}.") from error
+            raise RowError("image not found", f"{path!r} cannot be read: {error.strerror or error}.") from error
         if URL.match(path):
-            raise RowFault(
-                "picture is an address",
-                f"{path[:80]!r}: nothing is fetched here; download the picture and give its path.",
+            raise RowError(
+                "image is an address",
+                f"{path[:80]!r}: nothing is fetched here; download the image and give its path.",
             )
         try:
-            return Picture(self.store.read(path))
-        except RowError as fault:
-            raise RowFault(fault.reason, fault.detail) from fault
+            return EncodedImage(self.store.read(path))
         except OSError as error:
-            raise RowFault("image not found", f"{path!r} cannot be read: {error.strerror}.") from error
+            raise RowError("image not found", f"{path!r} cannot be read: {error.strerror}.") from error
 
 
 def shard_of(image: Any, shards: int) -> int:
-    """The shard of a row: all rows about one picture have the same."""
+    """The shard of a row: all rows about one image have the same."""
     if shards == 1:
         return 0
     if isinstance(image, dict):

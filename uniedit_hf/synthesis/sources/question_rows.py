@@ -1,13 +1,14 @@
-"""Rows with a column each for picture, question and answer: of JSONL, of Parquet, or of a data set."""
+"""Rows with a column each for image, question and answer: of JSONL, of Parquet, or of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis.settings import Rows
-from uniedit_hf.synthesis.sources.rows import RowFault, stream
+from uniedit_hf.synthesis.sources.rows import stream
 
 
 REQUIRED = ("image", "question", "answer")
@@ -15,7 +16,7 @@ OPTIONAL = ("category", "source", "license")
 
 
 class QuestionRows:
-    """How a row is understood. Its methods raise `RowFault`."""
+    """How a row is understood. Its methods raise `RowError`."""
 
     def __init__(self, settings: Rows):
         self.settings = settings
@@ -23,13 +24,13 @@ class QuestionRows:
         self.named = [self.columns[name] for name in (*REQUIRED, *OPTIONAL) if name in {*REQUIRED, *settings.columns}]
 
     def image(self, row: dict[str, Any]) -> Any:
-        """What the row says its picture is."""
+        """What the row says its image is."""
         image = row.get(self.columns["image"])
         if image is None:
-            raise RowFault("no picture", f"{self.columns['image']} is empty: expected a path or encoded bytes.")
+            raise RowError("no image", f"{self.columns['image']} is empty: expected a path or encoded bytes.")
         return image
 
-    def asked(self, row: dict[str, Any]) -> list[tuple[str, str]]:
+    def questions(self, row: dict[str, Any]) -> list[tuple[str, str]]:
         """Question and answer."""
         return [(self._text(row, "question"), self._text(row, "answer"))]
 
@@ -37,7 +38,7 @@ class QuestionRows:
         """The fields of a draft that say where it comes from and, where a column says it, its category."""
         category = row.get(self.columns["category"])
         if category is not None and category not in TASK_CATEGORIES:
-            raise RowFault("unknown category", f"{category!r:.40}: expected one of {', '.join(TASK_CATEGORIES)}.")
+            raise RowError("unknown category", f"{category!r:.40}: expected one of {', '.join(TASK_CATEGORIES)}.")
         name = self.settings.dataset or self.settings.files[0].stem
         return {
             "source": str(row.get(self.columns["source"]) or name),
@@ -46,7 +47,7 @@ class QuestionRows:
         }
 
     def rows_of_dataset(self) -> Iterator[dict[str, Any]]:
-        """The rows of `settings.dataset`, streamed, with pictures as they are stored.
+        """The rows of `settings.dataset`, streamed, with images as they are stored.
 
         Raises:
             ValueError: There is no such data set, or it has no such column.
@@ -63,7 +64,7 @@ class QuestionRows:
                     "source.columns."
                 )
         labels, category = features.get(self.columns["category"]), self.columns["category"]
-        for row in rows.decode(False):  # pictures as they are stored
+        for row in rows.decode(False):  # images as they are stored
             if isinstance(labels, ClassLabel) and row[category] is not None:
                 row[category] = labels.int2str(row[category])
             yield row
@@ -73,5 +74,5 @@ class QuestionRows:
         if isinstance(value, list) and value:
             value = value[0]  # several people's answers: the first
         if value is not None and not isinstance(value, (str, int, float)):
-            raise RowFault(f"no {name}", f"{self.columns[name]} is {value!r:.40}: expected text.")
+            raise RowError(f"no {name}", f"{self.columns[name]} is {value!r:.40}: expected text.")
         return "" if value is None else str(value).strip()

@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from uniedit_hf.calls.messages import Picture
+from uniedit_hf.calls.messages import EncodedImage
+from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import stable_id
 from uniedit_hf.small_world.drafts import draft_of_row
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
@@ -14,9 +15,9 @@ from uniedit_hf.small_world.edits import planned_drafts
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, PlainEdits, Rows, Settings
 from uniedit_hf.synthesis.sources.conversation_rows import ConversationRows
-from uniedit_hf.synthesis.sources.image_files import Pictures, shard_of
+from uniedit_hf.synthesis.sources.image_files import ImageReader, shard_of
 from uniedit_hf.synthesis.sources.question_rows import QuestionRows
-from uniedit_hf.synthesis.sources.rows import RowFault, count_rows, rows_of_files
+from uniedit_hf.synthesis.sources.rows import count_rows, rows_of_files
 
 
 STAGE = "source"
@@ -47,14 +48,14 @@ def read_source(
                 yield draft_of_row(row, number)
         return
     understood = ConversationRows(settings) if isinstance(settings, Conversations) else QuestionRows(settings)
-    pictures = Pictures(_root(settings), settings.archives, of_dataset=bool(getattr(settings, "dataset", None)))
+    reader = ImageReader(_root(settings), settings.archives, of_dataset=bool(getattr(settings, "dataset", None)))
     for number, row in enumerate(_rows(settings, understood)):
         if number == settings.limit:
             return
         image = _image(understood, row)
-        home = number % shards if isinstance(image, RowFault) else shard_of(image, shards)
+        home = number % shards if isinstance(image, RowError) else shard_of(image, shards)
         if home == shard:
-            for turn, each in enumerate(_questions(understood, row, image, pictures)):
+            for turn, each in enumerate(_questions(understood, row, image, reader)):
                 yield _draft(each, (number, turn))
 
 
@@ -87,44 +88,44 @@ def _root(settings: Conversations | Rows) -> Path:
     return settings.image_root or (settings.files[0].parent if settings.files else Path())
 
 
-def _image(understood: ConversationRows | QuestionRows, row: dict[str, Any] | RowFault) -> Any:
-    """What a row says its picture is, or why it cannot be used."""
-    if isinstance(row, RowFault):
+def _image(understood: ConversationRows | QuestionRows, row: dict[str, Any] | RowError) -> Any:
+    """What a row says its image is, or why it cannot be used."""
+    if isinstance(row, RowError):
         return row
     try:
         return understood.image(row)
-    except RowFault as fault:
-        return fault
+    except RowError as error:
+        return error
 
 
 def _questions(
-    understood: ConversationRows | QuestionRows, row: dict[str, Any], image: Any, pictures: Pictures
-) -> Iterator[tuple[Picture, str, str, dict[str, Any]] | RowFault]:
-    """Picture, question, answer and origin of everything that a row asks."""
+    understood: ConversationRows | QuestionRows, row: dict[str, Any], image: Any, reader: ImageReader
+) -> Iterator[tuple[EncodedImage, str, str, dict[str, Any]] | RowError]:
+    """Image, question, answer and origin of everything that a row asks."""
     try:
-        if isinstance(image, RowFault):
+        if isinstance(image, RowError):
             raise image
-        asked, picture, origin = understood.asked(row), pictures.read(image), understood.origin(row)
-    except RowFault as fault:
-        yield fault
+        questions, image, origin = understood.questions(row), reader.read(image), understood.origin(row)
+    except RowError as error:
+        yield error
         return
-    for each in asked:
-        yield each if isinstance(each, RowFault) else (picture, *each, origin)
+    for each in questions:
+        yield each if isinstance(each, RowError) else (image, *each, origin)
 
 
-def _draft(asked: tuple | RowFault, position: tuple[int, int]) -> Draft | Rejection:
-    if not isinstance(asked, RowFault):
-        picture, question, answer, origin = asked
+def _draft(found: tuple | RowError, position: tuple[int, int]) -> Draft | Rejection:
+    if not isinstance(found, RowError):
+        image, question, answer, origin = found
         if question and answer and not _half_characters(question + answer):
-            draft_id = stable_id(picture.data, question, answer)
-            return Draft(position=position, id=draft_id, image=picture, question=question, answer=answer, **origin)
+            draft_id = stable_id(image.data, question, answer)
+            return Draft(position=position, id=draft_id, image=image, question=question, answer=answer, **origin)
         if question and answer:
-            asked = RowFault("not UTF-8", "half of a surrogate pair: expected whole characters.")
+            found = RowError("not UTF-8", "half of a surrogate pair: expected whole characters.")
         else:
-            lacking = "answer" if question else "question"
-            asked = RowFault(f"no {lacking}", f"the {lacking} is empty: expected text.")
+            missing = "answer" if question else "question"
+            found = RowError(f"no {missing}", f"the {missing} is empty: expected text.")
     row_id = "row " + ".".join(map(str, position))
-    return Rejection(asked.reason, row_id, STAGE, asked.detail, position=position)
+    return Rejection(found.reason, row_id, STAGE, found.detail, position=position)
 
 
 def _half_characters(text: str) -> bool:

@@ -11,25 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uniedit_hf.release.raw import MAX_LINE_BYTES
+from uniedit_hf.row_error import RowError
 
 
 ROWS_AT_ONCE = 64
 
 
-class RowFault(ValueError):
-    """A row that cannot be used.
-
-    Args:
-        reason: In words that can be counted.
-        detail: What was found, what was expected and the remedy.
-    """
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
-def rows_of_files(files: Sequence[Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | RowFault]:
+def rows_of_files(files: Sequence[Path], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | RowError]:
     """Every row of JSONL or Parquet files, in order.
 
     Args:
@@ -54,7 +42,7 @@ def count_rows(files: Sequence[Path]) -> int:
     return sum(_count_lines(file) if file.suffix != ".parquet" else pq.read_metadata(file).num_rows for file in files)
 
 
-def _jsonl(file: Path) -> Iterator[dict[str, Any] | RowFault]:
+def _jsonl(file: Path) -> Iterator[dict[str, Any] | RowError]:
     with open(file, "rb") as lines:
         number = 0
         while line := lines.readline(MAX_LINE_BYTES + 1):
@@ -63,19 +51,19 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any] | RowFault]:
             if len(line) > MAX_LINE_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = lines.readline(MAX_LINE_BYTES)
-                yield RowFault("line too long", f"{place} has more than {MAX_LINE_BYTES:,} bytes; cut it or leave it.")
+                yield RowError("line too long", f"{place} has more than {MAX_LINE_BYTES:,} bytes; cut it or leave it.")
                 continue
             if line.isspace():
                 continue
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                yield RowFault("no JSON", f"{place} is not valid JSON ({error}): expected one object a line.")
+                yield RowError("no JSON", f"{place} is not valid JSON ({error}): expected one object a line.")
                 continue
             if isinstance(row, dict):
                 yield row
             else:
-                yield RowFault("no JSON object", f"{place} is {str(row)[:40]!r}: expected an object with keys.")
+                yield RowError("no JSON object", f"{place} is {str(row)[:40]!r}: expected an object with keys.")
 
 
 def _parquet(file: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:

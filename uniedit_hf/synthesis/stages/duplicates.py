@@ -1,4 +1,4 @@
-"""What has been there before in the same set: questions about pictures, and instructions for them. The indices are on
+"""What has been there before in the same set: questions about images, and instructions for them. The indices are on
 disk, so memory does not grow with the set."""
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CREATE TABLE edit (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE question (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE look (number INTEGER PRIMARY KEY, hash BLOB, id TEXT);
 CREATE TABLE piece (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
-CREATE TABLE instruction (picture BLOB, text TEXT);
-CREATE INDEX instruction_of_picture ON instruction (picture);
+CREATE TABLE instruction (image BLOB, text TEXT);
+CREATE INDEX instruction_of_image ON instruction (image);
 """
 
-# A picture that thousands of rows ask about must not make every one of them slow.
-LATEST = "SELECT text FROM instruction WHERE picture = ? ORDER BY rowid DESC LIMIT 200"
+# An image that thousands of rows ask about must not make every one of them slow.
+LATEST = "SELECT text FROM instruction WHERE image = ? ORDER BY rowid DESC LIMIT 200"
 
 
 class SeenBefore:
@@ -52,12 +52,12 @@ class SeenBefore:
         self.connection.execute("BEGIN")  # never committed: it is of no use to another run
 
     def question(self, draft: Draft) -> Draft | Rejection:
-        """The draft, unless the same question was asked about the same picture or one that looks like it."""
+        """The draft, unless the same question was asked about the same image or one that looks like it."""
         key = stable_id(draft.hashes[0], normalised(draft.question))
         if self._run("SELECT 1 FROM question WHERE id = ?", key):
-            return draft.rejected(STAGE, "duplicate question", "the same was asked about the same picture before.")
+            return draft.rejected(STAGE, "duplicate question", "the same was asked about the same image before.")
         if draft.hashes[1] is not None and (like := self._looks_like(draft)):
-            return draft.rejected(STAGE, "near-duplicate picture", f"the same was asked about the picture of {like}.")
+            return draft.rejected(STAGE, "near-duplicate image", f"the same was asked about the image of {like}.")
         self._run("INSERT INTO question VALUES (?)", key)
         return draft
 
@@ -71,13 +71,13 @@ class SeenBefore:
         if self.similarity is None:
             return draft
         words = set(re.findall(r"\w+", draft.instruction.lower()))
-        picture = draft.hashes[0]
-        for (text,) in self._run(LATEST, picture):
+        image = draft.hashes[0]
+        for (text,) in self._run(LATEST, image):
             others = set(text.split())
             common = len(words & others)
             if common >= self.similarity * (len(words) + len(others) - common):
                 return draft.rejected("screen", "near-duplicate instruction", f"it is like {text[:200]!r}.")
-        self._run("INSERT INTO instruction VALUES (?, ?)", picture, " ".join(sorted(words)))
+        self._run("INSERT INTO instruction VALUES (?, ?)", image, " ".join(sorted(words)))
         return draft
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class SeenBefore:
         self.file.unlink(missing_ok=True)
 
     def _looks_like(self, draft: Draft) -> str | None:
-        """The id of an earlier draft with the same question, whose picture looks the same; the draft is kept if there
+        """The id of an earlier draft with the same question, whose image looks the same; the draft is kept if there
         is none."""
         hashed = np.frombuffer(draft.hashes[1], np.uint64)
         keys = _pieces(draft.hashes[1], normalised(draft.question))

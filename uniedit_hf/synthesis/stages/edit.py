@@ -6,7 +6,7 @@ import asyncio
 from string import Template
 
 from uniedit_hf.calls.caller import Caller
-from uniedit_hf.calls.messages import EditRequest, Picture, RowFailure, encoded, off_loop
+from uniedit_hf.calls.messages import EditRequest, EncodedImage, RowFailure, encoded, off_loop
 from uniedit_hf.images import ImageError
 from uniedit_hf.randomness import derive_seed
 from uniedit_hf.synthesis.geometry import fitted, frame_for, size_to_ask, with_bars, without_bars
@@ -20,7 +20,7 @@ COPY = "copy"  # the editor of targets that are the source
 
 
 async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft | Rejection:
-    """The draft with its target, in the proportions of the source unless it is a new picture; asked and drawn size and
+    """The draft with its target, in the proportions of the source unless it is a new image; asked and drawn size and
     what was done to fit them are recorded."""
     if draft.unchanged:
         return draft.with_(target=draft.image, editor=COPY)
@@ -28,9 +28,9 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
     if draft.canvas == "scene":
         frame = frame_for(source, caller.backend.ratios, settings)
     bars = frame != source
-    picture = await asyncio.to_thread(_framed, draft.image, frame) if bars else draft.image
+    image = await asyncio.to_thread(_framed, draft.image, frame) if bars else draft.image
     size = size_to_ask(frame, settings)
-    request = EditRequest(prompt_for(draft, bars), picture, size, derive_seed(seed, draft.id, "edit") % 2**31)
+    request = EditRequest(prompt_for(draft, bars), image, size, derive_seed(seed, draft.id, "edit") % 2**31)
     try:
         reply = await caller.reply(request)
     except RowFailure as failure:
@@ -38,10 +38,10 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
     if reply.refusal is not None:
         return draft.rejected(STAGE, "the editor refused", reply.refusal)
     try:
-        result = await off_loop(Picture.pixels, reply.picture)
+        result = await off_loop(EncodedImage.pixels, reply.image)
     except ImageError as error:
-        return draft.rejected(STAGE, "the editor gave no picture", str(error))
-    drawn, target, resized = result.size, reply.picture, "none"
+        return draft.rejected(STAGE, "the editor gave no image", str(error))
+    drawn, target, resized = result.size, reply.image, "none"
     if draft.canvas == "scene":
         fit = fitted(result, frame, settings)
         if fit is None:
@@ -49,7 +49,7 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
         result, resized = fit
         if bars:
             result, resized = without_bars(result, source, frame), "bars"
-        target = target if resized == "none" else Picture(await asyncio.to_thread(encoded, result))
+        target = target if resized == "none" else EncodedImage(await asyncio.to_thread(encoded, result))
     choices = {**draft.choices, "asked": _text(size), "drawn": _text(drawn), "resize": resized}
     return draft.with_(target=target, editor=reply.model, choices=choices)
 
@@ -68,8 +68,8 @@ def prompt_for(draft: Draft, bars: bool = False) -> str:
     )
 
 
-def _framed(picture: Picture, frame: tuple[int, int]) -> Picture:
-    return Picture(encoded(with_bars(picture.pixels(), frame)))
+def _framed(image: EncodedImage, frame: tuple[int, int]) -> EncodedImage:
+    return EncodedImage(encoded(with_bars(image.pixels(), frame)))
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""Writes the instruction: a chat model sees the picture and gets the texts of the category and a drawn plan."""
+"""Writes the instruction: a chat model sees the image and gets the texts of the category and a drawn plan."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ SHAPES = ("round", "square", "triangular", "rectangular", "oval", "star-shaped",
 
 
 def draw_choices(draft: Draft, settings: Instruct, rng: random.Random) -> dict[str, str | int | bool]:
-    """The plan of an instruction: variant, depth, whether the condition holds and whether the picture changes, medium
+    """The plan of an instruction: variant, depth, whether the condition holds and whether the image changes, medium
     and font of what is rendered, and the wrong value that a false condition is built on, where there is a list."""
     depths = settings.depths
     choices: dict[str, str | int | bool] = {
@@ -107,7 +107,7 @@ def draw_choices(draft: Draft, settings: Instruct, rng: random.Random) -> dict[s
         choices["condition"] = rng.random() >= settings.false_conditions
         if not choices["condition"] and (other := _distractor(draft, rng)):
             choices["distractor"] = other
-    # A new picture always differs from the source; an instruction without a condition always asks for a change.
+    # A new image always differs from the source; an instruction without a condition always asks for a change.
     unchanged = choices["depth"] and not new and rng.random() < settings.unchanged
     choices["changed"] = not unchanged
     if new or choices["variant"] == "write":

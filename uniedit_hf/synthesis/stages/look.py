@@ -1,11 +1,11 @@
-"""Opens the picture of a draft: whether it can be used, what it looks like, and whether a benchmark has it."""
+"""Opens the image of a draft: whether it can be used, what it looks like, and whether a benchmark has it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 
-from uniedit_hf.calls.messages import Picture, off_loop
+from uniedit_hf.calls.messages import EncodedImage, off_loop
 from uniedit_hf.images import ImageError
 from uniedit_hf.release.decontamination import Benchmarks, Match, perceptual_hash, pixel_hash, tells_apart
 from uniedit_hf.synthesis.records import Draft, Rejection
@@ -15,7 +15,7 @@ STAGE = "look"
 
 
 class Look:
-    """Pictures are decoded once, however many questions are asked about them in a row.
+    """Images are decoded once, however many questions are asked about them in a row.
 
     Args:
         benchmarks: What is kept out.
@@ -27,21 +27,20 @@ class Look:
         self.seen = lru_cache(maxsize=256)(self._seen)
 
     async def __call__(self, draft: Draft) -> Draft | Rejection:
-        picture = draft.image
         try:
-            image, hashes, match = await off_loop(self.seen, picture)
+            image, hashes, match = await off_loop(self.seen, draft.image)
         except ImageError as error:
             return draft.rejected(STAGE, "unusable image", str(error))
         if match is not None:
-            return draft.rejected(STAGE, "in a benchmark", f"the picture is like {match.benchmark}: {match.kind}.")
+            return draft.rejected(STAGE, "in a benchmark", f"the image is like {match.benchmark}: {match.kind}.")
         return draft.with_(image=image, hashes=hashes)
 
-    def _seen(self, picture: Picture) -> tuple[Picture, tuple[bytes, bytes | None], Match | None]:
-        """The picture, so that rows about it share what is known of it, its hashes, and where a benchmark has it."""
-        pixels = picture.pixels()
+    def _seen(self, image: EncodedImage) -> tuple[EncodedImage, tuple[bytes, bytes | None], Match | None]:
+        """The image, so that rows about it share what is known of it, its hashes, and where a benchmark has it."""
+        pixels = image.pixels()
         perceptual = None
         if self.near:
             hashed = perceptual_hash(pixels)
             perceptual = hashed.tobytes() if tells_apart(hashed) else None
         matches = (benchmark.image_match("", "source_image", pixels) for benchmark in self.benchmarks)
-        return picture, (pixel_hash(pixels), perceptual), next(filter(None, matches), None)
+        return image, (pixel_hash(pixels), perceptual), next(filter(None, matches), None)

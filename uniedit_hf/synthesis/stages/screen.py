@@ -9,7 +9,7 @@ from uniedit_hf.synthesis.settings import Screen
 
 
 STAGE = "screen"
-# What stands in texts that were not finished, or that speak of the task instead of the picture.
+# What stands in texts that were not finished, or that speak of the task instead of the image.
 UNFINISHED = re.compile(r"```|<answer>|\[answer\]|\{\w+\}|process_answer|reference answer|no_instr", re.IGNORECASE)
 # An answer of more words than this is copied if this share of its runs of four words is found.
 LONG_ANSWER, COPIED, RUN = 6, 0.3, 4

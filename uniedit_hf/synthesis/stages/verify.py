@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from uniedit_hf.calls.caller import Caller, NoAnswer
-from uniedit_hf.calls.messages import Answer, ChatRequest, Picture, off_loop
+from uniedit_hf.calls.messages import Answer, ChatRequest, EncodedImage, off_loop
 from uniedit_hf.synthesis.ocr import TextReader, text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
@@ -19,7 +19,7 @@ from uniedit_hf.synthesis.stages.edit import COPY
 
 
 STAGE = "verify"
-CELLS = 32  # pictures are compared in a grid of so many cells a side
+CELLS = 32  # images are compared in a grid of so many cells a side
 SAME = 12.0  # grey levels, on average over a cell and three channels
 CHANGED_AT_ALL = 0.998  # share of equal cells from which on an edit did nothing
 
@@ -59,9 +59,9 @@ async def _compared(settings: Verify, draft: Draft) -> Draft | Rejection:
         return draft
     same = await off_loop(unchanged_share, draft.image, draft.target)
     if same >= CHANGED_AT_ALL:
-        return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the picture is as it was.")
+        return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the image is as it was.")
     if same < settings.min_unchanged:
-        return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the picture is as it was.")
+        return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the image is as it was.")
     return _scored(draft, "preservation", round(same, 4))
 
 
@@ -113,15 +113,15 @@ def _scored(draft: Draft, name: str, score: float, by: Caller | None = None) -> 
     return draft.with_(scores={**draft.scores, name: score}, judge=" ".join(judges) or None)
 
 
-def unchanged_share(source: Picture, target: Picture) -> float:
-    """The share of the picture, in cells of a grid, that is the same in both, whatever their sizes."""
-    first, second = (np.asarray(_small(picture), np.float32) for picture in (source, target))
+def unchanged_share(source: EncodedImage, target: EncodedImage) -> float:
+    """The share of the image, in cells of a grid, that is the same in both, whatever their sizes."""
+    first, second = (np.asarray(_small(image), np.float32) for image in (source, target))
     apart = np.abs(first - second).reshape(CELLS, 4, CELLS, 4, 3).mean(axis=(1, 3, 4))
     return float((apart <= SAME).mean())
 
 
-def _small(picture: Picture) -> Image.Image:
-    return picture.pixels().resize((CELLS * 4, CELLS * 4), Image.Resampling.BOX)
+def _small(image: EncodedImage) -> Image.Image:
+    return image.pixels().resize((CELLS * 4, CELLS * 4), Image.Resampling.BOX)
 
 
 def _judge_request(draft: Draft) -> ChatRequest:
