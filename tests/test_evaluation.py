@@ -21,6 +21,7 @@ from uniedit_hf import UniEditPipeline, cli
 from uniedit_hf.evaluation import running
 from uniedit_hf.evaluation.comparison import extremes
 from uniedit_hf.evaluation.detector import instances
+from uniedit_hf.evaluation.items import Item
 from uniedit_hf.evaluation.journal import Journal
 from uniedit_hf.evaluation.judge import entry_key, stamp
 from uniedit_hf.evaluation.suites import SUITES, suite as suite_of
@@ -103,7 +104,11 @@ def test_geneval_runs_whole(models, benchmarks, tmp_path, capsys):
     }  # fmt: skip
     assert result["items"] == 6
     assert len(list((tmp_path / "tuned" / "images").glob("*/*.png"))) == 6
-    assert "| overall |" in capsys.readouterr().out
+    said, note = (
+        capsys.readouterr().out,
+        "The official protocol draws 4 images a prompt (--seeds 0 1 2 3), this run 1.",
+    )
+    assert "| overall |" in said and note in said and note in (tmp_path / "result.html").read_text()
 
 
 # ---- models
@@ -274,6 +279,16 @@ def test_a_thousand_stored_replies_are_scored_in_seconds(tmp_path, monkeypatch):
 
 def question_of(item):
     return suite_of("wise").questions(item, None, {})[0]
+
+
+def test_folders_have_plain_names_and_those_of_older_runs_stay(tmp_path):
+    item = Item("easy-vqa 12 is there a circle?", "", {})
+    assert running.picture_path(tmp_path, item, 3) == tmp_path / "images" / "easy-vqa_12_is_there_a_circle" / "3.png"
+    older = tmp_path / "images" / item.name
+    older.mkdir(parents=True)
+    assert running.picture_path(tmp_path, item, 3) == older / "3.png"
+    for plain in ("0001", "t_1", "rule-based_reasoning-3", "a.b"):
+        assert running.picture_path(tmp_path, Item(plain, "", {}), 0).parent.name == plain
 
 
 def test_another_picture_is_judged_again(drawn):

@@ -19,7 +19,10 @@ from uniedit_hf import cli
 from uniedit_hf.calls.caller import Caller
 from uniedit_hf.calls.messages import PassingFailure
 from uniedit_hf.evaluation import running
+from uniedit_hf.evaluation.comparison import compare
+from uniedit_hf.evaluation.items import Item
 from uniedit_hf.evaluation.judge import Judge, JudgeSettings
+from uniedit_hf.evaluation.result_card import SHIPPED, why_not_written
 from uniedit_hf.evaluation.suites import suite as suite_of
 
 
@@ -208,6 +211,26 @@ def test_a_mode_is_named_in_table_and_card(run, card, tmp_path):
         code, said, _ = run(server, "--compat", "lmms-eval", name="imgedit")
     assert code == 0 and "scored as lmms-eval's script (--compat lmms-eval)" in said
     assert "(--compat lmms-eval)" in card() and result(tmp_path)["compat"] == "lmms-eval"
+
+
+def test_a_shipped_model_is_left_alone():
+    whole = {"runs": {"tuned": {"statuses": {"ok": 2}}}}
+    assert "comes with this project" in why_not_written(whole, str(SHIPPED / "small_bagel"), False, False)
+    assert why_not_written(whole, str(SHIPPED / "small_bagel"), True, False) == ""
+    assert (SHIPPED / "small_bagel" / "README.md").is_file()
+
+
+def test_an_official_script_without_a_number_is_told():
+    """As many rows as it needs, and one reply that it cannot read."""
+    rows = [{"Prompt": "p", "Explanation": "e", "Subcategory": "Horizontal time" if n % 2 else "", "prompt_id": n}
+            for n in range(1, 1001)]  # fmt: skip
+    items = [Item(f"{row['prompt_id']:04d}", "p", row) for row in rows]
+    reply, suite = "Consistency: 2\nRealism: 1\nAesthetic Quality: 1", suite_of("wise")
+    replies = {item.name: reply if index else "no" for index, item in enumerate(items)}
+    outcomes = {(item.name, 0): suite.score(item, {"wise": replies[item.name]}, "uniedit") for item in items}
+    found = compare(suite, items, [0], outcomes, None, "uniedit")
+    assert "stops at culture" in found["runs"]["tuned"]["problem"] and found["runs"]["tuned"]["summary"] == {}
+    assert "no number" in why_not_written(found, "model", True, False)
 
 
 # ---- seeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import io
 from collections.abc import Callable
@@ -71,6 +72,11 @@ def _is_plain_png(data: bytes) -> bool:
             return False
         place += length + 12
     return True
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as text, as chat models take it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 async def off_loop(work: Callable[..., Value], *images: EncodedImage) -> Value:

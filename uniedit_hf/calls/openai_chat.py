@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from pydantic import AfterValidator, PositiveInt, field_validator
 from uniedit_hf.calls.call_settings import BackendSettings
 from uniedit_hf.calls.chat_bodies import error_of, read_completion
 from uniedit_hf.calls.failures import is_refusal, key_for, sorted_failure, without_key
-from uniedit_hf.calls.messages import BackendError, ChatRequest, PassingFailure, Reply, RowFailure
+from uniedit_hf.calls.messages import BackendError, ChatRequest, PassingFailure, Reply, RowFailure, data_url
 
 
 OPENAI = "https://api.openai.com/v1"
@@ -169,10 +168,8 @@ class OpenAiChatBackend:
 
     def _messages(self, request: ChatRequest) -> list[dict]:
         text = {"type": "text", "text": request.text}
-        images = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}}
-            for data in (image.png(self.settings.image_side) for image in request.images)
-        ]
+        urls = [data_url(image.png(self.settings.image_side)) for image in request.images]
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content = [text, *images] if request.text_first else [*images, text]
         system = [{"role": "system", "content": request.system}] if request.system else []
         return [*system, {"role": "user", "content": content}]

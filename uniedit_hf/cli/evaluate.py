@@ -179,6 +179,9 @@ def _report(result: dict, items: list, output: Path, folders: dict, options: Eva
             f"{missing} images have no reply of the judge yet ({_first_reason(result)}): run the same command again. "
             "What has been answered is kept."
         )
+    for run in result["runs"].values():
+        if run["problem"]:
+            raise ValueError(run["problem"])
     if not readable(result):
         raise ValueError(f"No image has marks ({_first_reason(result)}): see the reasons in {page}.")
 

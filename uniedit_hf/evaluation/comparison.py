@@ -46,8 +46,10 @@ def compare(
     for name, outcomes in runs.items():
         rows = [(item, outcomes[item.name, seed]) for item in items for seed in seeds]
         values = [value for item in items if (value := item_value(item, seeds, outcomes)) is not None]
+        summary, problem = _summary(suite, rows, compat)
         result["runs"][name] = {
-            "summary": suite.summary(rows, compat),
+            "summary": summary,
+            "problem": problem,
             "statuses": dict(Counter(outcome.status for _, outcome in rows)),
             "reasons": _reasons(outcome for _, outcome in rows),
             "mean_of_items": mean(values),
@@ -62,6 +64,14 @@ def compare(
                 for name, indices in suite.groups(items).items()
             }
     return result
+
+
+def _summary(suite: ModuleType, rows: Sequence[tuple[Item, Outcome]], compat: str | None) -> tuple[dict, str]:
+    """A suite's numbers, or why its official script has none."""
+    try:
+        return suite.summary(rows, compat), ""
+    except ValueError as error:
+        return {}, str(error)
 
 
 def _counted(outcomes: Outcomes, failed: float | None) -> Outcomes:

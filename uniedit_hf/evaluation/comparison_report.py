@@ -39,6 +39,7 @@ def markdown(result: dict) -> str:
     lines.append("")
     for name, run in runs.items():
         lines += [f"- {name}, {_short(result['models'][name])}: {_statuses(run['statuses'])}"]
+        lines += [f"  - {run['problem']}"] if run.get("problem") else []
         lines += [f"  - {each['count']} {each['status']}: {_cell(each['reason'])}" for each in run.get("reasons", ())]
     if groups := result.get("paired_groups"):  # the mean over all of them would mix abilities
         for name, paired in groups.items():

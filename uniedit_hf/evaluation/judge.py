@@ -8,7 +8,6 @@ asks it again. A refusal or an empty reply is a status of its own. No mark stand
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from uniedit_hf.calls.caller import Caller
-from uniedit_hf.calls.messages import BackendDown, BackendError, ChatRequest, EncodedImage, Reply, RowFailure
+from uniedit_hf.calls.messages import BackendDown, BackendError, ChatRequest, EncodedImage, Reply, RowFailure, data_url
 from uniedit_hf.calls.openai_chat import OPENAI, OpenAiChat, OpenAiChatBackend
 from uniedit_hf.evaluation.journal import Journal
 
@@ -200,12 +199,12 @@ class Judge:
         answered = known.get("status") in ANSWERED and key not in again
         if answered and entry.items() <= known.items():
             return
-        pictures = await asyncio.to_thread(self._pictures, question)
-        digest = self._digest(question, pictures)
+        images = await asyncio.to_thread(self._images, question)
+        digest = self._digest(question, images)
         if answered and known["asked"] == digest:
             journal.append(known | entry)
             return
-        request = ChatRequest("", question.text, None, pictures, text_first=True)
+        request = ChatRequest("", question.text, None, images, text_first=True)
         failure = None
         try:
             made = _entry(await caller.reply(request))
@@ -216,15 +215,13 @@ class Judge:
         if isinstance(failure, BackendDown):
             raise failure
 
-    def _pictures(self, question: Question) -> tuple[EncodedImage, ...]:
+    def _images(self, question: Question) -> tuple[EncodedImage, ...]:
         return tuple(EncodedImage(_png(opened(), self.settings.largest_side)) for opened in question.pictures)
 
-    def _digest(self, question: Question, pictures: Sequence[EncodedImage]) -> str:
+    def _digest(self, question: Question, images: Sequence[EncodedImage]) -> str:
         """The hash of what is sent, together with the settings."""
-        content: list[dict] = [{"type": "text", "text": question.text}]
-        for picture in pictures:
-            data = base64.b64encode(picture.data).decode()
-            content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+        shown = [{"type": "image_url", "image_url": {"url": data_url(image.data)}} for image in images]
+        content = [{"type": "text", "text": question.text}, *shown]
         asked = json.dumps([self.settings.stored, [{"role": "user", "content": content}]], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()
 

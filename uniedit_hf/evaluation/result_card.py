@@ -51,6 +51,8 @@ def why_not_written(result: dict, model: str, asked: bool, limited: bool) -> str
         return "the run is not complete"
     if not readable(result):
         return "no picture has marks"
+    if any(run.get("problem") for run in result["runs"].values()):
+        return "the official script has no number for this run"
     if limited and not asked:
         return "the run is of the first items only (--write_card writes it)"
     if not asked and Path(model).is_dir() and Path(model).resolve().is_relative_to(SHIPPED):
