@@ -26,8 +26,8 @@ class Price(Section):
     @model_validator(mode="before")
     @classmethod
     def _former_names(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "image" in given:
-            raise ValueError(renamed("image", "image"))
+        if isinstance(given, dict) and "picture" in given:
+            raise ValueError(renamed("picture", "image").removesuffix("."))
         return given
 
 
