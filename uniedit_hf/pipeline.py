@@ -19,6 +19,7 @@ from uniedit_hf.conversations import conversation_sample
 from uniedit_hf.models.card import pushed_card
 from uniedit_hf.models.family import DrawingStep
 from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
+from uniedit_hf.pipeline_inputs import checked_size, checked_text, given, one_for_each, request_list
 from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
@@ -201,7 +202,7 @@ class UniEditPipeline:
         samples, many = self._samples(image, instruction, "instruction", self._views(source_views))
         size = size or [self.processor.output_size(sample.segments[0].image) for sample in samples]
         scales = {"text_guidance_scale": text_guidance_scale, "image_guidance_scale": image_guidance_scale}
-        settings = self.model.image_settings.editing | _given(scales) | settings
+        settings = self.model.image_settings.editing | given(scales) | settings
         requests = self._image_settings(len(samples), {"size": size, "seed": seed} | settings)
         samples, thoughts = self._with_thoughts(samples, thoughts, thinking_budget, streamer)
         images = self._draw(samples, requests, thoughts, callback_on_step_end)
@@ -227,7 +228,7 @@ class UniEditPipeline:
         """
         samples, many = self._samples(None, prompt, "prompt", ())
         scales = {"text_guidance_scale": text_guidance_scale}
-        settings = self.model.image_settings.drawing | _given(scales) | settings
+        settings = self.model.image_settings.drawing | given(scales) | settings
         size = size or self.processor.default_size(self.model.config)
         requests = self._image_settings(len(samples), {"size": size, "seed": seed} | settings)
         samples, thoughts = self._with_thoughts(samples, thoughts, thinking_budget, streamer)
@@ -358,7 +359,7 @@ class UniEditPipeline:
     def _samples(self, image: Any, text: Any, name: str, views: tuple[str, ...]) -> tuple[list[Sample], bool]:
         """A sample for every request, its image opened and its text checked, and whether they came as a list."""
         drawn = {"prompt": text} if name == "prompt" else {"image": image, name: text}
-        requests, many = _requests(**drawn)
+        requests, many = request_list(**drawn)
         samples = []
         for index, request in enumerate(requests):
             segments: list = []
@@ -367,7 +368,7 @@ class UniEditPipeline:
                 for each in image if name == "question" and isinstance(image, list) else [image]:
                     opened = self.processor.open_source(each, name=f"image {index}" if many else "image")
                     segments += [ImageSegment(opened, view) for view in views]
-            words = _text(request[name], f"{name} {index}" if many else name)
+            words = checked_text(request[name], f"{name} {index}" if many else name)
             samples.append(Sample([*segments, TextSegment(words)]))
         return samples, many
 
@@ -388,7 +389,7 @@ class UniEditPipeline:
             return samples, []
         samples = [self._asked_to_think(sample, "draw") for sample in samples]
         if thoughts is not None:
-            return samples, _each(thoughts, len(samples), "thoughts")
+            return samples, one_for_each(thoughts, len(samples), "thoughts")
         options = {} if streamer is None else {"streamer": streamer}
         return samples, [text for text, _ in self._write(samples, budget, 0, options)]
 
@@ -445,12 +446,12 @@ class UniEditPipeline:
         known = self.known_settings
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"There is no setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}.")
-        columns = {name: _each(value, count, name) for name, value in settings.items()}
+        columns = {name: one_for_each(value, count, name) for name, value in settings.items()}
         requests = []
         for index in range(count):
             values = {name: column[index] for name, column in columns.items()}
             try:
-                width, height = _size(values.pop("size"))
+                width, height = checked_size(values.pop("size"))
                 seed = secrets.randbits(31) if values["seed"] is None else values["seed"]
                 requests.append(self.model.image_settings(width=width, height=height, **values | {"seed": seed}))
                 self.model.check_image_settings(requests[-1:])
@@ -461,42 +462,3 @@ class UniEditPipeline:
 
     def _to_device(self, features) -> dict:
         return tree_map(lambda x: x.to(self.device) if isinstance(x, torch.Tensor) else x, dict(features))
-
-
-def _requests(**columns) -> tuple[list[dict], bool]:
-    """One dictionary per request; single values serve every request of a list."""
-    lists = {name: value for name, value in columns.items() if isinstance(value, (list, tuple))}
-    lengths = {name: len(value) for name, value in lists.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"The lists differ in length ({lengths}): give one value for every request.")
-    if lists and not max(lengths.values()):
-        raise ValueError(f"There is nothing to do: the list for {' and '.join(lengths)} is empty.")
-    count = max(lengths.values(), default=1)
-    requests = [{name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)]
-    return requests, bool(lists)
-
-
-def _given(settings: dict) -> dict:
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _each(value: Any, count: int, name: str) -> list:
-    """A setting for every request: a list is taken as one value each, anything else serves all."""
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} values for {count} requests: give one value, or one for each.")
-    return value
-
-
-def _size(size: Any) -> tuple[int, int]:
-    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(edge, int) for edge in size)):
-        raise ValueError(f"size is {size!r}, but must be two whole numbers of pixels: (width, height).")
-    return tuple(size)
-
-
-def _text(text: Any, name: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        found = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise ValueError(f"The {name} is {found}: write what the model should do.")
-    return text

@@ -1,0 +1,47 @@
+"""What a caller of the pipeline passes, checked: lists of requests, and settings for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def request_list(**columns) -> tuple[list[dict], bool]:
+    """One dictionary per request; single values serve every request of a list."""
+    lists = {name: value for name, value in columns.items() if isinstance(value, (list, tuple))}
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The lists differ in length ({lengths}): give one value for every request.")
+    if lists and not max(lengths.values()):
+        raise ValueError(f"There is nothing to do: the list for {' and '.join(lengths)} is empty.")
+    count = max(lengths.values(), default=1)
+    requests = [{name: lists[name][i] if name in lists else columns[name] for name in columns} for i in range(count)]
+    return requests, bool(lists)
+
+
+def given(settings: dict) -> dict:
+    """The settings that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def one_for_each(value: Any, count: int, name: str) -> list:
+    """A setting for every request: a list is taken as one value each, anything else serves all."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} values for {count} requests: give one value, or one for each.")
+    return value
+
+
+def checked_size(size: Any) -> tuple[int, int]:
+    """(width, height), or a ValueError."""
+    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(edge, int) for edge in size)):
+        raise ValueError(f"size is {size!r}, but must be two whole numbers of pixels: (width, height).")
+    return tuple(size)
+
+
+def checked_text(text: Any, name: str) -> str:
+    """The text, or a ValueError if there is none."""
+    if not isinstance(text, str) or not text.strip():
+        found = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise ValueError(f"The {name} is {found}: write what the model should do.")
+    return text
