@@ -122,7 +122,7 @@ def test_processes_share_the_items_out(items, tmp_path):
     fast = {"num_timesteps": 2}
     counts = [small_world.draw(pipeline, items[:5], [0], tmp_path / str(rank), fast, rank, 2) for rank in range(2)]
     assert counts == [3, 2]
-    with pytest.raises(ValueError, match="2 of 5 answers and pictures are missing"):
+    with pytest.raises(ValueError, match="2 of 5 answers and images are missing"):
         small_world.outcomes(items[:5], [0], tmp_path / "0")
     shutil.copytree(tmp_path / "1", tmp_path / "0", dirs_exist_ok=True)
     assert len(small_world.outcomes(items[:5], [0], tmp_path / "0")) == 5
@@ -130,7 +130,7 @@ def test_processes_share_the_items_out(items, tmp_path):
 
 def test_mistakes_are_one_sentence(tuned, tmp_path, capsys):
     assert evaluate(tuned, tmp_path / "out", "--prompts", "x.json") == 1
-    assert "makes its items and pictures itself" in capsys.readouterr().err
+    assert "makes its items and images itself" in capsys.readouterr().err
     command = ["evaluate", "--suite", "wise", "--model", str(tuned), "--output_dir", str(tmp_path / "out")]
     assert main(command) == 1
     assert "wise needs its prompt file: give it as prompts." in capsys.readouterr().err

@@ -70,15 +70,13 @@ def _cell(text: str) -> str:
 def _sentence(paired: dict) -> str:
     if not paired["items"]:
         return "No item has a value in both runs."
-    note = paired.get("interval_note")
-    interval = "no interval"
-    if paired["interval"]:
-        low, high = paired["interval"]
-        interval = f"95 % interval {low:+.3f} to {high:+.3f}, paired bootstrap"
+    if paired["items"] == 1:
+        return f"On one item, which has no interval, the difference is {paired['difference']:+.3f}."
+    (low, high), note = paired["interval"], paired.get("interval_note")
     return (
-        f"Over {paired['items']} items the mean difference of items is {paired['difference']:+.3f} ({interval}"
-        f"{f': {note}' if note else ''}); {paired['better']} are better, {paired['worse']} worse (exact sign test: "
-        f"p = {paired['sign_test']:.3g})."
+        f"Over {paired['items']} items the mean difference of items is {paired['difference']:+.3f} (95 % interval "
+        f"{low:+.3f} to {high:+.3f}, paired bootstrap{f'; {note}' if note else ''}); {paired['better']} are better, "
+        f"{paired['worse']} worse (exact sign test: p = {paired['sign_test']:.3g})."
     )
 
 

@@ -45,7 +45,7 @@ def interval_note(values: Sequence[float]) -> str:
     if len(values) == 1:
         return "one item has no interval"
     if len(values) and np.ptp(np.asarray(values, dtype=np.float64)) == 0:
-        return f"all {len(values)} are equal, so resampling them shows no spread and the interval no uncertainty"
+        return f"all {len(values)} are equal, so the interval shows no uncertainty"
     return ""
 
 
