@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import differing
 from uniedit_hf.pipeline import UniEditPipeline
@@ -137,7 +138,8 @@ def run_all(
         ValueError: The folder holds a benchmark with other settings.
     """
     decisive = ("base", "steps", "edits", "items", "learning_rate", "split")
-    open_benchmark(options.output_dir, {name: getattr(options, name) for name in decisive})
+    settings = {name: getattr(options, name) for name in decisive}
+    open_benchmark(options.output_dir, settings | {"dtype": best_arithmetic().dtype_name})
     items = test_items(options.items, options.split)
     scores = {"base": [measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))]}
     for seed in range(options.seeds):

@@ -1,6 +1,7 @@
 """Makes a checkpoint folder of the weights that the GPU programs wrote: `UniEditPipeline.from_pretrained` reads it.
 
-    python -m uniedit_hf.small_world.base.export_base --weights base.pt --output_dir runs/base2
+    python -m uniedit_hf.small_world.base.export_base --weights base.pt --log base/log.jsonl --measure_vae \
+        --output_dir runs/base2
     python -m uniedit_hf.small_world.base.export_base --weights base.pt --tuned self-drawn.pt --output_dir runs/tuned2
 
 The folder holds `model`, and `vae.json` with the figures of the autoencoder, so that `publish.py` takes it as
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--tuned", type=Path, help="of gpu_recipes.py: these weights in place of the base's")
     parser.add_argument("--first_base", type=Path, default=FIRST_BASE, help="whose autoencoder and processor are kept")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--log", type=Path, help="log.jsonl of the training, for publish.py")
     parser.add_argument("--measure_vae", action="store_true", help="also write vae.json, which publish.py reads")
     options = parser.parse_args()
     stored = torch.load(options.weights, weights_only=True)
@@ -39,6 +41,8 @@ def main() -> None:
     if options.tuned:
         weights = weights | torch.load(options.tuned, weights_only=True)["weights"]
     export(weights, ModelShape(**stored["shape"]), options.first_base, options.output_dir / "model")
+    if options.log:
+        shutil.copyfile(options.log, options.output_dir / "training_log.jsonl")
     if options.measure_vae:
         pipe = UniEditPipeline.from_pretrained(options.output_dir / "model")
         figures = measure(lambda pixels: torch.stack(pipe.model.round_trip(list(pixels))), *real_scenes("test"))

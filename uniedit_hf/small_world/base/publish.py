@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniedit_hf.pipeline import UniEditPipeline
@@ -34,12 +35,16 @@ ABILITIES = {
 
 @dataclass(frozen=True)
 class Making:
-    """What the card says of one family: its name, the lines that make it, what is learnt when, its autoencoder."""
+    """What the card says of one base: its name, the lines that make it, what is learnt when, its autoencoder, what it
+    has seen of intelligent edits, where it was trained, and bands that differ from `BANDS`."""
 
     name: str
     commands: str
     stages: str
     autoencoder: str
+    seen: str = "has seen none of those"
+    machine: str = "Trained on a shared machine without a GPU, in pieces (the scripts resume)."
+    bands: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 MAKINGS = {
@@ -55,6 +60,25 @@ learns answers, drawings, plain edits and redrawing together.""",
         """\
 The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
 shape and colour after the round trip in {reader_right:.1%}.""",
+    ),
+    "second": Making(
+        "BAGEL",
+        """\
+python -m uniedit_hf.small_world.base.world_tables --output world.pt.gz
+python -m uniedit_hf.small_world.base.gpu_session --world world.pt.gz --output_dir parts
+python -m uniedit_hf.small_world.base.gpu_session --join parts --output_dir runs/second
+python -m uniedit_hf.small_world.base.export_base --weights runs/second/base.pt --log runs/second/base/log.jsonl \\
+    --measure_vae --output_dir runs/second
+python -m uniedit_hf.small_world.base.publish --making second --base runs/second""",
+        """\
+The autoencoder is that of the first base. Everything else is learnt together: answers, drawings, plain edits, \
+redrawing, and a few edits with one condition about shape or color.""",
+        """\
+The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
+shape and colour after the round trip in {reader_right:.1%}.""",
+        "has seen only a few with a single condition, about shape or color",
+        "Trained on one GPU, until a time limit.",
+        {"understanding": (80, 95), "generation": (75, 95), "editing_vit": (75, 95)},
     ),
     "janus": Making(
         "Janus-Pro",
@@ -83,7 +107,7 @@ pipeline_tag: image-text-to-image
 A model of {millions:.1f} million parameters with {name}'s architecture and all three of its abilities in the world \
 of easy-VQA (one flat shape on a pastel background): it answers questions about a picture, draws one from a prompt, \
 and edits one after a plain instruction. It is the base that `uniedit quickstart` tunes on intelligent edits, and it \
-has seen none of those.
+{seen}.
 
 ```python
 from uniedit_hf import UniEditPipeline
@@ -120,7 +144,7 @@ Data: the 4,000 training pictures of [easy-VQA](https://pypi.org/project/easy-vq
 drawn from a seed, easy-VQA's training questions and questions, prompts and plain edits computed from the pictures. \
 {stages} \
 The weights are the average of the last steps, in 16 bit. `training_log.jsonl` has the curves and the figures along \
-the way. Trained on a shared machine without a GPU, in pieces (the scripts resume).
+the way. {machine}
 {notes}
 ## Limits
 
@@ -135,6 +159,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("runs/small_world/base"))
     parser.add_argument("--vae", type=Path, default=None, help="of a BAGEL: where its autoencoder was trained")
     parser.add_argument("--output_dir", type=Path, default=None, help="by default assets/small_FAMILY")
+    parser.add_argument("--making", choices=list(MAKINGS), help="how it was made; by its family if not given")
     parser.add_argument("--items", type=int, default=200, help="for each ability")
     parser.add_argument("--notes", type=Path, default=None, help="a text for the card: what else there is to say")
     options = parser.parse_args()
@@ -148,7 +173,7 @@ def main() -> None:
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     notes = options.notes.read_text() if options.notes else ""
     autoencoder = json.loads(((options.vae or options.base) / "vae.json").read_text())
-    (folder / "README.md").write_text(card(pipe, figures, autoencoder, notes))
+    (folder / "README.md").write_text(card(pipe, MAKINGS[options.making or family(pipe)], figures, autoencoder, notes))
     print(json.dumps(figures))
 
 
@@ -163,15 +188,14 @@ def training_log(vae: Path | None, base: Path) -> list[str]:
     ]
 
 
-def card(pipe: UniEditPipeline, figures: dict, autoencoder: dict, notes: str) -> str:
+def card(pipe: UniEditPipeline, making: Making, figures: dict, autoencoder: dict, notes: str) -> str:
     """The model card."""
-    rows = []
+    rows, bands = [], BANDS | making.bands
     for ability, values in figures.items():
         total = values["all"]
         low, high = total["ci95"]
-        band = "-".join(map(str, BANDS[ability])) if ability in BANDS else ""
+        band = "-".join(map(str, bands[ability])) if ability in bands else ""
         rows.append(f"| {ABILITIES[ability]} | {total['percent']} | {low} to {high} | {total['n']} | {band} |")
-    making = MAKINGS[family(pipe)]
     return CARD.format(
         name=making.name,
         family=family(pipe),
@@ -182,6 +206,8 @@ def card(pipe: UniEditPipeline, figures: dict, autoencoder: dict, notes: str) ->
         autoencoder=making.autoencoder.format(**autoencoder),
         commands=making.commands,
         stages=making.stages,
+        seen=making.seen,
+        machine=making.machine,
         notes=notes and f"\n{notes.strip()}\n",
         words=len(pipe.processor.tokenizer),
     )

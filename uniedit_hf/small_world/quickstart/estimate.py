@@ -25,9 +25,9 @@ from uniedit_hf.synthesis.records import Record, record_to_row
 from .tuning import small_world
 
 
-SOME_EDITS, SOME_ITEMS = 24, 4
+SOME_EDITS, SOME_ITEMS = 20, 4
 # Making an edit is followed by its plain counterpart, Parquet files, reports and contact sheets.
-ALL_OF_AN_EDIT = 2.2
+ALL_OF_AN_EDIT = 2.5
 PAGE = 4.0  # seconds
 
 
