@@ -25,13 +25,13 @@ from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.base.samples import draw_pictures
 from uniedit_hf.small_world.base.static_model import BOS, EOS, NO_LABEL, PAD
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa
-from uniedit_hf.small_world.edits import Shares, intelligent_edits, plain_counterpart
+from uniedit_hf.small_world.edits import Shares, intelligent_edits, made, plain_counterparts
 from uniedit_hf.small_world.program import Keep
 from uniedit_hf.small_world.questions import composed_questions, drawing_of
 from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
 from uniedit_hf.small_world.vocabulary import vocabulary
 from uniedit_hf.small_world.wording import action_phrases, split_words
-from uniedit_hf.synthesis.records import Record
+from uniedit_hf.synthesis.records import Record, record_to_row
 
 
 # What the base sees of conditional instructions: one condition, about the shape or the color.
@@ -203,7 +203,8 @@ def tuning_samples(size: int, images: Images, words: Words) -> dict[str, Samples
     rows = load_easy_vqa("train")
     records = [r for r in intelligent_edits(rows, seed=TUNING_SEED, size=size) if isinstance(r, Record)]
     spelled = intelligent_edits(rows, seed=TUNING_SEED, size=size, asking="answer")
-    plain = (plain_counterpart(record, seed=TUNING_SEED) for record in records)
+    sources = enumerate(map(record_to_row, records))
+    plain = made(plain_counterparts(sources, seed=TUNING_SEED), TUNING_SEED)
     embedded = Samples()
     for record in records:
         if record.question and record.answer:

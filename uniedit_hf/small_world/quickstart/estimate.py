@@ -58,9 +58,9 @@ def measured_speed(base: Path, arithmetic: Arithmetic, start: float) -> Speed:
     """
     with one_thread():
         rows = load_easy_vqa("train")
-        begun = time.perf_counter()
-        records = [each for each in intelligent_edits(rows, seed=0, size=SOME_EDITS) if isinstance(each, Record)]
-        edit = ALL_OF_AN_EDIT * (time.perf_counter() - begun) / SOME_EDITS
+        results = (each for each in intelligent_edits(rows, seed=0, size=2 * SOME_EDITS) if isinstance(each, Record))
+        records = list(islice(results, SOME_EDITS))  # the first ones also pay for reading the data set
+        edit = ALL_OF_AN_EDIT * _seconds(lambda: records.extend(results)) / SOME_EDITS
         model = load_model(base, attn_implementation="eager").to(arithmetic.device)
         processor = load_processor(base, model.config)
         step = _step_seconds(model, processor, records, arithmetic, small_world(base)["max_tokens_per_pack"])
