@@ -67,7 +67,8 @@ class Reuse:
     def keep(self, step: int, velocity: torch.Tensor) -> None:
         """Remembers a guided velocity (P, C) that was computed."""
         if self.settings.compute_every > 1:
-            self.known = [*self.known[-ORDER:], (self.times[step], velocity)]
+            others = [each for each in self.known if each[0] != self.times[step]]
+            self.known = [*others[-ORDER:], (self.times[step], velocity)]
 
     def extrapolated(self, step: int) -> torch.Tensor:
         """The guided velocity (P, C) on the polynomial through the last ones."""

@@ -18,6 +18,8 @@ from transformers import Cache
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from uniedit_hf.models.captured import Replayed
+
 from .decoder_bagel import rotary_tables
 from .denoising_bagel import on_device_of
 from .regions import EAGER, Regions, compiled_regions
@@ -52,7 +54,7 @@ def token_logits(
     regions = compiled_regions() if compile_layers and not on_cpu else EAGER
     hidden, *tables = code.begin(decoder, input_ids, position_ids)
     place = cache.layers[0].cumulative_length.view(1)
-    bias = _bias(attention_mask, place, cache.layers[0])
+    bias = seen_bias(attention_mask, place, cache.layers[0])
     for layer, memory in zip(decoder.layers, cache.layers):
         hidden, tables, place, bias = on_device_of(layer, (hidden, tables, place, bias))
         hidden = code.layer(layer.expert(""), hidden, *tables, memory.keys, memory.values, place, bias, regions)
@@ -60,7 +62,7 @@ def token_logits(
     return code.end(decoder, model.lm_head, hidden)
 
 
-def _bias(attention_mask: torch.Tensor | None, place: torch.Tensor, memory: StaticLayer) -> torch.Tensor:
+def seen_bias(attention_mask: torch.Tensor | None, place: torch.Tensor, memory: StaticLayer) -> torch.Tensor:
     """What is added to the scores of one token a row, (B * K, 1, S) in fp32: 0 at what it sees."""
     rows, heads, size = memory.keys.shape[:3]
     unseen = torch.arange(size, device=place.device) > place
@@ -79,7 +81,7 @@ def token_begin(decoder, input_ids: torch.Tensor, position_ids: torch.Tensor) ->
     return embeds, *rotary_tables(decoder.rotary_emb, embeds, position_ids[:, 0])
 
 
-def token_layer(expert, hidden, cos, sin, keys, values, place, bias, regions: Regions) -> torch.Tensor:
+def token_layer(expert, hidden, cos, sin, keys, values, place, bias, regions: Regions = EAGER) -> torch.Tensor:
     """One layer over a token a row.
 
     Args:
@@ -153,15 +155,13 @@ def _compiled(piece: Callable) -> Callable:
 class CapturedStep:
     """The forward of a model for one call of `generate`, whose steps of a token a row become one CUDA graph.
 
-    The first step runs as it is, which loads what it needs; the second is captured. Other shapes, and caches that
-    move (beam search reorders them), run as they are.
+    Other shapes run as they are; a cache that moves is captured anew.
     """
 
     def __init__(self, model):
         self.model = model
-        self.seen = self.captured = None
+        self.key = self.step = None
         self.inputs: dict[str, torch.Tensor] = {}
-        self.graph = self.logits = None
 
     def __call__(self, input_ids=None, position_ids=None, attention_mask=None, past_key_values=None, **kwargs):
         inputs = {"input_ids": input_ids, "position_ids": position_ids}
@@ -170,28 +170,20 @@ class CapturedStep:
         if not is_token or not is_static(past_key_values) or kwargs.get("token_type_ids") is not None:
             return self.model(**given, **kwargs)
         key = (len(input_ids), attention_mask is None, *(layer.keys.data_ptr() for layer in past_key_values.layers))
-        if key not in (self.seen, self.captured):
-            self.seen = key
-            return self.model(**given)
-        if key != self.captured:
-            self.captured = key
-            self.capture(inputs, attention_mask, past_key_values)
+        if attention_mask is not None and attention_mask.ndim == 4:
+            inputs["attention_mask"] = attention_mask  # made anew for every step
+        if key != self.key:
+            self.key = key
+            self.inputs = {name: value.clone() for name, value in inputs.items()}
+            fixed = {"attention_mask": _padding(attention_mask, past_key_values), "past_key_values": past_key_values}
+            self.step = Replayed(lambda: self.model(**fixed | self.inputs).logits, input_ids.device)
         for name, value in inputs.items():
             self.inputs[name].copy_(value)
-        self.replay()
-        return CausalLMOutputWithPast(logits=self.logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(logits=self.step(), past_key_values=past_key_values)
 
-    def capture(self, inputs: dict[str, torch.Tensor], attention_mask: torch.Tensor | None, cache: Cache) -> None:
-        """Records the step at the addresses of this cache."""
-        self.inputs = {name: value.clone() for name, value in inputs.items()}
-        if attention_mask is not None:  # what comes later is real
-            size = cache.layers[0].keys.shape[2]
-            attention_mask = pad(attention_mask, (0, size - attention_mask.shape[1]), value=1)
-        step = self.inputs | {"attention_mask": attention_mask, "past_key_values": cache}
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.logits = self.model(**step).logits
 
-    def replay(self) -> None:
-        """Runs the recorded step."""
-        self.graph.replay()
+def _padding(attention_mask: torch.Tensor | None, cache: Cache) -> torch.Tensor | None:
+    """The mask (B, S) of all steps: what comes later is real."""
+    if attention_mask is None or attention_mask.ndim == 4:
+        return attention_mask
+    return pad(attention_mask, (0, cache.layers[0].keys.shape[2] - attention_mask.shape[1]), value=1)

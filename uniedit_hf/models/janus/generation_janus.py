@@ -16,6 +16,8 @@ from transformers import StaticCache
 
 from uniedit_hf.models.family import DrawingCallback, DrawingStep
 
+from .token_drawing import TokenDrawing
+
 
 @contextmanager
 def plain_attention(decoder) -> Iterator[None]:
@@ -77,6 +79,7 @@ class JanusImageGenerationMixin:
     """Adds `generate_images` to the model."""
 
     image_settings = JanusImageSettings
+    compile_layers: bool | None = None  # whether the layers run compiled on a CPU; a GPU captures whole steps
 
     @torch.no_grad()
     def generate_images(
@@ -131,27 +134,24 @@ class JanusImageGenerationMixin:
     ) -> torch.Tensor:
         steps, device = self.config.vision_config.num_image_tokens, input_ids.device
         pairs, mixing = _pairs(settings, branches.tolist())
-        rows = torch.tensor([row for row, _ in pairs], device=device)
-        requests = torch.tensor([request for _, request in pairs], device=device)
-        mixing = mixing.to(device)
-        embeds = self.embed_context(input_ids, token_type_ids, **images)[rows]
-        mask = torch.nn.functional.pad(attention_mask[rows], (0, steps), value=1)
+        rows, requests = (torch.tensor(column, device=device) for column in zip(*pairs))
+        mask = attention_mask[rows]
         length = input_ids.shape[1]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = StaticCache(config=self.config.text_config, max_cache_len=length + steps)
+        cache = StaticCache(config=self.config.text_config, max_cache_len=_rounded(length + steps))
+        hidden = self.model.language_model(
+            inputs_embeds=self.embed_context(input_ids, token_type_ids, **images)[rows],
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
         chances = torch.stack([_chances(each.seed, steps) for each in settings]).to(device)
-        tokens = torch.zeros(len(settings), steps, dtype=torch.long, device=device)
-        here = slice(0, length)
+        drawing = TokenDrawing(self, settings, requests, mixing.to(device), cache, mask, chances)
+        drawing.choose(hidden)
+        tokens = drawing.tokens
         for step in range(steps):
-            hidden = self.model.language_model(
-                inputs_embeds=embeds,
-                attention_mask=mask[:, : here.stop],
-                position_ids=positions[:, here],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            logits = mixing @ self.model.generation_head(hidden).float()
-            tokens[:, step] = _choose(logits, settings, chances[:, step, None].contiguous())
+            if step > 0:
+                drawing.step()
             if callback_on_step_end is not None:
                 so_far = list(tokens[:, : step + 1])
                 made = DrawingStep(step + 1, steps, [], so_far, partial(self._pixels, tokens, settings))
@@ -159,8 +159,6 @@ class JanusImageGenerationMixin:
                 tokens[:, : step + 1] = torch.stack(made.latents)
                 if made.stop:
                     break
-            embeds = self.prepare_embeddings_for_image_generation(tokens[requests, step, None])
-            here = slice(length + step, length + step + 1)
         return tokens
 
     def check_image_settings(self, settings: Sequence[JanusImageSettings]) -> None:
@@ -196,12 +194,9 @@ def _chances(seed: int, steps: int) -> torch.Tensor:
     return torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _choose(logits: torch.Tensor, settings: Sequence[JanusImageSettings], chances: torch.Tensor) -> torch.Tensor:
-    """The next token of every request: (R,)."""
-    temperatures = torch.tensor([each.temperature for each in settings], device=logits.device)[:, None]
-    likely = (logits / temperatures.clamp(min=1e-6)).double().softmax(-1)
-    drawn = torch.searchsorted(likely.cumsum(-1), chances, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    return torch.where(temperatures[:, 0] == 0, logits.argmax(-1), drawn)
+def _rounded(length: int) -> int:
+    """A number of keys that kernels like: a multiple of 64."""
+    return -(-length // 64) * 64
 
 
 def _kept(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:

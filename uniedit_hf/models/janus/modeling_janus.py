@@ -19,6 +19,7 @@ from transformers.models.janus.modeling_janus import (
 )
 
 from uniedit_hf.losses import Losses
+from uniedit_hf.models.bagel.token_step import CapturedStep
 from uniedit_hf.models.family import ModelDefaults
 
 from .generation_janus import JanusImageGenerationMixin, plain_attention
@@ -305,6 +306,13 @@ class JanusForConditionalGeneration(
                 kwargs.pop("generation_mode", None)
                 return GenerationMixin.generate(self, inputs, guidance_scale=None, **kwargs)
             return super().generate(inputs, **kwargs)
+
+    def get_compiled_call(self, compile_config=None):
+        """What transformers calls for every token with a static cache: a captured step, unless a `compile_config`
+        asks for `torch.compile`."""
+        if compile_config is None and self.device.type == "cuda":
+            return CapturedStep(self)
+        return super().get_compiled_call(compile_config)
 
     def _check_stock_drawing(self, kwargs) -> None:
         remedy = "use generate_images(), or UniEditPipeline"
