@@ -49,7 +49,9 @@ from uniedit_hf.training import TrainingPart
 
 
 Way = Callable[[dict[str, Dataset]], tuple[object, dict]]
-Recipe = Callable[[str, Path], tuple[object, dict]]  # from a way and the folder of a seed's data to data and settings
+TuningSetup = Callable[
+    [str, Path], tuple[object, dict]
+]  # from a way and the folder of a seed's data to data and settings
 KINDS = ("intelligent", "plain")
 WAYS: dict[str, Way] = {
     "paper": lambda data: (data["intelligent"], {}),
@@ -91,7 +93,7 @@ def measured(folder: Path, items: list[SmallWorldItem], path: Path | None) -> li
     return [json.loads(line)["right"] for line in lines.read_text().splitlines()]
 
 
-def tune_and_measure(options: argparse.Namespace, recipe: Recipe, run: tuple[int, str]) -> None:
+def tune_and_measure(options: argparse.Namespace, recipe: TuningSetup, run: tuple[int, str]) -> None:
     """One seed of one way: from its data to its `items.jsonl`. Does nothing if that is there."""
     seed, way = run
     folder = run_folder(options.output_dir, way, seed)
@@ -122,7 +124,7 @@ def recipe(way: str, folder: Path) -> tuple[object, dict]:
 
 
 def run_all(
-    options: argparse.Namespace, write_data: Callable[[Path, int, int], None], recipe: Recipe
+    options: argparse.Namespace, write_data: Callable[[Path, int, int], None], recipe: TuningSetup
 ) -> tuple[list[SmallWorldItem], dict[str, np.ndarray]]:
     """Base and all ways, all seeds, as far as they are not there yet.
 

@@ -236,13 +236,13 @@ def test_no_message_of_a_conversation_is_lost(messages):
 def test_a_picture_that_claims_to_be_huge_is_rejected_where_it_is_looked_at(folder):
     import asyncio
 
-    from uniedit_hf.synthesis.stages.look import Look
+    from uniedit_hf.synthesis.stages.inspection import ImageInspection
 
     (folder / "bomb.png").write_bytes(bomb())
     (folder / "cut.png").write_bytes(png("red")[:45])
     lines = write_lines(folder / "rows.jsonl", *({"image": f"{name}.png", "question": "a?", "answer": "b"}
                                                  for name in ("bomb", "cut", "red")))  # fmt: skip
-    look = Look([], near=True)
+    look = ImageInspection([], near=True)
     results = [asyncio.run(look(draft)) for draft in read(Rows(kind="rows", files=[lines]))]
     assert [getattr(result, "reason", "good") for result in results] == ["unusable image"] * 2 + ["good"]
     assert "larger than the limit" in results[0].detail and "save it again" in results[1].detail

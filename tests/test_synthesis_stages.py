@@ -25,8 +25,8 @@ from uniedit_hf.synthesis.shard import Passed, at_once
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
 from uniedit_hf.synthesis.stages.edit import prompt_for
+from uniedit_hf.synthesis.stages.inspection import ImageInspection
 from uniedit_hf.synthesis.stages.instruct import FONTS, MEDIA, VARIANTS, Writing, draw_choices, instruct
-from uniedit_hf.synthesis.stages.look import Look
 from uniedit_hf.synthesis.stages.screen import leaks, screen
 
 
@@ -210,7 +210,7 @@ def test_what_fails_in_the_flow_stops_it_and_leaves_nothing_running():
 
 
 def test_duplicates_are_found_and_others_kept(tmp_path):
-    look, seen = Look([], near=True), SeenBefore(tmp_path / "seen.sqlite", similarity=0.8)
+    look, seen = ImageInspection([], near=True), SeenBefore(tmp_path / "seen.sqlite", similarity=0.8)
     jpeg = tmp_path / "a.jpg"
     photo(1).save(jpeg, quality=60)
     pictures = [encoded(photo(1)), encoded(photo(1)), jpeg.read_bytes(), encoded(photo(2)), encoded(photo(1))]
@@ -241,7 +241,7 @@ def test_pictures_of_a_benchmark_are_kept_out(tmp_path):
         patch.setattr(benchmark_hashes_module, "read_benchmarks", None)  # they are not read a second time
         again = benchmark_hashes(settings, tmp_path / "kept")
     for benchmarks in (first, again):
-        look = Look(benchmarks, near=True)
+        look = ImageInspection(benchmarks, near=True)
         rows = [draft(4), draft(5), draft(6, image=EncodedImage(encoded(flat)))]
         results = [asyncio.run(look(row)) for row in rows]
         assert isinstance(results[0], Draft) and {each.reason for each in results[1:]} == {"in a benchmark"}
@@ -249,7 +249,7 @@ def test_pictures_of_a_benchmark_are_kept_out(tmp_path):
     photo(4).save(tmp_path / "bench" / "y.png")
     with pytest.warns(UserWarning):
         changed = benchmark_hashes(settings, tmp_path / "kept")
-    assert asyncio.run(Look(changed, near=True)(draft(4))).reason == "in a benchmark"
+    assert asyncio.run(ImageInspection(changed, near=True)(draft(4))).reason == "in a benchmark"
 
 
 def test_pictures_of_a_benchmark_data_set_are_kept_out(tmp_path):
@@ -258,7 +258,7 @@ def test_pictures_of_a_benchmark_data_set_are_kept_out(tmp_path):
     )
     known = Decontaminate(benchmark_datasets=[{"dataset": str(tmp_path / "bench"), "image": "picture"}])
     for _ in range(2):
-        look = Look(benchmark_hashes(known, tmp_path / "kept"), near=False)
+        look = ImageInspection(benchmark_hashes(known, tmp_path / "kept"), near=False)
         assert asyncio.run(look(draft(5))).reason == "in a benchmark" and isinstance(
             asyncio.run(look(draft(4))), Draft
         )

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from uniedit_hf.small_world.editor import edit
-from uniedit_hf.small_world.instructions import Instruction, fault, leaks
+from uniedit_hf.small_world.editor import edited_image
+from uniedit_hf.small_world.instructions import Instruction, fault, leaked_answers
 from uniedit_hf.small_world.program import Copies, If, InHalf, Is, Keep, Move, Recolor, Reshape, Resize, apply, changes
 from uniedit_hf.small_world.scene import Scene, render
-from uniedit_hf.small_world.verifier import verify
+from uniedit_hf.small_world.verifier import fault_of_target
 
 
 CIRCLE = Scene("circle", "red", (10.0, 20.0, 26.0, 36.0), (240, 245, 250))
@@ -32,13 +32,13 @@ RECOLOR = Recolor("blue")
     ],
 )
 def test_the_verifier_says_what_is_wrong(drawn, reason):
-    told = verify(render(*drawn), CIRCLE, RECOLOR)
+    told = fault_of_target(render(*drawn), CIRCLE, RECOLOR)
     assert told.endswith(reason) and bool(told) == bool(reason)
 
 
 def test_a_target_that_cannot_be_read_is_rejected():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert verify(noise, CIRCLE, RECOLOR) == "the target cannot be read"
+    assert fault_of_target(noise, CIRCLE, RECOLOR) == "the target cannot be read"
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_target_that_cannot_be_read_is_rejected():
 )
 def test_the_editor_draws_what_the_program_says(program):
     image = render(CIRCLE)
-    edited = edit(image, CIRCLE, program)
-    assert verify(edited, CIRCLE, program) == ""
+    edited = edited_image(image, CIRCLE, program)
+    assert fault_of_target(edited, CIRCLE, program) == ""
     assert (edited is image) == (apply(program, CIRCLE) == [CIRCLE])
 
 
@@ -75,7 +75,7 @@ def instruction(text, program, question="what color is the shape?", answer="red"
     ],
 )
 def test_leaks_are_found(text, program, leaked):
-    assert leaks(instruction(text, program), CIRCLE) == leaked
+    assert leaked_answers(instruction(text, program), CIRCLE) == leaked
 
 
 def test_instructions_are_rejected_for_a_reason():

@@ -108,9 +108,9 @@ class Caller:
         """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
         detail = text = ""
         for attempt in range(self.settings.malformed_attempts):
-            asked = ChatRequest(request.system, request.text, request.answer, request.images, attempt)
+            again = ChatRequest(request.system, request.text, request.answer, request.images, attempt)
             try:
-                reply = await self.reply(asked)
+                reply = await self.reply(again)
             except RowFailure as failure:
                 return NoAnswer("the call failed", str(failure))
             if reply.refusal is not None:

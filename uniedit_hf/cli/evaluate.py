@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from uniedit_hf.evaluation.suites import SUITES
+
 
 @dataclass
 class EvaluateOptions:
-    suite: Literal["geneval", "wise", "imgedit", "gedit", "rise", "kris", "small_world"] = field(
-        metadata={"help": "the benchmark"}
-    )
+    suite: Literal[SUITES] = field(metadata={"help": "the benchmark"})
     model: str = field(metadata={"help": "Hub id or folder of the tuned model", "metavar": "NAME"})
     output_dir: str = field(metadata={"help": "folder of pictures, replies and results", "metavar": "FOLDER"})
     prompts: str | None = field(

@@ -70,7 +70,7 @@ def facts(program: Program, scene: Scene) -> list[Phrases]:
     found = []
     while isinstance(program, If):
         found.append(fact(program.condition, scene))
-        program = program.then if program.condition.holds(scene) else program.otherwise
+        program = program.then if program.condition.is_true(scene) else program.otherwise
     return found
 
 
@@ -83,11 +83,11 @@ def fact(condition: Condition, scene: Scene) -> Phrases:
             return condition_phrases(Is("shape", scene.shape))
         case HasCorners():
             return condition_phrases(HasCorners(scene.corners))
-        case InHalf(half) if not condition.holds(scene):
+        case InHalf(half) if not condition.is_true(scene):
             return condition_phrases(InHalf(OTHER_HALF[half]))
-        case Closer(edge, other) if not condition.holds(scene):
+        case Closer(edge, other) if not condition.is_true(scene):
             return condition_phrases(Closer(other, edge))
-        case WiderThan(part) if not condition.holds(scene):
+        case WiderThan(part) if not condition.is_true(scene):
             return (f"the shape is not wider than a {part} of the image",)
     return condition_phrases(condition)
 

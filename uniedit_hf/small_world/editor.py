@@ -11,7 +11,7 @@ from uniedit_hf.small_world.scene import Scene, render
 EDITOR = "exact-editor"
 
 
-def edit(image: Image.Image, scene: Scene, program: Program) -> Image.Image:
+def edited_image(image: Image.Image, scene: Scene, program: Program) -> Image.Image:
     """The image after the program.
 
     Args:

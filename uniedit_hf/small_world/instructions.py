@@ -188,7 +188,7 @@ def draw_plain_edit(scene: Scene, kind: PlainKind, rng: random.Random) -> Instru
 
 def fault(instruction: Instruction, scene: Scene) -> str:
     """Why an instruction is not used, or an empty string."""
-    if leaks(instruction, scene):
+    if leaked_answers(instruction, scene):
         return "the instruction contains the answer"
     if count_words(instruction.text) > MOST_WORDS:
         return f"the instruction has more than {MOST_WORDS} words"
@@ -208,7 +208,7 @@ def decides_nothing(program: Program) -> bool:
     return same or decides_nothing(program.then) or decides_nothing(program.otherwise)
 
 
-def leaks(instruction: Instruction, scene: Scene) -> list[str]:
+def leaked_answers(instruction: Instruction, scene: Scene) -> list[str]:
     """The answers that stand in the text: that of the embedded question, and every value that the text refers to by
     a thing ("the color of grass")."""
     answers = [] if instruction.answer is None else split_words(instruction.answer)
@@ -246,12 +246,12 @@ def _draw_if(
     nested = None if depth == 1 else depth == 2 and rng.random() < 0.5
     branches: dict[bool, Program] = {}
     for branch in (True, False):
-        within = leaves if condition.holds(scene) == branch else Leaves(None, leaves.beside)
+        within = leaves if condition.is_true(scene) == branch else Leaves(None, leaves.beside)
         if branch is nested:
             fresh = [sort for sort in SORTS if sort.subject not in about]
-            holds = rng.random() < 0.5
+            truth = rng.random() < 0.5
             # The width is clear for every shape, so one of the two truths always has a condition.
-            inner = draw_condition(scene, fresh, holds, rng) or draw_condition(scene, fresh, not holds, rng)
+            inner = draw_condition(scene, fresh, truth, rng) or draw_condition(scene, fresh, not truth, rng)
             branches[branch] = _draw_if(scene, inner, depth - 1, within, about | {subject(inner)}, rng)
         else:
             branches[branch] = within.taken or within.beside.pop()

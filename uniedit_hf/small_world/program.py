@@ -60,7 +60,7 @@ class Is:
     negated: bool = False
     thing: str = ""
 
-    def holds(self, scene: Scene) -> bool:
+    def is_true(self, scene: Scene) -> bool:
         return ((scene.shape if self.attribute == "shape" else scene.color) == self.value) != self.negated
 
     def clear(self, scene: Scene) -> bool:
@@ -74,7 +74,7 @@ class HasCorners:
     number: int
     relation: Literal["exactly", "more than", "fewer than"] = "exactly"
 
-    def holds(self, scene: Scene) -> bool:
+    def is_true(self, scene: Scene) -> bool:
         if self.relation == "exactly":
             return scene.corners == self.number
         return scene.corners > self.number if self.relation == "more than" else scene.corners < self.number
@@ -89,7 +89,7 @@ class InHalf:
 
     half: Half
 
-    def holds(self, scene: Scene) -> bool:
+    def is_true(self, scene: Scene) -> bool:
         return edge_distance(scene, self.half) < SIDE / 2
 
     def clear(self, scene: Scene) -> bool:
@@ -103,7 +103,7 @@ class Closer:
     edge: Half
     other: Half
 
-    def holds(self, scene: Scene) -> bool:
+    def is_true(self, scene: Scene) -> bool:
         return edge_distance(scene, self.edge) < edge_distance(scene, self.other)
 
     def clear(self, scene: Scene) -> bool:
@@ -116,7 +116,7 @@ class WiderThan:
 
     part: str
 
-    def holds(self, scene: Scene) -> bool:
+    def is_true(self, scene: Scene) -> bool:
         return scene.width > PARTS[self.part]
 
     def clear(self, scene: Scene) -> bool:
@@ -207,7 +207,7 @@ def apply(program: Program, scene: Scene) -> list[Scene]:
 def taken_action(program: Program, scene: Scene) -> Action:
     """The action at the end of the branches that the scene takes."""
     while isinstance(program, If):
-        program = program.then if program.condition.holds(scene) else program.otherwise
+        program = program.then if program.condition.is_true(scene) else program.otherwise
     return program
 
 

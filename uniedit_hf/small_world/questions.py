@@ -83,7 +83,7 @@ def drawing_of(scene: Scene) -> Drawing:
 
 def composed_questions(scene: Scene) -> list[Question]:
     """All questions about place, size, comparison and count whose answer is clear on this scene."""
-    asked: list[tuple[Condition, str]] = [
+    conditions: list[tuple[Condition, str]] = [
         *((InHalf(half), "place") for half in EDGES),
         *(
             (Closer(*edges), "comparison")
@@ -92,8 +92,8 @@ def composed_questions(scene: Scene) -> list[Question]:
         *((WiderThan(part), "size") for part in ("quarter", "third")),
     ]
     questions = [
-        Question(question_of(condition), "yes" if condition.holds(scene) else "no", topic)
-        for condition, topic in asked
+        Question(question_of(condition), "yes" if condition.is_true(scene) else "no", topic)
+        for condition, topic in conditions
         if condition.clear(scene)
     ]
     questions.append(Question(question_of(HasCorners(0)), NUMBER_WORDS[scene.corners], "count"))
@@ -162,7 +162,7 @@ def question_texts() -> list[str]:
 def _clear_half(scene: Scene, first: str, second: str) -> str | None:
     if not InHalf(first).clear(scene):
         return None
-    return first if InHalf(first).holds(scene) else second
+    return first if InHalf(first).is_true(scene) else second
 
 
 def _size_word(size: float) -> Literal["small", "medium", "big"]:

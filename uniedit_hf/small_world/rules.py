@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from uniedit_hf.calls.messages import EncodedImage, encoded
 from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.asking import rephrased
-from uniedit_hf.small_world.editor import EDITOR, edit
+from uniedit_hf.small_world.editor import EDITOR, edited_image
 from uniedit_hf.small_world.instructions import Instruction, PlainPlan, Plan, draw_instruction, draw_plain_edit
 from uniedit_hf.small_world.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
 from uniedit_hf.small_world.topics import CATEGORIES
-from uniedit_hf.small_world.verifier import JUDGE, verify
+from uniedit_hf.small_world.verifier import JUDGE, fault_of_target
 from uniedit_hf.synthesis.records import Draft, Rejection, record_id
 
 
@@ -96,14 +96,14 @@ def draw_exactly(draft: Draft) -> Draft:
     """The draft with its target; where nothing changes, the very bytes of the source."""
     target = draft.image
     if not draft.unchanged:
-        target = EncodedImage(encoded(edit(draft.image.pixels(), draft.scene, draft.program)))
+        target = EncodedImage(encoded(edited_image(draft.image.pixels(), draft.scene, draft.program)))
     return draft.with_(target=target, editor=EDITOR)
 
 
 def read_back(draft: Draft) -> Draft | Rejection:
     """The draft, if its target shows what the instruction means."""
     if not draft.unchanged:
-        reason = verify(draft.target.pixels(), draft.scene, draft.program)
+        reason = fault_of_target(draft.target.pixels(), draft.scene, draft.program)
         if reason:
             return draft.rejected("verify", reason)
     return draft.with_(judge=JUDGE, scores={"instruction": 1.0})

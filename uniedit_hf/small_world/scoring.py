@@ -39,10 +39,10 @@ def score_answer(answer: str, expected: str) -> Score:
     return Score(int(answer.strip().strip(".").lower() == expected.lower()), {})
 
 
-def score_drawing(image: Image.Image, asked: Drawing) -> Score:
+def score_drawing(image: Image.Image, expected: Drawing) -> Score:
     """A drawing against its prompt: shape, color, size and place as stated. Nothing that can be read scores 0."""
     scene = read(image)
-    wrong = DRAWN if scene is None else asked.mismatches(scene)
+    wrong = DRAWN if scene is None else expected.mismatches(scene)
     parts = {name: int(name not in wrong) for name in DRAWN}
     return Score(int(all(parts.values())), parts)
 

@@ -82,8 +82,8 @@ def draw(
     done = 0
     with tqdm(total=len(missing), desc="drawing", disable=rank > 0 or tell is not None) as bar:
         for batch in batches([item for item, _ in missing], pipeline.batch_size):
-            asked = [missing[index] for index in batch]
-            for (item, seed), output in zip(asked, ask(pipeline, *zip(*asked), drawing)):
+            requests = [missing[index] for index in batch]
+            for (item, seed), output in zip(requests, ask(pipeline, *zip(*requests), drawing)):
                 _store(output_path(folder, item, seed), output)
             bar.update(len(batch))
             done += len(batch)

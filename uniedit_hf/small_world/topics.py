@@ -71,31 +71,31 @@ class Topic:
     proposition: Is | None = None
 
 
-def draw_topic(scene: Scene, row: VqaRow, category: Category, holds: bool, rng: random.Random) -> Topic | None:
+def draw_topic(scene: Scene, row: VqaRow, category: Category, truth: bool, rng: random.Random) -> Topic | None:
     """A topic of a category for an image, or None where the image gives none.
 
     Args:
         scene: What the image shows.
         row: A question about it, which is the topic of the categories shape and color.
         category: What the question is about.
-        holds: Whether the outermost condition is to hold.
+        truth: Whether the outermost condition is to be true.
         rng: Where every choice comes from.
     """
     match category:
         case "count":
             return _count_topic(scene, rng)
         case "location":
-            return _location_topic(scene, holds, rng)
+            return _location_topic(scene, truth, rng)
         case "knowledge":
-            return _knowledge_topic(scene, holds, rng)
+            return _knowledge_topic(scene, truth, rng)
     return _yes_no_topic(row) if not row.is_open else _open_topic(row)
 
 
-def draw_condition(scene: Scene, sorts: Sequence[Sort], holds: bool, rng: random.Random) -> Condition | None:
-    """A condition that is clear on the scene and holds, or does not; None if there is none. One sort is as frequent
+def draw_condition(scene: Scene, sorts: Sequence[Sort], truth: bool, rng: random.Random) -> Condition | None:
+    """A condition that is clear on the scene and truth, or does not; None if there is none. One sort is as frequent
     as another, negated conditions being a sort of their own, so that the sort says little about the truth."""
     for sort in rng.sample(sorts, len(sorts)):
-        fitting = [c for c in sort.conditions if c.clear(scene) and c.holds(scene) == holds]
+        fitting = [c for c in sort.conditions if c.clear(scene) and c.is_true(scene) == truth]
         if fitting:
             return rng.choice(fitting)
     return None
@@ -189,7 +189,7 @@ def _count_topic(scene: Scene, rng: random.Random) -> Topic:
     return Topic(question_of(action), NUMBER_WORDS[number], SORTS, [action])
 
 
-def _location_topic(scene: Scene, holds: bool, rng: random.Random) -> Topic | None:
+def _location_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic | None:
     """Where the shape is, as a condition of a move or as what "the other side" is relative to."""
     side, level = clear_side(scene), clear_level(scene)
     how = rng.choice(("condition", "side", "corner"))
@@ -197,14 +197,14 @@ def _location_topic(scene: Scene, holds: bool, rng: random.Random) -> Topic | No
         return Topic(SIDE_QUESTION, side, SORTS, [Move("other side")])
     if how == "corner" and side and level:
         return Topic(CORNER_QUESTION, f"{level} {side}", SORTS, [Move("opposite corner")])
-    where = draw_condition(scene, _PLACE_SORTS, holds, rng)
-    return where and Topic(question_of(where), "yes" if holds else "no", sorted_out([where]), _MOVES)
+    where = draw_condition(scene, _PLACE_SORTS, truth, rng)
+    return where and Topic(question_of(where), "yes" if truth else "no", sorted_out([where]), _MOVES)
 
 
-def _knowledge_topic(scene: Scene, holds: bool, rng: random.Random) -> Topic:
+def _knowledge_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic:
     """A thing stands for the colour or the shape of the edit, or of the outermost condition."""
-    if rng.random() < 0.5 and (known := draw_condition(scene, _KNOWN_SORTS, holds, rng)):
-        return Topic(question_of(known), "yes" if holds else "no", sorted_out([known]), simple_actions())
+    if rng.random() < 0.5 and (known := draw_condition(scene, _KNOWN_SORTS, truth, rng)):
+        return Topic(question_of(known), "yes" if truth else "no", sorted_out([known]), simple_actions())
     action = rng.choice(_KNOWN_EDITS)
     answer = action.color if isinstance(action, Recolor) else action.shape
     return Topic(question_of(action), answer, SORTS, [action])

@@ -13,7 +13,7 @@ from uniedit_hf.small_world.scene import Scene
 JUDGE = "pixel-reader"
 
 
-def verify(target: Image.Image, scene: Scene, program: Program, tolerance: Tolerance = EXACT) -> str:
+def fault_of_target(target: Image.Image, scene: Scene, program: Program, tolerance: Tolerance = EXACT) -> str:
     """Why an edited image is rejected, or an empty string.
 
     Args:

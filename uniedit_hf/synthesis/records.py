@@ -11,7 +11,7 @@ from uniedit_hf.calls.messages import EncodedImage
 from uniedit_hf.schema import SCORES, stable_id
 
 
-STAGES = ("source", "look", "duplicates", "classify", "balance", "instruct", "screen", "edit", "verify")
+STAGES = ("source", "inspect", "duplicates", "classify", "balance", "instruct", "screen", "edit", "verify")
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.classify import classify
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
 from uniedit_hf.synthesis.stages.edit import edit
+from uniedit_hf.synthesis.stages.inspection import ImageInspection
 from uniedit_hf.synthesis.stages.instruct import instruct
-from uniedit_hf.synthesis.stages.look import Look
 from uniedit_hf.synthesis.stages.screen import screen
 from uniedit_hf.synthesis.stages.verify import verify
 from uniedit_hf.synthesis.writer import ShardFiles, ShardWriter, fingerprint
@@ -92,7 +92,7 @@ class Shard:
                 self.callers[name] = Caller(name, backend, settings.backends[name], cache, self.budget)
             self.reader = TextReader(cache) if settings.verify.ocr else None
             benchmarks = benchmark_hashes(settings.decontaminate, work / "benchmarks")
-            look = Look(benchmarks, near=settings.decontaminate.near_duplicates)
+            inspection = ImageInspection(benchmarks, near=settings.decontaminate.near_duplicates)
             seen = SeenBefore(work / "seen" / f"{self.number:05d}.sqlite", settings.screen.similarity)
             closing.callback(seen.close)
             title = f"Shard {self.number + 1} of {settings.shards}" if settings.shards > 1 else "Synthesis"
@@ -101,13 +101,13 @@ class Shard:
             closing.callback(self.progress.close)
             watching = asyncio.create_task(self.progress.watch(self.passed, self.callers, self.budget))
             closing.push_async_callback(_cancel, watching)
-            return await self._write(self._flow(look, seen), files, cache)
+            return await self._write(self._flow(inspection, seen), files, cache)
 
-    def _flow(self, look: Look, seen: SeenBefore) -> AsyncGenerator[Result]:
+    def _flow(self, inspection: ImageInspection, seen: SeenBefore) -> AsyncGenerator[Result]:
         """Every stage behind the one before it: those that look back take one row at a time, the others many."""
         window = self.settings.window
         rows = self._source()
-        rows = at_once(rows, look, window, self._counted("look"))
+        rows = at_once(rows, inspection, window, self._counted("inspect"))
         # Planned edits ask about an image again, and a control has an edit for every row, also where two are the same.
         planned, control = self.settings.planned, isinstance(self.settings.source, PlainEdits)
         rows = in_turn(rows, _same if planned else seen.question, self._counted("duplicates"))

@@ -42,11 +42,15 @@ REJECTS = pa.schema(
         ("question", pa.string()),
     ]
 )
-# What merging needs beside the row: its place, and what it looks like.
-BESIDE = pa.schema(
-    [("position", pa.list_(pa.int64(), 2)), ("asked", pa.string()), ("pixels", pa.binary()), ("look", pa.binary())]
+# What merging needs in addition to the row: its place in the source, the question there, and hashes of the image.
+MERGE_COLUMNS = pa.schema(
+    [
+        ("position", pa.list_(pa.int64(), 2)),
+        ("source_question", pa.string()),
+        ("pixel_hash", pa.binary()),
+        ("perceptual_hash", pa.binary()),
+    ]
 )
-BESIDE_NAMES = tuple(BESIDE.names)
 # The writer keeps a description of every group in memory until the end, so groups must not be small.
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 64 * 2**20
@@ -84,7 +88,7 @@ class ShardWriter:
         self.files = files
         files.summary.unlink(missing_ok=True)
         files.records.parent.mkdir(parents=True, exist_ok=True)
-        self.schema = pa.schema([*row_features().arrow_schema, *BESIDE])
+        self.schema = pa.schema([*row_features().arrow_schema, *MERGE_COLUMNS])
         # Small pages, so that a few rows can be read without the rest of their group.
         pages = {"write_batch_size": 8, "use_dictionary": False}
         self.records = pq.ParquetWriter(files.records, self.schema, write_statistics=False, **pages)
@@ -108,8 +112,8 @@ class ShardWriter:
         self.num_records += 1
         row = record_to_row(finished(result))
         row["task_category"] = None if result.category is None else TASK_CATEGORIES.index(result.category)
-        pixels, look = result.hashes
-        row |= {"position": result.position, "asked": result.question, "pixels": pixels, "look": look}
+        row |= {"position": result.position, "source_question": result.question}
+        row |= dict(zip(("pixel_hash", "perceptual_hash"), result.hashes))
         self.record_rows.append(row)
         self.bytes += len(result.image.data) + len(result.target.data)
         if len(self.record_rows) >= ROWS_PER_GROUP or self.bytes >= BYTES_PER_GROUP:
@@ -148,7 +152,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def fingerprint(settings: Settings) -> str:
     """Changes with everything that decides the rows of a shard: settings, prompts and the source's files."""
-    content = [settings.model_dump_json(exclude=NOT_OF_A_SHARD)]
+    content = [settings.model_dump_json(exclude=NOT_OF_A_SHARD), *STAGES]
     content += [file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.md"))]
     for file in (*getattr(settings.source, "files", ()), *getattr(settings.source, "archives", ())):
         if file.is_file():
@@ -376,11 +380,11 @@ def _without_doubles(
                 position=tuple(row["position"]),
                 id=row["id"],
                 image=EncodedImage(b""),
-                question=row["asked"],
+                question=row["source_question"],
                 answer=row["answer"],
                 source=row["source"],
                 instruction=row["instruction"],
-                hashes=(row["pixels"], row["look"]),
+                hashes=(row["pixel_hash"], row["perceptual_hash"]),
             )
             result = seen.question(draft)
             result = seen.instruction(result) if isinstance(result, Draft) else result
@@ -396,7 +400,7 @@ def _counted(
     rows: Iterator[dict[str, Any]], counts: Counts, official: OfficialWriter | None
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
-        row = {name: value for name, value in row.items() if name not in BESIDE_NAMES}
+        row = {name: value for name, value in row.items() if name not in MERGE_COLUMNS.names}
         counts.record(row)
         if official is not None:
             official.write(row)

@@ -87,11 +87,11 @@ def run(output_dir: str, say: Callable[[str], None] = logger.warning, **settings
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
     started = time.perf_counter()
-    asked = QuickstartRun(output_dir, **settings)
+    options = QuickstartRun(output_dir, **settings)
     _check_extra()
     from .whole_run import whole_run
 
-    return whole_run(asked, started, say)
+    return whole_run(options, started, say)
 
 
 def _check_extra() -> None:

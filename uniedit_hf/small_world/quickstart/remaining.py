@@ -18,7 +18,7 @@ UNITS = {"step": "steps", "item": "items"}
 FORMAT = "{percentage:3.0f}%|{bar:20}| {desc}"
 
 
-class Progress:
+class RemainingTime:
     """Follows the tasks of a run.
 
     Args:

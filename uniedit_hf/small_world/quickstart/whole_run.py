@@ -21,36 +21,36 @@ from .columns import Column, make_column, scores_of
 from .edit_data import make_edits
 from .estimate import PAGE, Speed, in_words, measured_speed
 from .page import write_report
-from .remaining import Progress
+from .remaining import RemainingTime
 from .side_by_side import run_side_by_side
 from .tuning import base_folder, small_world
 
 
-ASKED, DATA, PAGE_NAME = "asked.json", "data.json", "report.html"
+SETTINGS, DATA, PAGE_NAME = "settings.json", "data.json", "report.html"
 
 
-def whole_run(asked: QuickstartRun, started: float, say: Callable[[str], None]) -> Finished:
+def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]) -> Finished:
     """Makes what is missing and writes the page.
 
     Args:
-        asked: The settings.
+        options: The settings.
         started: When the process began to work, by `time.perf_counter`.
         say: Takes what is to be read on the way.
     """
     arithmetic = best_arithmetic()
-    jobs = asked.jobs or arithmetic.jobs
-    folder, start = Path(asked.output_dir), base_folder(asked.base, asked.model)
-    resumed = open_folder(folder, decisive(asked, arithmetic))
-    columns = columns_of(asked, start, folder)
+    jobs = options.jobs or arithmetic.jobs
+    folder, start = Path(options.output_dir), base_folder(options.base, options.model)
+    resumed = open_folder(folder, decisive(options, arithmetic))
+    columns = columns_of(options, start, folder)
     speed = measured_speed(start, arithmetic, time.perf_counter() - started)
-    items = test_items(asked.items)
-    progress = Progress(columns, items, speed, jobs)
+    items = test_items(options.items)
+    progress = RemainingTime(columns, items, speed, jobs)
     if resumed:
         say(f"Resuming the run that was stopped in {folder}.")
-    say(_expected(asked, arithmetic, jobs, speed, progress))
+    say(_expected(options, arithmetic, jobs, speed, progress))
     seconds = {}
     begun = time.perf_counter()
-    data = _data(asked, folder)
+    data = _data(options, folder)
     seconds["data"] = time.perf_counter() - begun
     run_side_by_side([partial(make_column, column) for column in columns], jobs, progress)
     progress.close()
@@ -59,7 +59,7 @@ def whole_run(asked: QuickstartRun, started: float, say: Callable[[str], None]) 
     bounds = by_name["base"][0].read_side_figures()
     page, verdict = write_report(
         folder,
-        settings=_settings(asked, arithmetic, start),
+        settings=_settings(options, arithmetic, start),
         data=data,
         losses={name: by_name[name][0].curve() for name in ("tuned", "control")},
         items=items,
@@ -73,9 +73,9 @@ def whole_run(asked: QuickstartRun, started: float, say: Callable[[str], None]) 
     return Finished(page, verdict)
 
 
-def decisive(asked: QuickstartRun, arithmetic: Arithmetic) -> dict[str, Any]:
+def decisive(options: QuickstartRun, arithmetic: Arithmetic) -> dict[str, Any]:
     """The settings that decide what comes out."""
-    settings = {name: value for name, value in asdict(asked).items() if name not in ("output_dir", "jobs")}
+    settings = {name: value for name, value in asdict(options).items() if name not in ("output_dir", "jobs")}
     return settings | {"device": arithmetic.device, "dtype": arithmetic.dtype_name}
 
 
@@ -87,56 +87,56 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> bool:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = json.loads((folder / ASKED).read_text()) if (folder / ASKED).is_file() else None
+        found = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).is_file() else None
         if found == settings and not (folder / PAGE_NAME).is_file():
             return True
         for old in (folder / "data", folder / "outputs", *folder.glob("model*"), *folder.glob("control*")):
             shutil.rmtree(old, ignore_errors=True)
         for name in (PAGE_NAME, "report.json", "items.jsonl", DATA):
             (folder / name).unlink(missing_ok=True)
-        (folder / ASKED).write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
     except OSError as error:
         raise OSError(f"Cannot write to {folder}: {error.strerror}. Pass another --output_dir.") from error
     return False
 
 
-def columns_of(asked: QuickstartRun, start: Path, folder: Path) -> list[Column]:
+def columns_of(options: QuickstartRun, start: Path, folder: Path) -> list[Column]:
     """All models, those that take longest first."""
-    rest = {"start": start, "folder": folder, "steps": asked.steps, "items": asked.items}
+    rest = {"start": start, "folder": folder, "steps": options.steps, "items": options.items}
     tuned = [
-        Column(name, asked.seed + number, number=number, **rest)
-        for number in range(asked.seeds)
+        Column(name, options.seed + number, number=number, **rest)
+        for number in range(options.seeds)
         for name in ("tuned", "control")
     ]
-    return [*tuned, Column("base", asked.seed, number=0, **rest)]
+    return [*tuned, Column("base", options.seed, number=0, **rest)]
 
 
-def _data(asked: QuickstartRun, folder: Path) -> dict[str, Any]:
+def _data(options: QuickstartRun, folder: Path) -> dict[str, Any]:
     """Makes the edits unless they are there; their counts."""
     if not (folder / DATA).is_file():
         shutil.rmtree(folder / "data", ignore_errors=True)
-        _, counts = make_edits(folder / "data", seed=asked.seed, size=asked.edits)
+        _, counts = make_edits(folder / "data", seed=options.seed, size=options.edits)
         unfinished = folder / f"{DATA}.part"
         unfinished.write_text(json.dumps(counts) + "\n")
         os.replace(unfinished, folder / DATA)
     return json.loads((folder / DATA).read_text())
 
 
-def _expected(asked: QuickstartRun, arithmetic: Arithmetic, jobs: int, speed: Speed, progress: Progress) -> str:
-    data = 0.0 if (Path(asked.output_dir) / DATA).is_file() else speed.edit * asked.edits
+def _expected(options: QuickstartRun, arithmetic: Arithmetic, jobs: int, speed: Speed, progress: RemainingTime) -> str:
+    data = 0.0 if (Path(options.output_dir) / DATA).is_file() else speed.edit * options.edits
     return (
         f"{arithmetic.dtype_name} on {arithmetic.device}, {jobs} at a time ({arithmetic.reason}). Expected: "
         f"{in_words(data + progress.expected + PAGE)} from here, {in_words(data)} of it for the data."
     )
 
 
-def _settings(asked: QuickstartRun, arithmetic: Arithmetic, start: Path) -> dict[str, Any]:
+def _settings(options: QuickstartRun, arithmetic: Arithmetic, start: Path) -> dict[str, Any]:
     return {
-        "model": asked.model,
-        "base": asked.base or "assets",
-        "steps": asked.steps,
-        "seed": asked.seed,
-        "seeds": asked.seeds,
+        "model": options.model,
+        "base": options.base or "assets",
+        "steps": options.steps,
+        "seed": options.seed,
+        "seeds": options.seeds,
         "device": arithmetic.device,
         "dtype": arithmetic.dtype_name,
         **small_world(start),

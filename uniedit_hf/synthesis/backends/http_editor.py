@@ -31,7 +31,7 @@ class HttpEditorBackend:
 
     async def reply(self, request: EditRequest) -> Reply:
         width, height = request.size
-        asked = {
+        body = {
             "model": self.settings.model,
             "prompt": request.prompt,
             "image": base64.b64encode(request.image.png()).decode(),
@@ -40,7 +40,7 @@ class HttpEditorBackend:
             "seed": request.seed,
         }
         try:
-            response = await self.client.post(self.settings.base_url, json=asked)
+            response = await self.client.post(self.settings.base_url, json=body)
         except httpx2.TimeoutException as error:
             raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:

@@ -27,8 +27,8 @@ async def classify(draft: Draft, caller: Caller | None) -> Draft | Rejection:
         return draft.with_(short_answer=draft.answer)
     if caller is None:
         return draft.rejected(STAGE, "no category", "the source says none and there is no section classify.")
-    asked = json.dumps({"question": draft.question, "answer": draft.answer}, ensure_ascii=False)
-    answer = await caller.answer(ChatRequest(prompt("classify").text, asked, Classification))
+    message = json.dumps({"question": draft.question, "answer": draft.answer}, ensure_ascii=False)
+    answer = await caller.answer(ChatRequest(prompt("classify").text, message, Classification))
     if isinstance(answer, NoAnswer):
         return draft.rejected(STAGE, answer.reason, answer.detail, answer.reply)
     if answer.category in LEFT_OUT:

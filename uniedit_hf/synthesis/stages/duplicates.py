@@ -22,7 +22,7 @@ PIECE_OF_BIT = np.arange(256) * PIECES // 256
 TABLES = """
 CREATE TABLE edit (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE question (id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE look (number INTEGER PRIMARY KEY, hash BLOB, id TEXT);
+CREATE TABLE image (number INTEGER PRIMARY KEY, hash BLOB, id TEXT);
 CREATE TABLE piece (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
 CREATE TABLE instruction (image BLOB, text TEXT);
 CREATE INDEX instruction_of_image ON instruction (image);
@@ -90,12 +90,12 @@ class SeenBefore:
         hashed = np.frombuffer(draft.hashes[1], np.uint64)
         keys = _pieces(draft.hashes[1], normalised(draft.question))
         marks = ",".join("?" * len(keys))
-        query = f"SELECT hash, id FROM look WHERE number IN (SELECT number FROM piece WHERE key IN ({marks}))"
+        query = f"SELECT hash, id FROM image WHERE number IN (SELECT number FROM piece WHERE key IN ({marks}))"
         for other, draft_id in self._run(query, *keys):
             if int(np.bitwise_count(hashed ^ np.frombuffer(other, np.uint64)).sum()) <= MAX_DISTANCE:
                 return draft_id
         number = self.connection.execute(
-            "INSERT INTO look (hash, id) VALUES (?, ?)", (draft.hashes[1], draft.id)
+            "INSERT INTO image (hash, id) VALUES (?, ?)", (draft.hashes[1], draft.id)
         ).lastrowid
         self.connection.executemany("INSERT OR IGNORE INTO piece VALUES (?, ?)", [(key, number) for key in keys])
         return None

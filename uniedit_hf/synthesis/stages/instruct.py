@@ -18,13 +18,13 @@ from uniedit_hf.synthesis.stages.screen import NUMBERS
 STAGE = "instruct"
 
 
-class Condition(Answer):
+class WrittenCondition(Answer):
     condition: str
     holds: bool
 
 
 class Writing(Answer):
-    conditions: list[Condition]
+    conditions: list[WrittenCondition]
     instruction: str
     expected: str
     text: str
@@ -35,9 +35,9 @@ async def instruct(draft: Draft, caller: Caller, settings: Instruct, seed: int) 
     choices = draw_choices(draft, settings, python_random(seed, draft.id, "plan"))
     common, own = prompt("instruct"), prompt(f"instruct_{draft.category}")
     plan = {"holds" if name == "condition" else name.replace("changed", "changes"): v for name, v in choices.items()}
-    asked = {"question": draft.question, "answer": draft.short_answer, "plan": plan}
+    message = {"question": draft.question, "answer": draft.short_answer, "plan": plan}
     request = ChatRequest(
-        f"{common.text}\n\n{own.text}", json.dumps(asked, ensure_ascii=False), Writing, (draft.image,)
+        f"{common.text}\n\n{own.text}", json.dumps(message, ensure_ascii=False), Writing, (draft.image,)
     )
     written = await caller.answer(request)
     if isinstance(written, NoAnswer):

@@ -32,14 +32,14 @@ def screen(draft: Draft, settings: Screen) -> Draft | Rejection:
 
 def leaks(instruction: str, question: str, answer: str) -> bool:
     """Whether the instruction says the answer more often than the question itself does ("left or right?")."""
-    said, asked, sought = words_of(instruction), words_of(question), words_of(answer)
-    if not sought:
+    instruction_words, question_words, answer_words = words_of(instruction), words_of(question), words_of(answer)
+    if not answer_words:
         return answer.strip() != "" and instruction.count(answer) > question.count(answer)
-    if len(sought) <= LONG_ANSWER:
-        return _occurrences(sought, said) > _occurrences(sought, asked)
-    runs = {tuple(sought[i : i + RUN]) for i in range(len(sought) - RUN + 1)}
-    runs -= {tuple(asked[i : i + RUN]) for i in range(len(asked) - RUN + 1)}
-    copied = runs & {tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)}
+    if len(answer_words) <= LONG_ANSWER:
+        return _occurrences(answer_words, instruction_words) > _occurrences(answer_words, question_words)
+    runs = {tuple(answer_words[i : i + RUN]) for i in range(len(answer_words) - RUN + 1)}
+    runs -= {tuple(question_words[i : i + RUN]) for i in range(len(question_words) - RUN + 1)}
+    copied = runs & {tuple(instruction_words[i : i + RUN]) for i in range(len(instruction_words) - RUN + 1)}
     return len(copied) > COPIED * len(runs) if runs else False
 
 

@@ -39,15 +39,15 @@ class Grade(Answer):
 async def verify(
     draft: Draft, judge: Caller | None, quality: Caller | None, reader: TextReader | None, settings: Verify
 ) -> Draft | Rejection:
-    """The draft with its scores: the cheap looks first, then the judges, so that little is paid for what is wrong."""
+    """The draft with its scores: the cheap checks first, then the judges, so that little is paid for what is wrong."""
     if draft.editor == COPY:  # nothing was drawn, so all that can be wrong is that nothing was to be drawn
-        looks = [partial(_judged, judge)]
+        checks = [partial(_judged, judge)]
         draft = draft.with_(scores={"preservation": 1.0})
     else:
-        looks = [partial(_compared, settings), partial(_read, reader, settings)]
-        looks += [partial(_judged, judge), partial(_graded, quality, settings)]
-    for look in looks:
-        draft = await look(draft)
+        checks = [partial(_compared, settings), partial(_read, reader, settings)]
+        checks += [partial(_judged, judge), partial(_graded, quality, settings)]
+    for check in checks:
+        draft = await check(draft)
         if isinstance(draft, Rejection):
             return draft
     return draft
@@ -125,11 +125,11 @@ def _small(image: EncodedImage) -> Image.Image:
 
 
 def _judge_request(draft: Draft) -> ChatRequest:
-    asked = {
+    message = {
         "instruction": draft.instruction,
         "question": draft.question,
         "answer": draft.short_answer,
         "expected": draft.expected,
     }
-    text = json.dumps(asked, ensure_ascii=False)
+    text = json.dumps(message, ensure_ascii=False)
     return ChatRequest(prompt("judge").text, text, Judgement, (draft.image, draft.target))

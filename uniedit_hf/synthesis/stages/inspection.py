@@ -11,10 +11,10 @@ from uniedit_hf.release.decontamination import Benchmarks, Match, perceptual_has
 from uniedit_hf.synthesis.records import Draft, Rejection
 
 
-STAGE = "look"
+STAGE = "inspect"
 
 
-class Look:
+class ImageInspection:
     """Images are decoded once, however many questions are asked about them in a row.
 
     Args:
