@@ -181,7 +181,7 @@ class UniEditConfig(TrainingArguments):
     )
     thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
     max_tokens_per_pack: int = field(default=11520, metadata={"help": "Tokens of a pack at most."})
-    packing_window: int = field(default=64, metadata={"help": "Samples that wait while packs are filled."})
+    packing_window: int = field(default=64, metadata={"help": "Samples waiting while packs are filled."})
     bad_rows: BadRows = field(default="raise", metadata={"help": "What happens to rows that cannot be used."})
     vit_longest_edge: int | None = field(default=None, metadata={"help": "Longest side of the ViT view, pixels."})
     posterior: Posterior = field(default="sample", metadata={"help": "What the VAE gives."})
