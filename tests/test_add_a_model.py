@@ -126,7 +126,7 @@ def test_it_edits_answers_and_draws():
     seen = []
     pipe.edit(source, "make it blue", callback_on_step_end=lambda pipe, index, time, shown: seen.append(shown))
     assert [each["num_steps"] for each in seen] == [1] and seen[0]["preview"]()[0].shape == (3, 16, 24)
-    with pytest.raises(ValueError, match="ColorProcessor has no way to ask for thoughts"):
+    with pytest.raises(ValueError, match="ColorProcessor cannot be asked for thoughts"):
         pipe.edit(source, "make it blue", thinking_budget=4)
     with pytest.raises(ValueError, match="ColorModel has no layers that can be compiled"):
         pipe.compile()

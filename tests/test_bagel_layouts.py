@@ -324,7 +324,7 @@ def test_convert_refuses_what_is_no_checkpoint(official, tmp_path):
     output = tmp_path / "output"
     with pytest.raises(ValueError, match="to is 'offical': choose 'official' or 'transformers'"):
         convert(official, output, to="offical")
-    with pytest.raises(OSError, match="nowhere is no folder"):
+    with pytest.raises(OSError, match="nowhere is not a local folder"):
         convert(tmp_path / "nowhere", output, to="transformers")
     with pytest.raises(OSError, match="official is not empty: name a new folder"):
         convert(FIXTURE, official, to="transformers")
@@ -437,7 +437,7 @@ def test_no_autoencoder(official, make):
 
 def test_no_weights(official):
     (official / "ema.safetensors").unlink()
-    with pytest.raises(OSError, match="is no BAGEL checkpoint: expected .* ema.safetensors or model-"):
+    with pytest.raises(OSError, match="is not a BAGEL checkpoint: expected .* ema.safetensors or model-"):
         load(official)
 
 
@@ -446,7 +446,7 @@ def test_no_weights(official):
 def test_a_folder_that_is_no_checkpoint(tmp_path, entry, content):
     if content:
         (tmp_path / content).write_text("nothing here")
-    with pytest.raises(OSError, match=f"is no BAGEL checkpoint.*found .*{content or 'an empty folder'}") as error:
+    with pytest.raises(OSError, match=f"is not a BAGEL checkpoint.*found .*{content or 'an empty folder'}") as error:
         entry(tmp_path)
     assert str(tmp_path) in str(error.value)
 
@@ -456,14 +456,14 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, entry, content):
 def test_a_truncated_file(official, file, size):
     content = (official / file).read_bytes()
     (official / file).write_bytes(content[:size])
-    with pytest.raises(OSError, match=f"{file} is no complete safetensors file"):
+    with pytest.raises(OSError, match=f"{file} is not a complete safetensors file"):
         load(official)
 
 
 def test_a_truncated_file_of_ours(ours):
     file = ours / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(OSError, match="model.safetensors is no complete safetensors file"):
+    with pytest.raises(OSError, match="model.safetensors is not a complete safetensors file"):
         load(ours)
 
 
@@ -471,13 +471,13 @@ def test_a_truncated_shard_of_ours(official):
     folder = as_ours(official, "1MB")
     file = sorted(folder.glob("model*.safetensors"))[-1]
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(OSError, match=f"{file.name} is no complete safetensors file"):
+    with pytest.raises(OSError, match=f"{file.name} is not a complete safetensors file"):
         load(folder)
 
 
 def test_no_json(official):
     (official / "llm_config.json").write_text("{")
-    with pytest.raises(ValueError, match="llm_config.json is no valid JSON"):
+    with pytest.raises(ValueError, match="llm_config.json is not valid JSON"):
         load(official)
 
 

@@ -182,7 +182,7 @@ def test_an_unfinished_build_is_not_published(built, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(built, folder)
     (folder / "148k" / "train-00003-of-00010.parquet").unlink()
-    with pytest.raises(ValueError, match="train-00003-of-00010.parquet lacks and 0 more: run `uniedit dataset build`"):
+    with pytest.raises(ValueError, match="train-00003-of-00010.parquet is missing. Run `uniedit dataset"):
         publish(folder, REPO)
 
 

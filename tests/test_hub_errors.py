@@ -70,9 +70,7 @@ def anonymous(hub: RunningHub) -> dict[str, str]:
 def test_a_model_without_a_network(tmp_path):
     edits = str(save_parquet(edit_rows(2), tmp_path / "edits"))
     variables = NOWHERE | {"HF_HOME": str(tmp_path / "home")}
-    sentence = (
-        f"some/model is no folder on this machine, and the Hub at http://127.0.0.1:9 could not be reached: {REMEDY}"
-    )
+    sentence = f"some/model is not a local folder, and the Hub at http://127.0.0.1:9 could not be reached: {REMEDY}"
     assert complaint(load("some/model"), **variables) == sentence
     train = ["train", "--dataset_name", edits, "--model_name_or_path", "some/model", "--use_cpu", "true"]
     train += ["--output_dir", str(tmp_path / "out")]
@@ -82,9 +80,7 @@ def test_a_model_without_a_network(tmp_path):
 def test_a_data_set_without_a_network(tmp_path):
     train = ["train", "--dataset_name", "some/data", "--model_name_or_path", "some/model", "--use_cpu", "true"]
     found = complaint(command(*train), **NOWHERE, HF_HOME=str(tmp_path / "home"))
-    assert found.startswith(
-        "uniedit train: some/data is no folder on this machine, and the Hub at http://127.0.0.1:9 "
-    )
+    assert found.startswith("uniedit train: some/data is not a local folder, and the Hub at http://127.0.0.1:9 ")
     assert found.endswith(REMEDY)
 
 
@@ -93,14 +89,14 @@ def test_publishing_without_a_network(tmp_path):
     publish = ["dataset", "publish", "--input_dir", str(tmp_path / "out"), "--repo_id", "some/data"]
     assert complaint(command(*publish), **NOWHERE, HF_HOME=str(tmp_path / "home"), HF_TOKEN="hf_test") == (
         "uniedit dataset publish: The Hub at http://127.0.0.1:9 could not be reached to publish some/data: connect to "
-        "the network and run the same command again, which goes on with what has not arrived."
+        "the network and run the same command again, which resumes with what has not arrived."
     )
 
 
 def test_nothing_in_the_cache_and_told_to_stay_offline(tmp_path):
     found = complaint(load("some/model"), HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="1")
     assert found == (
-        "some/model is no folder on this machine, and HF_HUB_OFFLINE is set but the cache holds no copy of it: unset "
+        "some/model is not a local folder, and HF_HUB_OFFLINE is set but the cache holds no copy of it: unset "
         "HF_HUB_OFFLINE to download it, or name a local folder."
     )
 
@@ -109,7 +105,7 @@ def test_repositories_that_are_not_there_or_closed(tmp_path):
     with hub_with_a_gated_model(tmp_path / "server") as hub:
         variables = anonymous(hub) | {"HF_HOME": str(tmp_path / "home")}
         assert complaint(load(f"{ORGANISATION}/nothing"), **variables) == (
-            f"{ORGANISATION}/nothing is no folder on this machine and no model that can be seen on the Hub: check the "
+            f"{ORGANISATION}/nothing is not a local folder and no model that can be seen on the Hub: check the "
             "name, or if it is private log in with `hf auth login` or set HF_TOKEN."
         )
         assert complaint(load(f"{ORGANISATION}/gated"), **variables) == (
@@ -117,6 +113,5 @@ def test_repositories_that_are_not_there_or_closed(tmp_path):
             "in with `hf auth login` or set HF_TOKEN."
         )
         assert complaint(load("a/path/of/folders"), **variables) == (
-            "a/path/of/folders is no folder on this machine and cannot be the name of a model on the Hub: check "
-            "the path."
+            "a/path/of/folders is not a local folder and cannot be the name of a model on the Hub: check the path."
         )

@@ -201,7 +201,7 @@ def test_a_batch_of_none():
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "readme.md").write_text("nothing")
-    with pytest.raises(OSError, match="is no BAGEL checkpoint") as error:
+    with pytest.raises(OSError, match="is not a BAGEL checkpoint") as error:
         UniEditPipeline.from_pretrained(tmp_path)
     assert "readme.md" in str(error.value) and "\n" not in str(error.value)
 

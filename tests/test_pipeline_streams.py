@@ -242,5 +242,5 @@ def test_janus_streams_as_well():
     assert (pixels(last.result) == pixels(pipe.edit(picture(), INSTRUCTION, seed=3))).all()
     *pieces, last = pipe.stream_answer(picture(), "what is this", max_new_tokens=6)
     assert "".join(piece.text for piece in pieces) == last.result
-    with pytest.raises(ValueError, match="JanusProcessor has no way to ask for thoughts"):
+    with pytest.raises(ValueError, match="JanusProcessor cannot be asked for thoughts"):
         pipe.edit(picture(), INSTRUCTION, thinking_budget=4)

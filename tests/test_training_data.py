@@ -151,9 +151,9 @@ def test_going_on_with_other_packs_is_refused(tmp_path, changes):
     rows = edit_rows(20)
     state = Run(rows, make_args(tmp_path)).progress.state_dict(step=10)
     Run(rows, make_args(tmp_path), state, 10)
-    with pytest.raises(ValueError, match="trained on other packs than this run plans"):
+    with pytest.raises(ValueError, match="Cannot resume exactly: .* on .* packs, but this run plans others"):
         Run(rows, make_args(tmp_path, **changes), state, 10)
-    with pytest.raises(ValueError, match="trained on other packs than this run plans"):
+    with pytest.raises(ValueError, match="Cannot resume exactly: .* on .* packs, but this run plans others"):
         Run(edit_rows(21), make_args(tmp_path), state, 10)
 
 

@@ -48,7 +48,7 @@ def check_same(here: Path, there: Path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("family", "adapters"), [("bagel", False), ("bagel", True), ("janus", False)])
 def test_sharded_weights_train_as_whole_ones(tmp_path, family, adapters):
-    """Packs without images and with images of several sizes; in the middle a checkpoint is gone on from."""
+    """Packs without images and with images of several sizes; in the middle the run resumes from a checkpoint."""
     make_data(tmp_path / "data")
     options = mix_settings(tmp_path / "data", family, max_steps=8, use_peft=adapters)
     whole = run(options | {"output_dir": str(tmp_path / "whole"), "per_device_train_batch_size": 8})

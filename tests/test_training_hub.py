@@ -157,7 +157,7 @@ def test_what_lies_on_the_hub(pushed):
 
 
 def test_the_pushed_checkpoint_is_whole(pushed):
-    """`hub_strategy="checkpoint"`: what can be gone on from."""
+    """`hub_strategy="checkpoint"`: what can be resumed from."""
     folder = Path(pushed[1]["checkpoint"])
     assert what_is_missing(folder) is None
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4

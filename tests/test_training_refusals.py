@@ -223,7 +223,7 @@ def test_there_has_to_be_something_to_train_on(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_gone_on_from(tmp_path):
-    with pytest.raises(ValueError, match="there is no such folder. Name another checkpoint."):
+    with pytest.raises(ValueError, match="there is no such folder. Pass another checkpoint."):
         trainer(tmp_path, ROWS).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
     torn = tmp_path / "checkpoint-3"
     torn.mkdir()

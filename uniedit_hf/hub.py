@@ -50,7 +50,7 @@ def hub_error(name: str, kind: str, error: Exception) -> OSError:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    there = f"{name} is no folder on this machine"
+    there = f"{name} is not a local folder"
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return OSError(
             f"{name} is a gated {kind}: ask for access at {_page(name, kind)}, then log in with `hf auth login` or "

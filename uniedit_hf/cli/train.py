@@ -101,7 +101,8 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
     if state.global_step < state.max_steps:
         if trainer.is_world_process_zero():
             print(
-                f"Stopped after step {state.global_step} of {state.max_steps}: --resume_from_checkpoint true goes on."
+                f"Stopped after step {state.global_step} of {state.max_steps}: resume with "
+                "--resume_from_checkpoint true."
             )
         if trainer.stop_signal.received == signal.SIGINT:
             raise KeyboardInterrupt

@@ -15,7 +15,6 @@ from .bagel.modeling_bagel import BagelForConditionalGeneration
 from .bagel.processing_bagel import BagelProcessor
 
 
-JANUS = "janus"
 OFFICIAL_JANUS = "multi_modality"  # the model_type of deepseek-ai's repositories
 
 

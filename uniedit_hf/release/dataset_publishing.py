@@ -49,9 +49,9 @@ def publish(
     folder = Path(folder)
     missing = missing_files(folder)
     if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(
-            f"{folder} is not complete, {missing[0]} lacks and {len(missing) - 1} more: run `uniedit dataset build` "
-            "again, which goes on where it was stopped."
+            f"{folder} is incomplete: {missing[0]} is missing{more}. Run `uniedit dataset build` again; it resumes."
         )
     try:
         return _upload(api or HfApi(), folder, repo_id, private, tag, terms)
@@ -60,7 +60,7 @@ def publish(
             raise  # the Hub answered, and says what is wrong
         raise OSError(
             f"The Hub at {constants.ENDPOINT} could not be reached to publish {repo_id}: connect to the network and "
-            "run the same command again, which goes on with what has not arrived."
+            "run the same command again, which resumes with what has not arrived."
         ) from error
 
 

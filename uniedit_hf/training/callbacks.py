@@ -62,7 +62,7 @@ class AverageCallback(TrainerCallback):
 
 class StopSignalCallback(TrainerCallback):
     """On SIGTERM (a scheduler's notice) or Ctrl-C the step is finished, a checkpoint written and training ended. A
-    second Ctrl-C ends it at once, as without us.
+    second Ctrl-C stops at once, as Python does by default.
 
     Attributes:
         received: The signal that this process got.
@@ -75,7 +75,7 @@ class StopSignalCallback(TrainerCallback):
         self.previous: dict[signal.Signals, Any] = {}
 
     @property
-    def asked(self) -> bool:
+    def signaled(self) -> bool:
         """Whether this process got a signal."""
         return self.received is not None
 
@@ -83,21 +83,21 @@ class StopSignalCallback(TrainerCallback):
         self.received, self.agreed = None, False
         if threading.current_thread() is threading.main_thread():  # only there Python takes signals
             for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, self._ask)
+                self.previous[number] = signal.signal(number, self._receive)
 
-    def _ask(self, number, frame):
+    def _receive(self, number, frame):
         if number == signal.SIGINT == self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.agreed or self.asked and args.world_size == 1:
+        if self.agreed or self.signaled and args.world_size == 1:
             name = "Another process was told to stop" if self.received is None else self.received.name
-            logger.warning(f"{name}: saving step {state.global_step} and ending; resume to go on.")
+            logger.warning(f"{name}: saving step {state.global_step} and stopping; resume from it to continue.")
             control.should_save = True
             control.should_training_stop = True
 
-    def give_back(self) -> None:
+    def restore_handlers(self) -> None:
         """Leaves the signals to whom they belonged before training, however it ended."""
         while self.previous:
             signal.signal(*self.previous.popitem())

@@ -29,9 +29,9 @@ def check_devices(args: UniEditConfig) -> None:
 
 def check_sharding(args: UniEditConfig) -> None:
     """What needs whole weights, or encoders that run equally often on all devices, does not go with FSDP."""
-    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    requested = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     # accelerate shards over several accelerators alone
-    if not asked or args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+    if not requested or args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         return
     if args.ema_decay is not None:
         raise ValueError(f"ema_decay is {args.ema_decay}, but under FSDP no device has whole weights: leave it out.")

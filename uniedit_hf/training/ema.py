@@ -57,7 +57,7 @@ class WeightAverage:
         save_file(self.shadow, Path(folder, STATE_FILE))
 
     def load_state(self, folder: str | os.PathLike) -> None:
-        """Goes on from a checkpoint.
+        """Resumes from a checkpoint.
 
         Raises:
             OSError: If the checkpoint holds no average.

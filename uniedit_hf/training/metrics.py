@@ -18,7 +18,7 @@ NAMES = (*LOSS_SUMS, "loss", "steps", "tokens", "samples", "packs", "data_wait_s
 
 
 class RunningSums:
-    """What has gone by since the last log on this process. Losses stay on their device until they are logged."""
+    """Sums accumulated on this process since the last log. Losses stay on their device until they are logged."""
 
     def __init__(self):
         self.sums: dict[str, float | torch.Tensor] = defaultdict(float)
@@ -59,7 +59,7 @@ class RunningSums:
         return {"seconds": self.seconds, **{name: float(value) for name, value in self.sums.items()}}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Goes on from there."""
+        """Resumes from these sums."""
         self.sums = defaultdict(float, {name: value for name, value in state.items() if name != "seconds"})
         self.since = time.perf_counter() - state["seconds"]
 

@@ -92,7 +92,7 @@ class DataProgress:
         return done | stream | {"first_worker": self.first_worker, "epoch": self.stream_epoch}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Goes on after a step.
+        """Resumes after a step.
 
         Raises:
             ValueError: If this run would have trained on other packs until then.
@@ -111,10 +111,10 @@ class DataProgress:
         packs = step * self.args.packs_per_step
         if "digest" not in state or state["packs"] != packs or state["digest"] != self.plan.digest(packs):
             raise ValueError(
-                f"The checkpoint was trained on other packs than this run plans ({state['packs']:,} of them in "
-                f"{step:,} steps; here {packs:,}), so it cannot be gone on from exactly: the data, its recipes and "
-                "weights, seed, max_tokens_per_pack, packing_window, dropouts and the packs in a step (batch x "
-                "accumulation x processes) must be as they were."
+                f"Cannot resume exactly: the checkpoint was trained on {state['packs']:,} packs, but this run plans "
+                f"others for its first {step:,} steps ({packs:,} packs). Keep data, recipes and weights, seed, "
+                "max_tokens_per_pack, packing_window, dropouts and the packs of a step (batch x accumulation x "
+                "processes) as they were."
             )
 
     def _check_stream(self, state: dict[str, Any]) -> None:
@@ -122,8 +122,8 @@ class DataProgress:
         here = (self.args.world_size, self.num_workers)
         if stored != here:
             raise ValueError(
-                f"The checkpoint read its stream with (processes, workers)={stored}, this run with {here}, so it "
-                "cannot be gone on from exactly: set the number of processes and dataloader_num_workers as they were."
+                f"Cannot resume exactly: the checkpoint read its stream with (processes, workers)={stored}, but this "
+                f"run has {here}. Set the number of processes and dataloader_num_workers as they were."
             )
 
 
@@ -141,7 +141,7 @@ def save_state(folder: str | os.PathLike, rank: int, state: dict[str, Any]) -> N
 
 
 def load_state(folder: str | os.PathLike, rank: int) -> dict[str, Any]:
-    """Reads the state of one process from a checkpoint. A process that was not there then, on a run that goes on with
+    """Reads the state of one process from a checkpoint. A process that was not there then, on a run that resumes with
     more of them, takes that of the first one, which knows all that a plan needs.
 
     Raises:

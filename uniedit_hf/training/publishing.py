@@ -51,7 +51,7 @@ def upload_model(
 
 def upload_checkpoint(folder: Path, strategy: HubStrategy, repo_id: str, message: str, *, token, revision) -> list:
     """Uploads a checkpoint that is whole, in the background: its model to the root and, if the strategy wants it, all
-    of it to be gone on from. Returns the jobs."""
+    of it to resume from. Returns the jobs."""
     jobs = [upload_model(folder, repo_id, message, token=token, revision=revision, wait=False)]
     if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name

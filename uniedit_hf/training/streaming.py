@@ -1,4 +1,4 @@
-"""The packs of a stream, over a window of rows, with a state that goes on exactly where it was taken."""
+"""The packs of a stream, over a window of rows, with a state from which they resume exactly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PackStream(torch.utils.data.IterableDataset):
         max_tokens: Of a pack.
         window: How many rows wait while packs are filled.
         num_workers: Each reads its own files; 1 also stands for reading in the main process.
-        states: By worker the state to go on from.
+        states: By worker the state to resume from.
         first_worker: The worker whose turn is next: a data loader asks its processes in turn, from the first one.
     """
 

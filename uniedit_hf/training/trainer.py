@@ -218,7 +218,7 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         self.meters.clock.begin("other")
         self.sums.add(steps=1, data_wait_seconds=time.perf_counter() - begun)
-        counts = torch.tensor([0, 0, self.stop_signal.asked])
+        counts = torch.tensor([0, 0, self.stop_signal.signaled])
         self._step_packs = [notes for batch in batches for notes in batch["pack"]]
         for batch in batches:
             counts += torch.tensor([batch.pop("num_text_targets"), batch.pop("num_image_targets"), 0])
@@ -285,7 +285,7 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         where = "; ".join(f"pack {notes.name} with the rows {', '.join(notes.ids)}" for notes in packs)
         return NotFiniteError(
             f"Stopped in step {self.state.global_step + 1}: {what}, at {where}. Look at these rows, lower the "
-            "learning rate, or go on from the last checkpoint."
+            "learning rate, or resume from the last checkpoint."
         )
 
     # --- logs ---------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Trains, from the start or on from a checkpoint.
+        """Trains, from the start or from a checkpoint.
 
         Args:
             resume_from_checkpoint: A checkpoint folder, or `True` for the newest whole one in `output_dir`; if there
@@ -343,7 +343,7 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
-            self.stop_signal.give_back()
+            self.stop_signal.restore_handlers()
 
     def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
         if not wanted:
@@ -351,13 +351,13 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         if wanted is True:
             newest, torn = last_whole_checkpoint(self.args.output_dir)
             for sentence in torn:
-                logger.warning(f"{sentence} Going on from an earlier one.")
+                logger.warning(f"{sentence} Resuming from an earlier one.")
             if newest is None:
                 logger.warning(f"{self.args.output_dir} holds no whole checkpoint: starting from the beginning.")
             return None if newest is None else str(newest)
         reason = what_is_missing(wanted)
         if reason is not None:
-            raise ValueError(f"{wanted} cannot be gone on from: {reason}. Name another checkpoint.")
+            raise ValueError(f"Cannot resume from {wanted}: {reason}. Pass another checkpoint.")
         return wanted
 
     def _build_accelerator_args(self, **kwargs):

@@ -94,7 +94,7 @@ class CheckpointFolder:
         """A JSON file, or an empty dictionary if there is none.
 
         Raises:
-            ValueError: If the file is no JSON.
+            ValueError: If the file is not JSON.
         """
         path = self.fetch(file)
         if path is None:
@@ -102,7 +102,7 @@ class CheckpointFolder:
         try:
             return json.loads(Path(path).read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no valid JSON ({error}): restore the file of the release.") from error
+            raise ValueError(f"{path} is not valid JSON ({error}): restore the file of the release.") from error
 
     def shapes(self, file: str) -> dict[str, list[int]]:
         """Names and shapes of the tensors in a safetensors file, from its header."""
@@ -188,7 +188,7 @@ def open_safetensors(path: str | PathLike, backend: str = "mmap") -> safe_open:
     try:
         return safe_open(path, "pt", backend=backend)
     except SafetensorError as error:
-        raise OSError(f"{path} is no complete safetensors file ({error}): download it again.") from error
+        raise OSError(f"{path} is not a complete safetensors file ({error}): download it again.") from error
 
 
 class StoredTensor:

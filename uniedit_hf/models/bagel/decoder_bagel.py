@@ -105,10 +105,10 @@ class BagelAttention(nn.Module):
 
 def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
     """What serves packed sequences alone leaves rows with a cache to SDPA; SDPA takes a pack split by split."""
-    asked = config._attn_implementation
+    chosen = config._attn_implementation
     if isinstance(layout, Grid):
-        return "sdpa" if asked in ("flex_attention", SPLITS) else asked
-    return SPLITS if asked == "sdpa" else asked
+        return "sdpa" if chosen in ("flex_attention", SPLITS) else chosen
+    return SPLITS if chosen == "sdpa" else chosen
 
 
 class BagelDecoderLayer(GradientCheckpointingLayer):

@@ -59,7 +59,7 @@ def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any
     """The settings of a checkpoint of any layout, and the keyword arguments that are none of its business.
 
     Raises:
-        OSError: If the folder is no BAGEL checkpoint, or its autoencoder is missing.
+        OSError: If the folder is not a BAGEL checkpoint, or its autoencoder is missing.
     """
     folder = CheckpointFolder(name, kwargs)
     config = folder.json("config.json")
@@ -77,8 +77,8 @@ def _official_config(folder: CheckpointFolder, nested: dict[str, Any]) -> dict[s
     files = folder.weight_files() if text else []
     if not files:
         raise OSError(
-            f"{folder.name} is no BAGEL checkpoint: expected config.json (ours) or llm_config.json with {EMA_FILE} or "
-            f"model-*-of-*.safetensors (official), found {folder.names() or 'an empty folder'}."
+            f"{folder.name} is not a BAGEL checkpoint: expected config.json (ours) or llm_config.json with {EMA_FILE} "
+            f"or model-*-of-*.safetensors (official), found {folder.names() or 'an empty folder'}."
         )
     shapes = {key: shape for file in files if folder.has(file) for key, shape in folder.shapes(file).items()}
     config: dict[str, Any] = {"model_type": "bagel", "architectures": ["BagelForConditionalGeneration"]}
@@ -278,14 +278,14 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
         max_shard_size: Of the transformers layout.
 
     Raises:
-        OSError: If `input_dir` is no checkpoint or `output_dir` is not empty.
+        OSError: If `input_dir` is not a checkpoint or `output_dir` is not empty.
         ValueError: If `to` is unknown, or the tensors do not fill the model exactly.
     """
     source, target = Path(input_dir), Path(output_dir)
     if to not in ("official", "transformers"):
         raise ValueError(f"to is {to!r}: choose 'official' or 'transformers'.")
     if not source.is_dir():
-        raise OSError(f"input_dir {source} is no folder: name the folder of a checkpoint on this machine.")
+        raise OSError(f"input_dir {source} is not a local folder: pass the folder of a checkpoint.")
     if target.exists() and any(target.iterdir()):
         raise OSError(f"output_dir {target} is not empty: name a new folder.")
     config = BagelConfig.from_pretrained(source)

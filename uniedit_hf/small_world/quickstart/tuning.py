@@ -114,7 +114,7 @@ def tune(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Steps(tell))
     trainer.train(resume_from_checkpoint=resume and last_whole_checkpoint(folder)[0] is not None)
-    if trainer.stop_signal.asked:  # it ended the training; what would have come after ends with it
+    if trainer.stop_signal.signaled:  # it ended the training; what would have come after ends with it
         raise KeyboardInterrupt if trainer.stop_signal.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     trainer.average.copy_to(trainer.model)
     trainer.model.save_pretrained(folder)
