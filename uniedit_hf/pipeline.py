@@ -260,7 +260,7 @@ class UniEditPipeline:
         """
         samples, many = self._samples(image, question, "question", (UNDERSTANDING,))
         if thinking_budget:
-            samples = [self._asked_to_think(sample, "answer") for sample in samples]
+            samples = [self._with_thinking_prompt(sample, "answer") for sample in samples]
         answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, generate_kwargs)]
         return answers if many else answers[0]
 
@@ -282,7 +282,7 @@ class UniEditPipeline:
         conversations = messages if many else [messages]
         samples = [conversation_sample(each, self.processor.open_source) for each in conversations]
         if thinking_budget:
-            samples = [self._asked_to_think(sample, "answer") for sample in samples]
+            samples = [self._with_thinking_prompt(sample, "answer") for sample in samples]
         answers = [answer for _, answer in self._write(samples, max_new_tokens, thinking_budget, kwargs)]
         return answers if many else answers[0]
 
@@ -308,7 +308,7 @@ class UniEditPipeline:
             ValueError: If a text is empty, or this family does not think.
         """
         samples, many = self._samples(image, text, "text", self._views(source_views))
-        samples = [self._asked_to_think(sample, "draw") for sample in samples]
+        samples = [self._with_thinking_prompt(sample, "draw") for sample in samples]
         thoughts = [text for text, _ in self._write(samples, max_new_tokens, 0, generate_kwargs)]
         return thoughts if many else thoughts[0]
 
@@ -372,12 +372,12 @@ class UniEditPipeline:
             samples.append(Sample([*segments, TextSegment(words)]))
         return samples, many
 
-    def _asked_to_think(self, sample: Sample, purpose: str) -> Sample:
+    def _with_thinking_prompt(self, sample: Sample, purpose: str) -> Sample:
         """The sample behind what asks the model to think before it answers or draws."""
         prompts = self.processor.thinking_prompts
         if prompts is None:
             raise ValueError(
-                f"{type(self.processor).__name__} has no way to ask for thoughts: leave out thinking_budget."
+                f"{type(self.processor).__name__} cannot be asked for thoughts: leave out thinking_budget."
             )
         return sample.with_segments([TextSegment(prompts[purpose]), *sample.segments])
 
@@ -387,7 +387,7 @@ class UniEditPipeline:
             raise ValueError("thoughts and thinking_budget are both given: give the thoughts, or have them written.")
         if thoughts is None and not budget:
             return samples, []
-        samples = [self._asked_to_think(sample, "draw") for sample in samples]
+        samples = [self._with_thinking_prompt(sample, "draw") for sample in samples]
         if thoughts is not None:
             return samples, one_for_each(thoughts, len(samples), "thoughts")
         options = {} if streamer is None else {"streamer": streamer}
