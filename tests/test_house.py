@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,33 @@ def test_no_two_files_have_one_name():
     for path in PACKAGE:
         paths[path.name].append(name_of(path))
     assert {name: each for name, each in paths.items() if len(each) > 1 and name not in FIXED_NAMES} == {}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of the package that a file imports when it is imported itself."""
+    module = name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found, statements = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while statements:
+        match statements.pop():
+            case ast.If(test=ast.Name("TYPE_CHECKING")):
+                pass
+            case ast.If(body=body, orelse=other) | ast.Try(body=body, orelse=other):
+                statements += [*body, *other]
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names}
+            case ast.ImportFrom(module=source, names=names, level=level):
+                parents = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+                base = ".".join([*parents, *([source] if source else [])])
+                found |= {base, *(f"{base}.{alias.name}" for alias in names)}
+    return found - {module}
+
+
+def test_no_circle_of_imports():
+    names = {name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in PACKAGE}
+    graph = {name: imported(path) & names.keys() for name, path in names.items()}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+    assert len(order) == len(names)
 
 
 def test_synthesis_is_what_serves_any_data():
