@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from peft import LoraConfig
+from tiny_models import FAMILIES
+from training_data import edit_rows, save_checkpoint
 
+from uniedit_hf import UniEditConfig, UniEditPipeline, UniEditTrainer, cli
 from uniedit_hf.training.ema import WeightAverage
 
 
@@ -22,3 +26,31 @@ def test_it_is_the_exponential_average(decay, values):
     average.copy_to(model)
     assert model.weight.detach().numpy() == pytest.approx(expected.numpy(), abs=1e-4)
     assert torch.equal(model.bias, frozen)
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["weights", "adapters"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_average_loads_by_its_folder_and_as_a_subfolder(tmp_path, family, adapters):
+    make = FAMILIES[family]
+    save_checkpoint(tmp_path / "base", family)
+    options = make.settings | {"ema_decay": 0.5, "max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no"}
+    run = UniEditTrainer(
+        str(tmp_path / "base"),
+        UniEditConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", **options),
+        edit_rows(8),
+        peft_config=LoraConfig(r=2) if adapters else None,
+    )
+    run.train()
+    run.save_model()
+    places = ((tmp_path / "out", {"subfolder": "ema"}), (tmp_path / "out" / "ema", {}))
+    loaded = [UniEditPipeline.from_pretrained(place, **options) for place, options in places]
+    names = [name for name, _ in loaded[0].model.named_parameters() if "lora_B" in name or not adapters]
+    last = dict(UniEditPipeline.from_pretrained(tmp_path / "out").model.named_parameters())
+    first, second = (dict(pipe.model.named_parameters()) for pipe in loaded)
+    assert names and all(torch.equal(first[name], second[name]) for name in names)
+    assert any(not torch.equal(first[name], last[name]) for name in names), "the average is not the last step"
+    if family == "bagel" and not adapters:
+        folders = ["--input_dir", str(tmp_path / "out" / "ema"), "--output_dir", str(tmp_path / "official")]
+        assert cli.main(["convert", *folders, "--to", "official"]) == 0
+        assert (tmp_path / "official" / "tokenizer.json").is_file() or (tmp_path / "official" / "vocab.json").is_file()
+        assert UniEditPipeline.from_pretrained(tmp_path / "official").processor.tokenizer is not None

@@ -18,7 +18,8 @@ class ConvertOptions:
 
 
 def run(options: ConvertOptions) -> None:
-    from uniedit_hf.models.loading import JANUS, OFFICIAL_JANUS
+    from uniedit_hf.models.loading import OFFICIAL_JANUS
+    from uniedit_hf.registration import JANUS
 
     config = Path(options.input_dir, "config.json")
     model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None

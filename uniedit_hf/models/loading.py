@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -25,6 +27,7 @@ def load_model(name, **kwargs):
         OSError: If there is no checkpoint.
         ValueError: If its tensors and its configuration do not belong together, or it is an official Janus-Pro.
     """
+    name, kwargs = _without_adapter_subfolder(name, kwargs)
     if _is_bagel(name, **kwargs):
         return BagelForConditionalGeneration.from_pretrained(name, **kwargs)
     return AutoModelForMultimodalLM.from_pretrained(name, **kwargs)
@@ -37,6 +40,7 @@ def load_config(name, **kwargs):
         OSError: If there is no checkpoint.
         ValueError: As `load_model`.
     """
+    name, kwargs = _without_adapter_subfolder(name, kwargs)
     options = {key: kwargs[key] for key in (*DOWNLOAD_OPTIONS, "config") if key in kwargs}
     if options.get("config") is not None:
         return options["config"]
@@ -89,6 +93,22 @@ def merge_adapters(model):
     model._hf_peft_config_loaded = False
     vars(model).pop("_weight_conversions", None)  # of the adapters' names; those of the class hold again
     return model
+
+
+def _without_adapter_subfolder(name, kwargs: dict) -> tuple:
+    """Adapters in a subfolder under the path of that folder, since transformers would look for their base model there.
+
+    A repository's subfolder is downloaded.
+    """
+    if not kwargs.get("subfolder"):
+        return name, kwargs
+    folder = CheckpointFolder(name, kwargs)
+    config = folder.fetch("adapter_config.json")
+    if config is None or folder.has("config.json"):
+        return name, kwargs
+    folder.fetch("adapter_model.safetensors")
+    moved = ("subfolder", "revision")
+    return os.path.dirname(config), {key: value for key, value in kwargs.items() if key not in moved}
 
 
 def _is_bagel(name, **kwargs) -> bool:

@@ -30,7 +30,7 @@ from .callbacks import AverageCallback, ClockCallback, EpochCallback, SampleImag
 from .checkpoints import last_whole_checkpoint, what_is_missing
 from .config import FLASH_ADAMW, UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
-from .ema import WeightAverage
+from .ema import FOLDER as AVERAGE_FOLDER, WeightAverage
 from .evaluating import EvaluationMixin
 from .following import Choice, checkpointing_of, follow_plan, plan_of
 from .freezing import adapted_layers, freeze
@@ -402,7 +402,9 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         """Saves model and processor, and the averaged weights under `ema/`."""
         super().save_model(output_dir, _internal_call)
         if self.average is not None and self.args.should_save:
-            self.average.save_model(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            self.average.save_model(self.accelerator.unwrap_model(self.model), folder)
+            self.processing_class.save_pretrained(Path(folder, AVERAGE_FOLDER))
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes a checkpoint, then the list that says it is whole, and only then removes older ones."""
