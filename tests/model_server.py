@@ -42,6 +42,9 @@ class Behaviour:
         always: A fault that strikes every request.
         status: With `always`, a status that every request gets.
         message: Of that status.
+        code: Of that status.
+        after: So many requests are answered well before `status` or `dress` strikes.
+        dress: How the body of a chat reply is wrapped: "comment", "events", "surrogate", or, unreadable, "html".
     """
 
     faults: float = 0.0
@@ -52,6 +55,9 @@ class Behaviour:
     always: str | None = None
     status: int | None = None
     message: str = "no"
+    code: str | None = None
+    after: int = 0
+    dress: str | None = None
 
 
 @dataclass
@@ -140,8 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         other = draw.pick("other", OTHER_ANSWERS) if draw.share("others") < behaviour.others else None
         if draw.share("slow") < behaviour.slow:
             time.sleep(behaviour.slow_seconds)
-        if behaviour.status is not None:
-            self.send(behaviour.status, {"error": {"message": behaviour.message, "code": None}})
+        struck = owner.tried.total() > behaviour.after
+        if behaviour.status is not None and struck:
+            self.send(behaviour.status, {"error": {"message": behaviour.message, "code": behaviour.code}})
             return
         if fault:
             owner.struck[fault] += 1
@@ -161,12 +168,16 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.send(200, content, cut=True)
             return
-        self.send(200, content)
-        with owner.lock:
-            owner.answered[key] += 1
+        dress = behaviour.dress if struck and "choices" in content else None
+        self.send(200, content, dress=dress)
+        if dress != "html":
+            with owner.lock:
+                owner.answered[key] += 1
 
-    def send(self, status: int, content: dict, headers: dict | None = None, cut: bool = False) -> None:
-        data = json.dumps(content).encode()
+    def send(
+        self, status: int, content: dict, headers: dict | None = None, cut: bool = False, dress: str | None = None
+    ) -> None:
+        data = dressed(json.dumps(content), dress).encode()
         self.send_response(status)
         for name, value in {
             "Content-Type": "application/json",
@@ -179,6 +190,21 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if cut:
             self.close_connection = True
+
+
+def dressed(body: str, dress: str | None) -> str:
+    """The body of a chat completion as gateways send it."""
+    if dress == "comment":
+        return f": PROCESSING\n\n{body}"
+    if dress == "html":
+        return "<html>Just a moment ...</html>"
+    if dress == "surrogate":
+        return body.replace('"content": "', '"content": "\\ud83d', 1) if '"content": "' in body else body
+    if dress == "events":
+        made = json.loads(body)
+        made["choices"] = [{"delta": choice["message"], "finish_reason": "stop"} for choice in made["choices"]]
+        return f"data: {json.dumps(made)}\n\ndata: [DONE]\n\n"
+    return body
 
 
 class Draw:

@@ -14,6 +14,7 @@ from datasets import load_dataset
 from model_server import Behaviour, ModelServer
 from synthesis_runs import CHAT, EDITOR, killed_run, result_of, settings_for, start, write_settings
 
+from uniedit_hf.calls.messages import BackendError
 from uniedit_hf.dataset_builder.uniedit_148k import UniEdit148k
 from uniedit_hf.release.build import build
 from uniedit_hf.schema import row_features, stable_id
@@ -171,6 +172,58 @@ def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
         broken.behaviour = Behaviour()
         merged = run(settings_from(settings, "it"))
     assert merged.failed == 0 and ("classify", "the call failed") not in merged.counts.by_reason
+
+
+@pytest.mark.parametrize(
+    "status, code, message, said",
+    [
+        pytest.param(402, None, "no credit", "has no credit left", marks=pytest.mark.slow),
+        (400, "billing_hard_limit_reached", "hard limit", "has no credit left"),
+        pytest.param(
+            429, "insufficient_quota", "You exceeded your current quota", "has no credit left", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            400,
+            "unsupported_parameter",
+            "'max_tokens' is not supported",
+            "does not take a parameter",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_what_a_person_has_to_mend_stops_the_run_and_costs_no_row(status, code, message, said, tmp_path):
+    """Then the same run goes on, also behind a gateway that wraps replies, and no call is paid twice."""
+    with ModelServer() as server:
+        run(settings_from(with_key(settings_for(server, tmp_path / "whole", 16)), "it"))
+        whole = result_of(tmp_path / "whole")
+    with ModelServer(Behaviour(status=status, code=code, message=message, after=20)) as server:
+        settings = settings_from(with_key(settings_for(server, tmp_path / "out", 16)), "it")
+        with pytest.raises(BackendError, match=said):
+            run(settings)
+        assert server.calls >= 10
+        server.behaviour = Behaviour(dress="comment", status=status, code=code, message=message, after=40)
+        with pytest.raises(BackendError, match=said):
+            run(settings)
+        server.behaviour = Behaviour(dress="events")
+        run(settings)
+        assert server.repeated == 0
+    assert result_of(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("dress", ["html", "surrogate"])
+def test_a_body_that_cannot_be_read_ends_no_run(dress, tmp_path):
+    with ModelServer(Behaviour(dress=dress, after=20)) as server:
+        settings = settings_from(with_key(settings_for(server, tmp_path / "out", 12)), "it")
+        try:
+            run(settings)
+        except BackendError as error:
+            assert dress == "html" and "in a row" in str(error)
+        server.behaviour = Behaviour()
+        run(settings)
+        assert server.repeated == 0
+    rows, rejects = result_of(tmp_path / "out")
+    assert len(rows) + len(rejects) == 12 and not [each for each in rejects if each["reason"] == "the call failed"]
+    assert rows or dress == "surrogate"  # JSON behind half a character is an answer in another form
 
 
 def test_two_runs_in_one_folder_are_refused(server, tmp_path):

@@ -6,6 +6,8 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -63,7 +65,8 @@ class Caller:
         self.budget, self.patience = budget or Budget(BudgetSettings()), patience or FAILURES_IN_A_ROW
         self.who = getattr(backend, "who", f"The backend {name}")
         self.slots = asyncio.Semaphore(settings.concurrency)
-        self.running: dict[bytes, asyncio.Future[Reply]] = {}
+        self.running: dict[bytes, asyncio.Task[Reply]] = {}
+        self.stopped: BackendError | None = None
         self.next_start = 0.0
         self.failures = self.unanswered = 0
         self.made = self.cached = self.failed = 0
@@ -81,28 +84,40 @@ class Caller:
         if found is not None:
             self.cached += 1
             return found
-        if key in self.running:  # two rows ask the same at the same time: one call
-            return await asyncio.shield(self.running[key])
-        future = self.running[key] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may be waiting
-        try:
-            async with self.slots:
-                reply = await self._paid(request)
-                money = price_of(reply, self.settings.price)
-                if self.cache:
-                    self.cache.put(key, self.name, reply, money)
-                self.budget.end_call(reply, money)
-                self.made += 1
-            future.set_result(reply)
+        if key not in self.running:  # else two rows ask the same at the same time: one call
+            call = self.running[key] = asyncio.create_task(self._kept(key, request))
+            call.add_done_callback(partial(self._forget, key))
+        return await asyncio.shield(self.running[key])  # who asked may be stopped; what is paid for is kept
+
+    async def finish(self, kind: type[BaseException] | None = None, *_: Any) -> None:
+        """Waits for the calls under way, which are paid for, and begins no other; after Ctrl-C it ends them.
+
+        Args:
+            kind: Of the error that ends the run.
+        """
+        self.stopped = self.stopped or BackendError(f"{self.who} is asked nothing more.")
+        calls = list(self.running.values())
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            for call in calls:
+                call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    def _forget(self, key: bytes, call: asyncio.Task) -> None:
+        del self.running[key]
+        if not call.cancelled() and isinstance(call.exception(), BackendError):
+            self.stopped = self.stopped or call.exception()
+
+    async def _kept(self, key: bytes, request: ChatRequest | EditRequest) -> Reply:
+        async with self.slots:
+            if self.stopped:
+                raise self.stopped
+            reply = await self._paid(request)
+            money = price_of(reply, self.settings.price)
+            if self.cache:
+                self.cache.put(key, self.name, reply, money)
+            self.budget.end_call(reply, money)
+            self.made += 1
             return reply
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                future.cancel()
-            else:
-                future.set_exception(error)
-            raise
-        finally:
-            del self.running[key]
 
     async def answer(self, request: ChatRequest) -> Answer | NoAnswer:
         """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
@@ -143,6 +158,8 @@ class Caller:
                 return await self._paced(request)
             except PassingFailure as failure:
                 last = failure
+            if self.stopped:
+                raise self.stopped
             if attempt + 1 < self.settings.attempts:
                 await asyncio.sleep(self._wait(attempt, last))
         self.failed += 1

@@ -171,15 +171,15 @@ class Judge:
     async def _ask_all(self, questions, total: int, journal: Journal, again: Collection[str]) -> None:
         settings, backend = self.settings, self.settings.backend()
         caller = Caller("judge", backend, backend.settings, patience=max(settings.workers, 4))
-        down = asyncio.Event()
+        stopped: list[BackendError] = []
 
         async def work() -> None:
             for each in questions:  # shared by all workers
-                if not down.is_set():
+                if not stopped:
                     try:
                         await self._ask(caller, *each, journal, again)
-                    except BackendDown:
-                        down.set()
+                    except BackendError as error:  # the others end the calls that they have begun, which are paid for
+                        stopped.append(error)
                     bar.update()
 
         try:
@@ -190,7 +190,10 @@ class Judge:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
+            await caller.finish(asyncio.CancelledError)
             await backend.close()
+        if stopped and not isinstance(stopped[0], BackendDown):
+            raise stopped[0]
 
     async def _ask(self, caller: Caller, about: str, question: Question, stamp: str, journal: Journal, again) -> None:
         key = entry_key(about, question.name)

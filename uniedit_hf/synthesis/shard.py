@@ -90,6 +90,7 @@ class Shard:
                 backend = make_backend(name, settings.backends[name])
                 closing.push_async_callback(backend.close)
                 self.callers[name] = Caller(name, backend, settings.backends[name], cache, self.budget)
+                closing.push_async_exit(self.callers[name].finish)
             self.reader = TextReader(cache) if settings.verify.ocr else None
             benchmarks = benchmark_hashes(settings.decontaminate, work / "benchmarks")
             inspection = ImageInspection(benchmarks, near=settings.decontaminate.near_duplicates)
@@ -292,6 +293,8 @@ async def _feed(rows, work, waiting: asyncio.Queue, passed: Passed) -> None:
         async for row in rows:
             passed.taken += 1
             task = asyncio.create_task(work(row)) if isinstance(row, Draft) else None
+            if task is not None:  # what stops the run is raised once; the others' errors are not told
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
                 await waiting.put((row, task))
             except asyncio.CancelledError:
