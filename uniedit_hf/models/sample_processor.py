@@ -5,8 +5,10 @@ Shapes: B rows of contexts, L tokens of a row, T tokens of an image, h and w pix
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +55,8 @@ class SampleProcessor:
     conditioning: ClassVar[Conditioning] = PAPER
     dropped_segments_keep_tokens: ClassVar[bool] = False
     thinking_prompts: dict[str, str] | None = None
+    # Whether a text may hold control tokens, such as <|im_end|>. A user's text is text: by default it may not.
+    parse_control_tokens: bool = False
 
     # What `lay_out` returns for each token, and which of it numbers samples or their splits from 0.
     token_columns: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "labels")
@@ -124,6 +128,45 @@ class SampleProcessor:
         if isinstance(text, str):
             return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return [int(token) for token in text]
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern | None:
+        added = self.tokenizer.added_tokens_decoder.values()
+        # Janus-Pro's tokenizer does not call its marks of turns and images special.
+        names = {str(token) for token in added if token.special or re.fullmatch(r"<(\|.+\||.*image.*)>", str(token))}
+        return re.compile(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})") if names else None
+
+    def _literal(self, text: str | Sequence[int]) -> str | list[int]:
+        """The text, or its ids if it names control tokens, which are then spelled like any other word."""
+        names = None if self.parse_control_tokens or not isinstance(text, str) else self._control_tokens
+        if names is None or not names.search(text):
+            return text
+        ids = []
+        for number, part in enumerate(names.split(text)):
+            halves = (part[:1], part[1:]) if number % 2 else (part,)  # no half is the name of a control token
+            ids += [index for half in halves for index in self.token_ids(half)]
+        return ids
+
+    def in_own_terms(self, sample: Sample) -> Sample:
+        """The sample with the family's own names of all views, and texts that name control tokens as ids.
+
+        Raises:
+            ValueError: As `with_own_views`.
+        """
+        sample = self.with_own_views(sample)
+        texts = {
+            number: self._literal(segment.text)
+            for number, segment in enumerate(sample.segments)
+            if isinstance(segment, TextSegment)
+        }
+        if all(text is sample.segments[number].text for number, text in texts.items()):
+            return sample
+        return sample.with_segments(
+            [
+                replace(segment, text=texts[number]) if number in texts else segment
+                for number, segment in enumerate(sample.segments)
+            ]
+        )
 
     # --- views and conditioning ---------------------------------------------------------------------------------
 
@@ -275,7 +318,7 @@ class SampleProcessor:
 
     def _pack_one(self, sample: Sample, seed: int, epoch: int, posterior: str) -> dict[str, Any]:
         images = self.prepare_images(sample)
-        columns = self.lay_out(self.with_own_views(sample), images, "train")
+        columns = self.lay_out(self.in_own_terms(sample), images, "train")
         features = {name: torch.from_numpy(column)[None] for name, column in columns.items()}
         features |= self.image_features(images)
         features |= self.training_features(sample, images, seed, epoch, posterior)
@@ -320,7 +363,7 @@ class SampleProcessor:
         if not samples:
             raise ValueError("There is nothing to do: the list of requests is empty.")
         images = [self.prepare_images(sample) for sample in samples]
-        rows = [self.lay_out(self.with_own_views(sample), each, purpose) for sample, each in zip(samples, images)]
+        rows = [self.lay_out(self.in_own_terms(sample), each, purpose) for sample, each in zip(samples, images)]
         length = max(len(row["input_ids"]) for row in rows)
         features: dict[str, Any] = {
             name: torch.from_numpy(

@@ -143,7 +143,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             ImageError: If an image without a stated size cannot be read.
             ValueError: If a view is unknown.
         """
-        return [self._segment_length(segment) for segment in self.with_own_views(sample).segments]
+        return [self._segment_length(segment) for segment in self.in_own_terms(sample).segments]
 
     def _segment_length(self, segment: TextSegment | ImageSegment) -> tuple[int, str]:
         if isinstance(segment, ImageSegment):

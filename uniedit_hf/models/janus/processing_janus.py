@@ -71,7 +71,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             ValueError: If a view is unknown.
         """
         lengths, marks = [], self.markers
-        sample = self.with_own_views(sample)
+        sample = self.in_own_terms(sample)
         for piece in pieces(sample, self._begins_with_prompt(sample)):
             if isinstance(piece.segment, ImageSegment):
                 self._check_size(piece.segment, sample.id)
