@@ -78,6 +78,16 @@ FORMS: dict[str, Form] = {
         "{" + "".join(f'"{snake(label)}_score": {mark}, ' for label, mark in zip(labels, marks)) + "}"
     ),
     "python": lambda labels, marks, high: str(dict(zip(map(snake, labels), marks))),
+    "json list": lambda labels, marks, high: json.dumps(
+        [{"metric": label, "score": mark, "reason": "2 of 5"} for label, mark in zip(labels, marks)]
+    ),
+    "elements": lambda labels, marks, high: "\n".join(
+        f"<{snake(label)}>{mark}</{snake(label)}>".replace("&", "and") for label, mark in zip(labels, marks)
+    ),
+    "reasons and then the score": _lines("- {label}: The image shows 2 cats.\n  Score: {mark}"),
+    "ideographic": _lines("{label}： {mark}。"),
+    "check mark": _lines("✅ {label}: {mark} ⭐"),
+    "given": _lines("{label}: I would give it a {mark}."),
     "cut json": lambda labels, marks, high: (
         "{" + "".join(f'"{label}": {mark}, ' for label, mark in zip(labels, marks)) + '"reasoning": "about 2/5 of the'
     ),

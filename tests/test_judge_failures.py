@@ -196,7 +196,7 @@ def test_a_trial_leaves_the_card_alone(run, card, tmp_path):
     with JudgeServer() as server:
         code, said, _ = run(server, "--limit", "2", "--output_dir", tmp_path / "trial")
         assert code == 0 and card() == "# Tuned\n" and "first items only" in said
-        assert "Of the first 2 of 6 items." in said
+        assert "Only the first 2 of 6 items were used." in said
         run(server, "--limit", "2", "--output_dir", tmp_path / "trial", "--write_card")
         assert "2 items, seeds [0]" in card()
         assert run(server)[0] == 0

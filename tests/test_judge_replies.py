@@ -145,7 +145,8 @@ DEEP = ["[" * 2000, '{"a":' * 2000, '{"score": [' + "9" * 4400 + "]}", "9" * 440
         ('{"reasoning": "cut in two"} at [1, 2]', None), ('{"score": [7, 5], "reasoning": "a\nb"}', 5),
         ('{"score": [7, 1', None), ('{"score": 1', None), ("Score: [7, 5]", 5), ("**Score:** 7/10", 7),
         ('{"reasoning": "see [3, 4]", "score": [7, 5],}', 5), ('Draft {"score": [2, 2]}, then {"score": [7, 5]}', 5),
-        ('{"score": [7, 11]}', None), ("[3, 4]", 3), ("6", 6), ('{"score": NaN}', None),
+        ('{"score": [7, 11]}', None),
+        ('```{"score": [7, 5]```', 5), ("[3, 4]", 3), ("6", 6), ('{"score": NaN}', None),
         *((each, None) for each in DEEP),
     ],
 )  # fmt: skip

@@ -148,7 +148,7 @@ def _notes(suite, seeds: list[int], taken: int, num_all: int) -> list[str]:
     """What a reader of the table has to know."""
     notes = []
     if taken < num_all:
-        notes.append(f"Of the first {taken} of {num_all} items.")
+        notes.append(f"Only the first {taken} of {num_all} items were used.")
     official = getattr(suite, "IMAGES_PER_PROMPT", 1)
     if len(seeds) < official:
         names = " ".join(map(str, range(official)))

@@ -2,7 +2,7 @@
 
 What keeps every call from succeeding (key, address, model, credit, a parameter) stops the run with one sentence. A
 call that fails is made again with growing waits, for minutes, and then has the status `no_reply`: the same command
-asks it again. A refusal or an empty reply is a status of its own. No mark stands in for any of them.
+asks it again. A refusal and an empty reply have statuses of their own. None of them counts as a mark.
 """
 
 from __future__ import annotations

@@ -13,9 +13,20 @@ from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, plain_text, 
 
 
 TYPES = ("replace", "add", "adjust", "remove", "style", "action", "extract", "background", "compose")
-SCALE = Scale(1, 5)
+SCALE, LISTED = Scale(1, 5), Scale(1, 5, least=3, most=3)
 Compat = Literal["uniedit", "lmms-eval"]
-# Words of the official prompts' criteria and of ours.
+# What our prompt and the official ones call their three criteria.
+KNOWN = (
+    ("instruction", "quality", "preservation"),
+    *(("prompt compliance", "visual naturalness", f"physical & detail {last}") for last in ("integrity", "coherence")),
+    ("prompt compliance", "visual seamlessness", "physical & detail fidelity"),
+    ("style fidelity", "content preservation", "rendering quality"),
+    ("action fidelity", "identity preservation", "visual & anatomical coherence"),
+    ("object identity", "mask precision", "visual quality"),
+    ("instruction compliance", "visual seamlessness", "physical consistency"),
+    ("instruction compliance", "visual naturalness", "physical consistency & fine detail"),
+)
+# Words in the names of criteria, for prompts of others.
 CRITERIA = re.compile(
     r"instruction|compliance|naturalness|seamlessness|integrity|coherence|fidelity|preservation|quality|identity|"
     r"precision|purity|consistency",
@@ -43,11 +54,14 @@ def parse(reply: str, compat: Compat | None = None) -> Marks:
     if compat:
         found = (official_replies.imgedit_uniedit if compat == "uniedit" else official_replies.imgedit_lmms)(reply)
         return _numbered(found) if found else Marks(problem="no marks")
-    labels = _labels(reply)
-    if len(labels) != 3:
-        return Marks(problem=f"{len(labels)} marks, expected 3")
-    marks = read(reply, {label: (label,) for label in labels}, SCALE)
-    return _numbered(marks.marks.values(), marks.problem)
+    for labels in (*KNOWN, _labels(reply)):
+        marks = read(reply, {label: (label,) for label in labels}, SCALE)
+        if len(marks.marks) == 3:
+            return _numbered(marks.marks.values())
+    if not labels:
+        marks = read(reply, {"scores": ("scores", "score")}, LISTED)
+        return Marks(marks.marks, marks.problem)
+    return Marks(problem=marks.problem if len(labels) == 3 else f"{len(labels)} marks, expected 3")
 
 
 def _labels(reply: str) -> list[str]:

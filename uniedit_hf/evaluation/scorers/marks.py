@@ -100,13 +100,15 @@ DECODER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits) if
 MOST_OBJECTS = 200
 THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-SUPERSCRIPTS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹", " "))
+ELEMENT, ELEMENT_END = re.compile(r"<([A-Za-z][A-Za-z_ -]{0,40})>"), re.compile(r"</[A-Za-z_ -]{1,41}>")
+NO_DIGITS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹", " ") | {"。": "."})
 
 
 def plain_text(text: str) -> str:
     """The text without emphasis and the like, in ASCII where there is an equivalent, with single blanks."""
-    text = unicodedata.normalize("NFKC", text.translate(SUPERSCRIPTS))
-    text = BOXED.sub(r" \1 ", text)
+    text = unicodedata.normalize("NFKC", text.translate(NO_DIGITS))
+    text = "".join(letter for letter in text if unicodedata.category(letter) != "So")  # stars, check marks
+    text = BOXED.sub(r" \1 ", ELEMENT_END.sub("\n", ELEMENT.sub(r"\n\1: ", text)))
     text = re.sub(r"\r\n?", "\n", re.sub("[\u200b-\u200d\u2060\ufeff*`#$]", "", text))
     return re.sub(r" *\n[ \n]*", "\n", re.sub(r"[ \t_]+", " ", text)).strip()
 
@@ -136,12 +138,17 @@ def _split(text: str) -> tuple[list[dict], str]:
 
 
 def _values(found: dict, label: re.Pattern, depth: int = 3) -> Iterator[Any]:
-    """The values whose keys are labels, also of objects in an object."""
+    """The values whose keys are labels, also of objects in an object, and objects that are called by a label."""
+    if any(isinstance(name := found.get(key), str) and label.fullmatch(plain_text(name)) for key in NAMES):
+        yield found
     for key, value in found.items():
         if label.fullmatch(plain_text(key)):
             yield value
         elif isinstance(value, dict) and depth:
             yield from _values(value, label, depth - 1)
+
+
+NAMES = ("name", "metric", "criterion", "category", "aspect", "dimension", "label")
 
 
 # ---- Labels and what follows them
@@ -154,7 +161,8 @@ ORDINARY = ("score", "scores", "rating", "mark", "grade")  # labels only with a 
 HARD = r"[\"'”’]*\s*(?:[:=|]|->|=>|→)\s*[\"'“‘]*"  # what follows is meant as the mark
 SOFT = r"\s*(?:[-–—]\s+|\s(?:is|was|of|gets|at)\s+(?:a\s+)?|\s)"
 BELOW = r"[\"'”’]*\s*:?\s*\n\s*(?:[-•]\s+)?"
-FILLER = r"(?:(?:score|rating|rated|mark|grade|value|is|of|a|an)\b\s*[:=]?\s*)*"
+FILLER = r"(?:(?:score|rating|rated|mark|grade|value|is|of|an?|I(?:['’]d| would)?|give|it|this)\b\s*[:=]?\s*)*"
+SCORE_LINE = re.compile(r"\n\W*(?:score|rating|mark) ?[:=] ?", re.IGNORECASE)
 EXPLAINING = re.compile(r"\b(?:scale|where|range|rubric|legend|possible|example)\b", re.IGNORECASE)
 FINAL = re.compile(
     r"\b(?:final|finally|revised|updated|corrected|correction|adjusted|wait|actually|instead|reconsider\w*)\b|"
@@ -207,10 +215,11 @@ class _Page:
     def __init__(self, reply: str, scale: Scale, labels: Sequence[str]):
         self.objects, rest = _split(_answer(reply))
         self.text, self.scale = plain_text(rest), scale
+        self.labels = _one_of(labels)
         between = r" ?(?:,|;|\band\b| ) ?"
         listed = rf"[\[(]?\s*({NUMBER}){OVER}" + rf"(?:{between}({NUMBER}){OVER})?" * (scale.most - 1)
         self.numbers = re.compile(listed + r"(?:\s*[\])])?" + UNIT, re.IGNORECASE)
-        self.end = re.compile(rf"(?:{COMMENT}|\s+(?:and\s+)?{_one_of(labels)}\b)", re.IGNORECASE)
+        self.end = re.compile(rf"(?:{COMMENT}|\s+(?:and\s+)?{self.labels}\b)", re.IGNORECASE)
 
     def stated(self, labels: Sequence[str]) -> _Found | None:
         """The one mark behind these labels: the last object's, else what all lines agree on or what is final."""
@@ -260,21 +269,28 @@ class _Page:
 
     def _behind(self, label: re.Match) -> _Found | None:
         """The numbers behind a label; `None` where what follows does not state its mark."""
+        ordinary = re.sub(r"[^a-z]+", " ", label[0].lower()).strip() in ORDINARY
         if hard := re.compile(HARD + FILLER, re.IGNORECASE).match(self.text, label.end()):
             line = self.text[hard.end() :].partition("\n")[0]
             if found := self._at(self.text, hard.end(), meant=True):
                 return found
             if rated := RATED.match(line) or CONCLUSION.search(line):
                 return self._marks([rated[1]], rated[2])
-            return None if line else self._below(label)
-        if label[1] and label[1][1:2].isdigit() and self.end.match(self.text, label.end()):
+            return self._scored(hard.end()) if line else self._below(label)
+        if not ordinary and label[1] and label[1][1:2].isdigit() and self.end.match(self.text, label.end()):
             return self._at(label[1], 0)  # "Realism (1), ..."
-        ordinary = re.sub(r"[^a-z]+", " ", label[0].lower()).strip() in ORDINARY
         if not ordinary and (soft := re.compile(SOFT).match(self.text, label.end())):
             found = self._at(self.text, soft.end())
             if found and not found.problem:
                 return found
         return self._below(label)
+
+    def _scored(self, place: int) -> _Found | None:
+        """The numbers of a line "score" below the reasons that follow a label, before the next one."""
+        block = self.text[place:]
+        following = re.search(rf"\n\W*{self.labels}", block, re.IGNORECASE)
+        scored = SCORE_LINE.search(block, 0, following.start() if following else len(block))
+        return self._at(self.text, place + scored.end(), meant=True) if scored else None
 
     def _below(self, label: re.Match) -> _Found | None:
         """The numbers of a line of their own below a label on a line of its own."""
@@ -294,7 +310,12 @@ class _Page:
         found = self.numbers.match(text, place)
         if found is None:
             return None
-        cut = found.end() == len(text) and self.scale.high >= 10 and text.count("{") > text.count("}")
+        cut = (
+            found.end() == len(text)
+            and found[0][-1] != "]"
+            and self.scale.high >= 10
+            and text.count("{") > text.count("}")
+        )
         if cut or "[" in found[0] and "]" not in found[0]:
             return _Found(problem="the reply is cut in a mark")
         if self.end.match(text, found.end()):
