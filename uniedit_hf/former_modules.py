@@ -56,7 +56,7 @@ _MOVED: dict[str, dict[str, str]] = {  # below a package of `uniedit_hf`: former
         "summary": "synthesis.writer",
         "verify": "small_world.verifier",
     },
-    "synthesis.backends": {"arguments": "synthesis.backends.common", "remote": "synthesis.backends.common"},
+    "synthesis.backends": {"arguments": "calls.openai_chat", "remote": "calls.failures"},
     "synthesis.settings": {"run": "synthesis.settings.run_settings", "section": "calls.section"},
     "synthesis.stages": {"look": "synthesis.stages.inspection"},
     "synthesis.sources": {
