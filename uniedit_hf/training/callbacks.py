@@ -121,7 +121,8 @@ class SampleImagesCallback(TrainerCallback):
         if state.global_step % args.sample_steps:
             return
         was_training = model.training
-        images = self._draw(args, UniEditPipeline(model, self.trainer.processing_class))
+        with self.trainer.whole_weights():
+            images = self._draw(args, UniEditPipeline(model, self.trainer.processing_class))
         model.train(was_training)
         if state.is_world_process_zero:
             folder = Path(args.output_dir, "samples")

@@ -15,6 +15,7 @@ from uniedit_hf.models.family import check_family
 
 from .config import UniEditConfig
 from .data import TrainingPart
+from .optimizers import PACKAGES
 from .planning import PartLengths
 
 
@@ -28,22 +29,16 @@ def check_devices(args: UniEditConfig) -> None:
 
 
 def check_sharding(args: UniEditConfig) -> None:
-    """What needs whole weights, or encoders that run equally often on all devices, does not go with FSDP."""
+    """What a checkpoint of shares cannot hold does not go with FSDP."""
     requested = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     # accelerate shards over several accelerators alone
     if not requested or args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         return
-    if args.ema_decay is not None:
-        raise ValueError(f"ema_decay is {args.ema_decay}, but under FSDP no device has whole weights: leave it out.")
-    if args.sample_steps is not None:
+    optim = str(getattr(args.optim, "value", args.optim))
+    if optim in PACKAGES and args.save_strategy != "no":
         raise ValueError(
-            f"sample_steps is {args.sample_steps}, but under FSDP no device has whole weights to draw with: leave it "
-            "out, and draw from the checkpoints."
-        )
-    if not args.freeze_vit:
-        raise ValueError(
-            "freeze_vit=False does not go with FSDP, whose devices would wait for each other where packs differ in "
-            "the sizes of their images: leave it out."
+            f"optim={optim!r} keeps quantised states, which checkpoints under FSDP do not hold: use "
+            "optim='adamw_torch_fused', whose states FSDP spreads, or save_strategy='no'."
         )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from .sharded_state import local_part, whole
+
 
 FOLDER = "ema"
 STATE_FILE = "weight_average.safetensors"
@@ -33,9 +35,9 @@ class WeightAverage:
     def update(self, model: torch.nn.Module) -> None:
         """Takes in the weights after an optimizer step."""
         weights = dict(model.named_parameters())
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [weights[name].detach().float() for name in self.shadow], 1 - self.decay
-        )
+        shadows = [local_part(shadow) for shadow in self.shadow.values()]
+        found = [local_part(weights[name].detach()).float() for name in self.shadow]
+        torch._foreach_lerp_(shadows, found, 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, model: torch.nn.Module) -> None:
@@ -46,10 +48,26 @@ class WeightAverage:
 
     def save_model(self, model, folder: str | os.PathLike) -> None:
         """Writes the averaged model to `folder/ema`, ready for `from_pretrained(folder, subfolder="ema")`."""
-        state = {
-            name: self.shadow[name].to(weight.dtype) if name in self.shadow else weight
-            for name, weight in model.state_dict().items()
-        }
+        self.save_state_dict(model, folder, self.gathered(model, model.state_dict()))
+
+    @torch.no_grad()
+    def gathered(self, model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights of a model, whole, with the average in the place of those that are trained. Sharded averages are
+        gathered, for which all devices call this together.
+
+        Args:
+            model: As it is trained.
+            state: Its whole weights; empty on devices that keep none.
+        """
+        averaged = {}
+        for name, shadow in self.shadow.items():
+            full = whole(shadow)
+            if name in state:
+                averaged[name] = full.to(state[name].device, state[name].dtype)
+        return state | averaged
+
+    def save_state_dict(self, model, folder: str | os.PathLike, state: dict[str, torch.Tensor]) -> None:
+        """Writes these weights to `folder/ema`."""
         model.save_pretrained(Path(folder, FOLDER), state_dict=state)
 
     def save_state(self, folder: str | os.PathLike) -> None:

@@ -1,19 +1,76 @@
-"""FSDP2: which weights every device keeps whole."""
+"""FSDP2: what is sharded as one, which weights every device keeps whole, and how whole weights are had."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch.distributed.fsdp import FSDPModule
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def sharded_units(model) -> list[str]:
+    """Names of the classes whose modules are gathered and reduced as one: the layers of the decoder, and each encoder
+    as a whole. An encoder runs once for each size of image in a batch, so its layers run differently often on devices,
+    which would wait for each other forever; the encoder itself is called once."""
+    layers = [name for name in model._no_split_modules if name.endswith("DecoderLayer")]
+    return layers + [type(encoder).__name__ for encoder in model.encoders]
 
 
 def frozen_encoders(model) -> list[FSDPModule]:
-    """The sharded modules of the autoencoder and the understanding encoder, set to stay whole once they are gathered.
+    """The sharded encoders that are not trained, set to stay whole once they are gathered.
 
-    The encoders run once for each size of image in a batch, so devices run them differently often; were they gathered
-    each time, devices would wait for each other forever. Call `unshard` on all of them before a forward: it costs
-    nothing unless they were sharded since, as they are to be saved.
+    The autoencoder is not called but asked to encode, which gathers nothing by itself. Call `unshard` on all of them
+    before a forward: it costs nothing unless they were sharded since, as they are to be saved.
     """
-    encoders = [module for part in model.encoders for module in part.modules() if isinstance(module, FSDPModule)]
+    encoders = [
+        module
+        for part in model.encoders
+        for module in part.modules()
+        if isinstance(module, FSDPModule) and not any(each.requires_grad for each in module.parameters())
+    ]
     for module in encoders:
         module.set_reshard_after_forward(False, recurse=False)
         module.set_reshard_after_backward(False, recurse=False)
     return encoders
+
+
+@contextmanager
+def whole_weights(model: torch.nn.Module, reshard_after_forward: bool, kept: list[FSDPModule]) -> Iterator[None]:
+    """Gathers all weights on every device, for a use that does not go through `forward`, and shards them again.
+
+    Args:
+        model: Sharded or not.
+        reshard_after_forward: What the layers do otherwise.
+        kept: Modules that stay whole in any case.
+    """
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    layers = [module for module in modules if module is not model and module not in kept]
+    for module in modules:
+        module.unshard()
+    for module in layers:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in layers:
+            module.set_reshard_after_forward(reshard_after_forward, recurse=False)
+        for module in modules:
+            if module not in kept:
+                module.reshard()
+
+
+@torch.no_grad()
+def gathered_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights, whole, in the memory of the first process and nothing on the others; all call it together."""
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    state = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if first:
+            state[name] = whole.cpu()
+    return state

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
 from uniedit_hf.losses import Losses
@@ -27,21 +26,21 @@ from uniedit_hf.models.loading import inner_model, load_model, load_processor
 
 from . import checks
 from .callbacks import AverageCallback, ClockCallback, EpochCallback, SampleImagesCallback, StopSignalCallback
-from .checkpoints import last_whole_checkpoint, what_is_missing
 from .config import FLASH_ADAMW, UniEditConfig
 from .data import PackNotes, PackReader, TrainingPart
-from .ema import FOLDER as AVERAGE_FOLDER, WeightAverage
+from .ema import WeightAverage
 from .evaluating import EvaluationMixin
 from .following import Choice, checkpointing_of, follow_plan, plan_of
 from .freezing import adapted_layers, freeze
-from .fsdp import FSDPModule, frozen_encoders
+from .fsdp import FSDPModule, frozen_encoders, sharded_units, whole_weights
 from .layer_options import set_checkpointing
 from .loaders import PackLoader, plan_training, training_loader
 from .meters import MeteredProgress, Meters
 from .metrics import RunningSums, loss_means
 from .optimizers import check_optimizer, flash_adamw
-from .progress import DataProgress, load_state, save_state
+from .progress import DataProgress, load_state
 from .publishing import HubMixin
+from .resuming import CheckpointMixin
 from .ways import Plan
 
 
@@ -52,7 +51,7 @@ class NotFiniteError(ValueError):
     """A loss or a gradient is not a number any more; the message names step, packs and rows."""
 
 
-class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
+class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     r"""Trains a unified multimodal model on edits, answers, drawings and interleavings of them.
 
     Each loss part is normalised by its global number of tokens over accumulation, batch and devices, and every random
@@ -196,6 +195,12 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
             part = next(iter(self.eval_parts.values()))
             count = min(self.args.num_samples, len(part.dataset))
             self.add_callback(SampleImagesCallback(self, [part.row(number) for number in range(count)]))
+
+    def whole_weights(self):
+        """A context in which every device has all weights, for a use that does not go through `forward`."""
+        if not self.is_fsdp_enabled:
+            return nullcontext()
+        return whole_weights(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward, self._encoders)
 
     # --- data ---------------------------------------------------------------------------------------------------
 
@@ -345,21 +350,6 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         finally:
             self.stop_signal.restore_handlers()
 
-    def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
-        if not wanted:
-            return None
-        if wanted is True:
-            newest, torn = last_whole_checkpoint(self.args.output_dir)
-            for sentence in torn:
-                logger.warning(f"{sentence} Resuming from an earlier one.")
-            if newest is None:
-                logger.warning(f"{self.args.output_dir} holds no whole checkpoint: starting from the beginning.")
-            return None if newest is None else str(newest)
-        reason = what_is_missing(wanted)
-        if reason is not None:
-            raise ValueError(f"Cannot resume from {wanted}: {reason}. Pass another checkpoint.")
-        return wanted
-
     def _build_accelerator_args(self, **kwargs):
         """Without the compiler: accelerate would compile the whole model, we compile its layers."""
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="NO")}
@@ -371,66 +361,16 @@ class UniEditTrainer(EvaluationMixin, HubMixin, Trainer):
         set_checkpointing(
             self.model, args.activation_checkpointing, args.torch_compile, args.activation_checkpointing_kwargs
         )
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sharded_units(inner_model(self.model))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         self._encoders = frozen_encoders(inner_model(self.model)) if self.is_fsdp_enabled else []
         recompute, text_loss = checkpointing_of(self.args) == "full", self.args.text_loss_weight > 0
         self.meters = Meters(inner_model(self.model), recompute, text_loss, self.args.device)
         if self.args.ema_decay is not None:
             self.average = WeightAverage(self.model, self.args.ema_decay)
-            if self._average_from is not None:
-                self.average.load_state(self._average_from)
+            self._load_average(self._average_from)
         return prepared
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Files carry the official key names, so they are read by `from_pretrained`, which knows them. Of adapters,
-        `Trainer` would take the average in `ema/` for another one."""
-        model = self.model if model is None else model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif isinstance(model, PeftModel):
-            for name in model.peft_config:
-                folder = Path(resume_from_checkpoint, "" if name == "default" else name)
-                set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
-        else:
-            stored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-            model.load_state_dict(stored.state_dict())
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves model and processor, and the averaged weights under `ema/`."""
-        super().save_model(output_dir, _internal_call)
-        if self.average is not None and self.args.should_save:
-            folder = output_dir or self.args.output_dir
-            self.average.save_model(self.accelerator.unwrap_model(self.model), folder)
-            self.processing_class.save_pretrained(Path(folder, AVERAGE_FOLDER))
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Writes a checkpoint, then the list that says it is whole, and only then removes older ones."""
-        run_dir = self._get_output_dir(trial=trial)
-        folder = Path(run_dir, f"checkpoint-{self.state.global_step}")
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # of a run that was killed; its list of files would vouch for half of ours
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        state = {"data": self.data.state_dict(self.state.global_step), "sums": self.sums.state_dict()}
-        save_state(folder, self.args.process_index, state)
-        if self.args.should_save and self.average is not None:
-            self.average.save_state(folder)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._push_checkpoint(folder)
-            rotate_checkpoints(
-                output_dir=run_dir,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
 
 
 # --- what the constructor makes -------------------------------------------------------------------------------------
