@@ -213,7 +213,8 @@ def test_pixels_become_images(name):
 # What every `PreTrainedModel`, `PeftModel` or `ProcessorMixin` has, and the options of the command `train`.
 OF_TRANSFORMERS = set(
     "set_attn_implementation activation_checkpointing_enable activation_checkpointing_disable "
-    "config device dtype eval train training to parameters named_parameters named_modules state_dict load_state_dict "
+    "config generation_config can_generate device dtype eval train training to parameters named_parameters modules "
+    "named_modules state_dict load_state_dict _no_split_modules "
     "save_pretrained from_pretrained add_model_tags get_base_model get_submodule set_submodule merge_and_unload "
     "peft_config _hf_peft_config_loaded tokenizer decode batch_decode".split()
 )

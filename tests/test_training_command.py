@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from training_data import edit_rows, save_checkpoint, save_parquet
 from training_runs import environment
@@ -51,10 +53,27 @@ def test_every_example_is_understood(path, monkeypatch):
 
 
 def test_the_examples_are_these():
-    assert [path.stem for path in EXAMPLES] == ["bagel_full", "bagel_lora", "bagel_qlora", "janus_lora", "mix"]
+    names = ["bagel_fsdp", "bagel_full", "bagel_lora", "bagel_qlora", "janus_lora", "mix"]
+    assert [path.stem for path in EXAMPLES] == names
 
 
-@pytest.mark.parametrize("name", ["bagel_full", "bagel_lora", "janus_lora", "mix"])
+@pytest.mark.parametrize("path", sorted(EXAMPLES[0].parent.glob("accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path):
+    config = load_config_from_file(str(path))
+    sharded = path.stem != "one_card"
+    assert config.num_processes == {"one_card": 1, "one_node": 8, "nodes": 32}[path.stem]
+    assert config.distributed_type == (DistributedType.FSDP if sharded else DistributedType.NO)
+    assert not sharded or config.fsdp_config["fsdp_version"] == 2
+
+
+def test_the_slurm_script_is_valid_and_names_files_that_exist():
+    script = EXAMPLES[0].parent / "bagel_fsdp.slurm"
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True).stderr == ""
+    root = EXAMPLES[0].parents[2]
+    assert all((root / name).is_file() for name in re.findall(r"examples/\S+\.\w+", script.read_text()))
+
+
+@pytest.mark.parametrize("name", ["bagel_fsdp", "bagel_full", "bagel_lora", "janus_lora", "mix"])
 def test_examples_run_on_a_small_model(data, tmp_path, capsys, name):
     config = yaml.safe_load((EXAMPLES[0].parent / f"{name}.yaml").read_text())
     config.pop("optim_args", None)

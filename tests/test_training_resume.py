@@ -118,7 +118,7 @@ def test_a_stale_list_does_not_vouch_for_a_checkpoint_that_is_written_again(tmp_
     def kill(*args):
         raise Killed
 
-    monkeypatch.setattr("uniedit_hf.training.trainer.save_state", kill)
+    monkeypatch.setattr("uniedit_hf.training.resuming.save_state", kill)
     with pytest.raises(Killed):
         trained(tmp_path, "planned", save_steps=4)
     assert "complete.json is missing" in what_is_missing(tmp_path / "checkpoint-4")

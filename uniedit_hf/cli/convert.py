@@ -20,6 +20,17 @@ class ConvertOptions:
 def run(options: ConvertOptions) -> None:
     from uniedit_hf.models.loading import OFFICIAL_JANUS
     from uniedit_hf.registration import JANUS
+    from uniedit_hf.training.sharded_state import consolidate, is_sharded_checkpoint
+
+    if is_sharded_checkpoint(options.input_dir):
+        if options.to != "transformers":
+            raise ValueError(
+                f"input_dir {options.input_dir} is a checkpoint of shares, which become one model in the layout of "
+                "transformers: convert to 'transformers' first, and that to 'official'."
+            )
+        consolidate(options.input_dir, options.output_dir)
+        print(f"Wrote {options.output_dir} in the {options.to} layout.")
+        return
 
     config = Path(options.input_dir, "config.json")
     model_type = json.loads(config.read_text()).get("model_type") if config.is_file() else None

@@ -51,9 +51,10 @@ def load_config(name, **kwargs):
 
 def empty_model(config):
     """A model of this shape with all its heads and without weights, on the meta device: to be counted, not run."""
-    kind = BagelForConditionalGeneration if isinstance(config, BagelConfig) else AutoModelForMultimodalLM
     with torch.device("meta"):
-        return kind._from_config(config) if isinstance(config, BagelConfig) else kind.from_config(config)
+        if isinstance(config, BagelConfig):
+            return BagelForConditionalGeneration(config)
+        return AutoModelForMultimodalLM.from_config(config)
 
 
 def load_processor(name, config, **kwargs):

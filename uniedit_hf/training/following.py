@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftConfig
 
 from uniedit_hf.models.loading import load_config
-from uniedit_hf.models.workload import typical_workload
+from uniedit_hf.models.workload import ROWS, typical_workload
 
 from .activations import Checkpointing
 from .cards import card_at_hand
@@ -40,13 +40,13 @@ class Choice:
     """How a run trains.
 
     Args:
-        row: The way, with what it takes.
+        row: The way, with what it takes; `None` for a family that is not planned.
         sentence: The same in words, for the log and the card; `None` where all was set or nothing is planned.
         adapters: What is trained in place of the weights.
         quantization: How the weights under them are stored.
     """
 
-    row: PlanRow
+    row: PlanRow | None
     sentence: str | None
     adapters: PeftConfig | None
     quantization: object | None
@@ -86,6 +86,8 @@ def follow_plan(
         ValueError: If nothing that the settings allow fits; the message names what does.
     """
     config = load_config(model, **(args.model_init_kwargs or {}))
+    if args.plan is None and (config.model_type not in ROWS or _uses_deepspeed(args)):
+        return Choice(None, None, adapters, quantization)
     card = planned_card(args, card_at_hand(args.device))
     tokens = args.per_device_train_batch_size * args.max_tokens_per_pack
     planner = Planner(config, args, typical_workload(config, tokens), adapters, draws)
@@ -105,6 +107,11 @@ def follow_plan(
 def is_sharded(args: UniEditConfig) -> bool:
     """Whether FSDP spreads the weights over devices."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _uses_deepspeed(args: UniEditConfig) -> bool:
+    """Whether DeepSpeed spreads the weights, by rules of its own, which are not planned."""
+    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _allowed_ways(args: UniEditConfig, adapters, quantization) -> Sequence[Way]:

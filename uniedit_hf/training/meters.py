@@ -94,7 +94,7 @@ class Meters:
         logs = {}
         if self._counter is not None:
             rate = sums["useful_operations"] / seconds / processes / 1e12
-            logs["tflops_per_second"] = round(rate, 3)
+            logs["tflops_per_second"] = float(f"{rate:.4g}")
             if self.card.tflops is not None:
                 logs["mfu"] = round(rate / self.card.tflops, 4)
         if self._device.type == "cuda":
@@ -123,7 +123,7 @@ def summary(logs: Mapping[str, float]) -> str:
 
 def typical(history: Sequence[Mapping[str, float]]) -> str | None:
     """The median meters of a run in a few words, without its first log where there are more; `None` without any."""
-    logs = [log for log in history if "tflops_per_second" in log]
+    logs = [log for log in history if "tokens_per_second" in log]
     logs = logs[1:] or logs
     if not logs:
         return None
