@@ -23,8 +23,8 @@ from uniedit_hf.synthesis.records import Draft, variant_choices, variant_text
 from uniedit_hf.synthesis.settings import Decontaminate, Instruct, Screen
 from uniedit_hf.synthesis.shard import Passed, at_once
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
+from uniedit_hf.synthesis.stages.draw import prompt_for
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
-from uniedit_hf.synthesis.stages.edit import prompt_for
 from uniedit_hf.synthesis.stages.inspection import ImageInspection
 from uniedit_hf.synthesis.stages.instruct import FONTS, MEDIA, VARIANTS, Writing, draw_choices, instruct
 from uniedit_hf.synthesis.stages.screen import leaks, screen

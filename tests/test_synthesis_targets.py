@@ -16,7 +16,7 @@ from uniedit_hf.synthesis.ocr import text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Rejection
 from uniedit_hf.synthesis.settings import Edit, settings_from
-from uniedit_hf.synthesis.stages.edit import edit
+from uniedit_hf.synthesis.stages.draw import edit
 from uniedit_hf.synthesis.stages.verify import unchanged_share, verify
 
 

@@ -20,6 +20,9 @@ from uniedit_hf import __version__
 # The words after `uniedit` -> what the command does. `dataset build` lives in dataset_build.py.
 COMMANDS = {
     "quickstart": "Go the whole way once on a laptop: make data, tune a small model, look at its edits.",
+    "edit": "Edit an image, or every image of a folder, after an instruction.",
+    "ask": "Ask a question about an image, or about every image of a folder.",
+    "generate": "Draw an image for a prompt, or one for every line of a file.",
     "synthesize": "Turn questions about pictures into verified intelligent edits.",
     "dataset build": "Turn a raw release into Parquet that load_dataset reads.",
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",

@@ -24,8 +24,8 @@ from uniedit_hf.synthesis.settings import BudgetSettings, PlainEdits, Settings
 from uniedit_hf.synthesis.sources.reading import count_source, drafts_of
 from uniedit_hf.synthesis.stages.balance import Balance, quotas
 from uniedit_hf.synthesis.stages.classify import classify
+from uniedit_hf.synthesis.stages.draw import edit
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
-from uniedit_hf.synthesis.stages.edit import edit
 from uniedit_hf.synthesis.stages.inspection import ImageInspection
 from uniedit_hf.synthesis.stages.instruct import instruct
 from uniedit_hf.synthesis.stages.screen import screen

@@ -15,7 +15,7 @@ from uniedit_hf.synthesis.ocr import TextReader, text_match
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Verify
-from uniedit_hf.synthesis.stages.edit import COPY
+from uniedit_hf.synthesis.stages.draw import COPY
 
 
 STAGE = "verify"

@@ -1,0 +1,113 @@
+"""What `uniedit edit`, `ask` and `generate` do alike: load a model once, run over one input or many, write results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from uniedit_hf.release.raw import IMAGE_SUFFIXES
+
+
+@dataclass
+class InferenceOptions:
+    model: str = field(metadata={"help": "folder or Hub id of the model", "metavar": "NAME"})
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
+        default="auto", metadata={"help": "dtype of the weights; auto is bfloat16 on a GPU and float32 on a CPU"}
+    )
+    device: str = field(
+        default="auto", metadata={"help": "cuda, cuda:1, mps or cpu; auto takes a GPU if there is one"}
+    )
+    batch_size: int = field(default=8, metadata={"help": "requests that run side by side"})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: use 1 or more.")
+
+
+@dataclass
+class DrawingOptions(InferenceOptions):
+    seed: int = field(default=0, metadata={"help": "seed of the noise; the n-th input takes seed + n"})
+    size: list[int] | None = field(
+        default=None, metadata={"help": "width and height of the result in pixels", "metavar": "N"}
+    )
+    settings: dict | str | None = field(
+        default=None,
+        metadata={"help": "JSON of further settings, such as '{\"num_timesteps\": 25}'", "metavar": "JSON"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace results that exist"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size is not None and len(self.size) != 2:
+            raise ValueError(f"size has {len(self.size)} numbers: give width and height, as in --size 1024 768.")
+        try:
+            self.settings = json.loads(self.settings) if isinstance(self.settings, str) else self.settings or {}
+        except json.JSONDecodeError as error:
+            raise ValueError(f"settings is {self.settings!r}, which is not JSON ({error}).") from error
+        if not isinstance(self.settings, dict):
+            raise ValueError(f"settings is {self.settings!r}, but must be a JSON object of names and values.")
+
+    def drawing(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What the pipeline takes for the inputs of these numbers."""
+        seeds = [self.seed + number for number in numbers]
+        return {"seed": seeds, **({"size": tuple(self.size)} if self.size else {}), **self.settings}
+
+
+def load_pipeline(options: InferenceOptions):
+    """The pipeline on its device."""
+    import torch
+
+    from uniedit_hf import UniEditPipeline
+    from uniedit_hf.arithmetic import best_arithmetic
+
+    device = best_arithmetic().device if options.device == "auto" else options.device
+    automatic = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
+    return UniEditPipeline.from_pretrained(options.model, options.batch_size, dtype=dtype).to(device)
+
+
+def input_images(path: str) -> list[Path]:
+    """An image file, or all of a folder by name.
+
+    Raises:
+        OSError: If there is no such file, or no image in the folder.
+    """
+    place = Path(path)
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise OSError(f"There is no file or folder {path}: name an image, or a folder of images.")
+    found = sorted(each for each in place.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise OSError(f"The folder {path} holds no images: expected files such as NAME.png or NAME.jpg.")
+    return found
+
+
+def output_files(output: str, names: Sequence[str], many: bool, overwrite: bool) -> list[Path]:
+    """Where each result goes: a file for one input, a folder for many.
+
+    Raises:
+        OSError: If a result exists, or the place cannot be written.
+    """
+    place = Path(output)
+    paths = [place / f"{name}.png" for name in names] if many or place.is_dir() else [place]
+    if paths == [place] and place.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"output is {output}: name an image file such as edited.png, or a folder that exists.")
+    existing = [path for path in paths if path.exists()]
+    if existing and not overwrite:
+        raise OSError(f"{existing[0]} exists: choose another output, or pass --overwrite true.")
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    return paths
+
+
+def in_batches(paths: Sequence[Any], size: int) -> Iterable[tuple[list[int], list[Any]]]:
+    """Numbers and items, `size` at a time, with a progress bar where there are several batches."""
+    from tqdm import tqdm
+
+    for start in tqdm(range(0, len(paths), size), disable=len(paths) <= size, unit="batch"):
+        chosen = list(paths[start : start + size])
+        yield list(range(start, start + len(chosen))), chosen
