@@ -101,6 +101,7 @@ NOISE: dict[str, Callable[[str], str]] = {
     "reasons before": lambda reply: f"The edit covers 2/5 of the sky, and 3 of 4 dogs are there.\n\n{reply}",
     "reasons after": lambda reply: f"{reply}\n\nOn 4/5/2023 I would have said so too; see [1] and (3, 4).",
     "a thought": lambda reply: f"<think>Perhaps 1? No: 2 of the 5 are wrong.</think>\n{reply}",
+    "a thought without its beginning": lambda reply: f"Perhaps 1? Consistency: 1. 2 of the 5.\n</think>\n\n{reply}",
     "greeting": lambda reply: f"Sure! Here are my marks for image 2:\n{reply}\nLet me know if 1 or 2 need changes.",
     "byte order mark": lambda reply: f"\ufeff{reply}\n\n",
 }

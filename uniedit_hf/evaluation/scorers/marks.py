@@ -98,7 +98,9 @@ def read(reply: str, names: Mapping[str, Sequence[str]], scale: Scale, others: S
 
 DECODER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits) if len(digits) < 10 else inf)
 MOST_OBJECTS = 200
-THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+# A thought from the start of a line to its end, or, where the server left out how it begins, to a line's end.
+THOUGHT = re.compile(r"^\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+THOUGHT_END = re.compile(r"\A.*(?:\n\s*</think(?:ing)?>|</think(?:ing)?>\s*\n)", re.DOTALL | re.IGNORECASE)
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 ELEMENT, ELEMENT_END = re.compile(r"<([A-Za-z][A-Za-z_ -]{0,40})>"), re.compile(r"</[A-Za-z_ -]{1,41}>")
 NO_DIGITS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹", " ") | {"。": "."})
@@ -115,9 +117,7 @@ def plain_text(text: str) -> str:
 
 def _answer(reply: str) -> str:
     """What a model says after it thought."""
-    for closing in ("</think>", "</thinking>"):
-        reply = reply.rpartition(closing)[2]
-    return THOUGHTS.sub(" ", reply)
+    return THOUGHT_END.sub("", THOUGHT.sub("\n", reply))
 
 
 def _split(text: str) -> tuple[list[dict], str]:
