@@ -325,6 +325,23 @@ def test_requests_with_and_without_shortcuts_share_a_batch(model, processor):
         assert relative_error(latents, alone) < 1e-4
 
 
+def test_an_autoencoder_of_16_bit_or_tiles(model, processor):
+    """Latents and pixels come in fp32 all the same; images that fit a tile stay whole."""
+    pipe = UniEditPipeline(model, processor)
+    pixels = [processor.prepare_target(picture(96, 96, 1))]
+    (exact,) = model.round_trip(pixels)
+    errors = []
+    for options in ({"tile": 64}, {"tile": 96}, {"dtype": torch.bfloat16}):
+        (found,) = pipe.set_autoencoder(**options).model.round_trip(pixels)
+        assert found.dtype == torch.float32 and found.shape == exact.shape
+        errors.append(((found - exact).norm() / exact.norm()).item())
+    assert errors[0] > 0 and errors[1] == 0 and 0 < errors[2] < 0.1
+    with pytest.raises(ValueError, match="tile is 100: use a multiple of 8"):
+        pipe.set_autoencoder(tile=100)
+    with pytest.raises(ValueError, match="has no autoencoder of latents: leave out set_autoencoder"):
+        UniEditPipeline(tiny_janus(), tiny_janus_processor()).set_autoencoder(tile=64)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

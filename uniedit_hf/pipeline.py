@@ -109,6 +109,22 @@ class UniEditPipeline:
         model.compile_layers = layers
         return self
 
+    def set_autoencoder(self, dtype: torch.dtype | None = None, tile: int | None = None) -> UniEditPipeline:
+        """Runs BAGEL's autoencoder in 16 bit, or over tiles of large images, for less memory. Neither is exact.
+
+        Args:
+            dtype: Such as `torch.bfloat16`; fp32 unless told otherwise.
+            tile: Pixels a side from which images are cut into overlapping tiles, such as 512; none if not given.
+
+        Raises:
+            ValueError: If the family has no such autoencoder, or `tile` is not a multiple of 8.
+        """
+        model = inner_model(self.model)
+        if not hasattr(model, "set_autoencoder"):
+            raise ValueError(f"{type(model).__name__} has no autoencoder of latents: leave out set_autoencoder().")
+        model.set_autoencoder(dtype, tile)
+        return self
+
     def save_pretrained(self, folder) -> None:
         """Saves model and processor as `from_pretrained` reads them."""
         self.model.save_pretrained(folder)

@@ -330,8 +330,9 @@ class BagelForConditionalGeneration(
         """As `encode_images`, for images (n, 3, h, w) of one size: latents (n, 16, h/8, w/8)."""
         scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
         with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode(images.float()).latent_dist
-        drawn = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        mean = posterior.mean.float()
+        drawn = mean if noise is None else mean + posterior.std.float() * noise.to(mean)
         return scale * (drawn - shift)
 
     @torch.no_grad()
@@ -341,8 +342,28 @@ class BagelForConditionalGeneration(
         images = []
         for latent in latents:
             with torch.autocast(latent.device.type, enabled=False):
-                images.append(self.vae.decode(latent[None].float() / scale + shift).sample[0])
+                scaled = (latent[None].float() / scale + shift).to(self.vae.dtype)
+                images.append(self.vae.decode(scaled).sample[0].float())
         return images
+
+    def set_autoencoder(self, dtype: torch.dtype | None = None, tile: int | None = None) -> None:
+        """Runs the autoencoder in another dtype, or over tiles of large images; neither is exact.
+
+        Args:
+            dtype: Of its weights and activations; fp32 is what it was trained for. `None` changes nothing.
+            tile: Pixels a side from which images are cut into overlapping tiles; `None` switches tiles off.
+
+        Raises:
+            ValueError: If `tile` is not a multiple of 8, the autoencoder's stride.
+        """
+        if tile is not None and (tile < 64 or tile % 8):
+            raise ValueError(f"tile is {tile}: use a multiple of 8 of at least 64 pixels, such as 512.")
+        if dtype is not None:
+            for parameter in self.vae.parameters():
+                parameter.data = parameter.data.to(dtype)
+        self.vae.use_tiling = tile is not None
+        if tile is not None:
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = tile, tile // 8
 
     def round_trip(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """Pixels (3, h, w) as the model could draw them at best."""
