@@ -195,6 +195,20 @@ def static_cache_of(model):
     return static
 
 
+def test_images_of_a_batch_are_read_in_one_pass(model, processor):
+    """Whatever their sizes, and each as alone."""
+    pictures = [picture(width, height, width) for width, height in ((64, 48), (84, 84), (30, 60), (64, 48))]
+    samples = [Sample([ImageSegment(each, "vit"), TextSegment("what is this")]) for each in pictures]
+    passes = []
+    layer = model.model.vit_model.vision_model.encoder.layers[0]
+    hook = layer.register_forward_pre_hook(lambda *_: passes.append(1))
+    together = model(**processor(samples)).logits
+    hook.remove()
+    assert len(passes) == 1
+    for logits, sample in zip(together, samples):
+        assert relative_error(logits, model(**processor([sample])).logits[0]) < 1e-4
+
+
 # ---- the captured step
 
 

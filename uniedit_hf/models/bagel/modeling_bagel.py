@@ -37,7 +37,7 @@ from .encoders_bagel import (
 from .flow import patchify
 from .generation_bagel import BagelImageGenerationMixin
 from .pretrained_bagel import BagelPreTrainedModel
-from .routing_bagel import PackRouting, same_size
+from .routing_bagel import PackRouting, image_splits, same_size
 from .training_bagel import BagelTrainingMixin
 
 
@@ -110,11 +110,13 @@ class BagelModel(BagelPreTrainedModel):
         self.language_model.embed_tokens = value
 
     def embed_vit(self, vit_patches: torch.Tensor, vit_grids: torch.Tensor) -> torch.Tensor:
-        """Patches (V, patch vector) of images with `vit_grids` (images, 2) to tokens (V, D)."""
+        """Patches (V, patch vector) of images with `vit_grids` (images, 2) to tokens (V, D), all in one pass."""
         side, device, grids = self.vit_pos_embed.side, vit_patches.device, vit_grids.tolist()
         none = torch.empty(0, dtype=torch.long, device=device)
         index = torch.cat([none, *(grid_index(*grid, side, device) for grid in grids)])
-        return self.connector(self.vit_model(vit_patches, grids, index)) + self.vit_pos_embed(index)
+        splits = image_splits(grids)
+        seen = self.vit_model(vit_patches, grids, index, splits and splits.to(device))
+        return self.connector(seen) + self.vit_pos_embed(index)
 
     def embed_pack(
         self,

@@ -127,7 +127,7 @@ def route_pack(
         num_image_targets=int(carries_loss.sum()),
         vit_grids=_plain(vit_grids),
         vit_cells=_tensor(_cells(vit_grids)[0]),
-        vit_splits=_image_splits(vit_grids),
+        vit_splits=image_splits(vit_grids),
         latent_grids=_plain(latent_grids),
         latent_cells=_tensor(cells),
         latent_views=_tensor(views),
@@ -164,7 +164,7 @@ def _cells(grids: Grids) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.zeros((0, 2), np.int64), *cells]), np.repeat(np.arange(len(sizes)), sizes)
 
 
-def _image_splits(grids: Grids) -> SplitPlan | None:
+def image_splits(grids: Grids) -> SplitPlan | None:
     """Attention over the tokens of several images, each to itself."""
     if len(same_size(_plain(grids))) < 2:
         return None
