@@ -19,7 +19,7 @@ from uniedit_hf.conversations import conversation_sample
 from uniedit_hf.models.card import pushed_card
 from uniedit_hf.models.family import DrawingStep
 from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
-from uniedit_hf.pipeline_inputs import checked_size, checked_text, given, one_for_each, request_list
+from uniedit_hf.pipeline_inputs import check_names, checked_size, checked_text, given, one_for_each, request_list
 from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
@@ -64,6 +64,20 @@ class UniEditPipeline:
         self.batch_size = batch_size
         self.loaded_from: str | None = None
         self._interrupt = False
+        self._bar_options: dict = {"disable": None}  # tqdm shows it in terminals alone
+
+    def __repr__(self) -> str:
+        model = inner_model(self.model)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return (
+            f"UniEditPipeline({type(model).__name__}, {count:,} parameters, {model.dtype} on {self.device}, "
+            f"batch_size={self.batch_size}, from {self.loaded_from!r})"
+        )
+
+    def set_progress_bar_config(self, **options) -> None:
+        """Sets options of the tqdm bar over steps, as in diffusers: `disable=True` hides it, `disable=False` shows it
+        where there is no terminal, too."""
+        self._bar_options = {"disable": None} | options
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, batch_size: int = 8, **kwargs) -> UniEditPipeline:
@@ -430,15 +444,17 @@ class UniEditPipeline:
     # --- shared -------------------------------------------------------------------------------------------------
 
     def _draw(self, samples: list[Sample], requests: list, thoughts: list, callback) -> list[Image.Image]:
-        count, images = len(samples), []
+        images, starts = [], range(0, len(samples), self.batch_size)
         self._interrupt = False
-        for start in tqdm(range(0, count, self.batch_size), disable=count <= self.batch_size, desc="drawing"):
-            batch = slice(start, start + self.batch_size)
-            options = {"thoughts": thoughts[batch]} if thoughts else {}
-            contexts = self._to_device(self.processor.guidance_contexts(samples[batch], **options))
-            watch = None if callback is None else self._step_callback(callback)
-            pixels = self.model.generate_images(requests[batch], callback_on_step_end=watch, **contexts)
-            images += [self.processor.to_pil(each) for each in pixels]
+        with tqdm(**{"desc": "drawing", "unit": "step"} | self._bar_options) as bar:
+            for start in starts:
+                batch = slice(start, start + self.batch_size)
+                options = {"thoughts": thoughts[batch]} if thoughts else {}
+                contexts = self._to_device(self.processor.guidance_contexts(samples[batch], **options))
+                watched = callback is not None or not bar.disable
+                watch = self._step_callback(callback, bar, len(starts)) if watched else None
+                pixels = self.model.generate_images(requests[batch], callback_on_step_end=watch, **contexts)
+                images += [self.processor.to_pil(each) for each in pixels]
         return images
 
     @property
@@ -446,10 +462,16 @@ class UniEditPipeline:
         """What `edit` and `generate` take beside their requests: `size` and the fields of the model's settings."""
         return {field.name for field in fields(self.model.image_settings)} - {"width", "height"} | {"size"}
 
-    def _step_callback(self, callback: StepCallback) -> Callable[[DrawingStep], None]:
-        """The callback of diffusers' form as the model calls it."""
+    def _step_callback(
+        self, callback: StepCallback | None, bar: tqdm, num_batches: int
+    ) -> Callable[[DrawingStep], None]:
+        """The callback of diffusers' form as the model calls it; it moves the bar as well."""
 
         def watch(step: DrawingStep) -> None:
+            bar.total = step.total * num_batches
+            bar.update()
+            if callback is None:
+                return
             shown = {"latents": step.latents, "num_steps": step.total, "preview": step.preview}
             changed = callback(self, step.number - 1, torch.tensor(step.times), shown) or {}
             step.latents[:] = changed.get("latents", step.latents)
@@ -460,8 +482,7 @@ class UniEditPipeline:
     def _image_settings(self, count: int, settings: dict) -> list:
         """The model's `ImageSettings` of every request, all checked before anything is drawn."""
         known = self.known_settings
-        if unknown := sorted(settings.keys() - known):
-            raise ValueError(f"There is no setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}.")
+        check_names(settings, known)
         columns = {name: one_for_each(value, count, name) for name, value in settings.items()}
         requests = []
         for index in range(count):

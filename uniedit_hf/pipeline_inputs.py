@@ -5,6 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 
+# Settings of diffusers' pipelines -> what to write here.
+OF_DIFFUSERS = {
+    "generator": "give seed=7, or a list with a seed for each image",
+    "num_inference_steps": "give num_timesteps, which counts both ends: 25 steps are num_timesteps=26",
+    "guidance_scale": "give text_guidance_scale, and image_guidance_scale for the source",
+    "true_cfg_scale": "give text_guidance_scale, and image_guidance_scale for the source",
+    "height": "give size=(width, height)",
+    "width": "give size=(width, height)",
+    "num_images_per_prompt": "give a list with the prompt once for each image, and a list of seeds",
+    "negative_prompt": "leave it out: this model is guided by a context without the text",
+    "output_type": "leave it out: results are PIL images",
+    "callback_on_step_end_tensor_inputs": "leave it out: the callback gets latents and a preview",
+}
+
+
+def check_names(settings: dict, known: set[str]) -> None:
+    """Whether every setting is one that the model has; those of diffusers are told by our names.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name in sorted(settings.keys() - known):
+        if name in OF_DIFFUSERS:
+            raise ValueError(f"There is no setting {name}: {OF_DIFFUSERS[name]}.")
+        raise ValueError(f"There is no setting {name}: choose from {', '.join(sorted(known))}.")
+
+
 def request_list(**columns) -> tuple[list[dict], bool]:
     """One dictionary per request; single values serve every request of a list."""
     lists = {name: value for name, value in columns.items() if isinstance(value, (list, tuple))}
