@@ -300,7 +300,7 @@ def test_the_cache_keeps_replies_and_what_they_cost(tmp_path):
 
 def test_a_file_that_is_no_cache_is_named(tmp_path):
     (tmp_path / "c.sqlite").write_text("something else, long enough to be looked at as a header" * 40)
-    with pytest.raises(ValueError, match="c.sqlite is no call cache"):
+    with pytest.raises(ValueError, match="c.sqlite is not a call cache"):
         CallCache(tmp_path / "c.sqlite", tmp_path)
     sqlite3.connect(tmp_path / "d.sqlite").close()
 

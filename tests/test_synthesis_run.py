@@ -251,7 +251,7 @@ def test_the_budget_stops_cleanly_and_a_larger_one_goes_on(server, tmp_path, lim
     per_call = {"calls": 0, "tokens": 120, "money": 0.0012}[name]
     assert name in merged.stopped and spent <= most + per_call * (CHAT + EDITOR)
     assert merged.counts.records + merged.counts.rejects < 30
-    assert "Not whole" in (tmp_path / "out" / "report.html").read_text()
+    assert "Stopped early" in (tmp_path / "out" / "report.html").read_text()
     again = run(settings_from(settings, "it"))
     assert again.stopped is None and again.counts.records + again.counts.rejects == 30
 

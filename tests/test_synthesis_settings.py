@@ -53,9 +53,9 @@ def planned(**changes) -> dict:
         ({"backends": {"c": {"kind": "openai", "model": "m", "base_url": "http://me:sk-oops@host/v1"}}}, "no key"),
         ({"instruct": {"backend": "rules", "depths": {0: 1}}}, "instruct.depths: 'rules' always writes a condition"),
         ({"engine": {"kind": "datatrove", "executor": "slurm"}}, "engine: slurm needs partition and time"),
-        ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' understands images of the source easy_vqa"),
+        ({"source": {"kind": "rows", "files": ["a.jsonl"]}}, "'rules' only understands images of easy-VQA"),
         ({"edit": {"backend": "c"}, "backends": {"c": {"kind": "openai", "model": "m"}}}, "not an image editor"),
-        ({"classify": None}, "classify: this source names no categories"),
+        ({"classify": None}, "classify: this source has no categories"),
         ({"source": {"kind": "planned_edits"}}, "classify: the source planned_edits names the categories itself"),
         (planned(balance={"shares": {"shape": 1}}), "balance.size: the source planned_edits needs to know how many"),
         (planned(balance={"size": 9}), "balance.shares: give weights to some of shape, color, count, location, know"),
@@ -93,7 +93,7 @@ def test_the_command_makes_edits_by_rules_and_prices_them_first(tmp_path, capsys
     settings |= {"output_dir": str(tmp_path / "few"), "source": {"kind": "easy_vqa", "limit": 12}}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
     assert main(["synthesize", "--config", str(tmp_path / "few.yaml")]) == 0
-    assert "20 edits were asked for; the source ended before" in capsys.readouterr().out
+    assert "Fewer than the 20 edits of balance.size" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").exists() and list((tmp_path / "out" / "official").glob("*148k.jsonl"))
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_makes_nothing_says_so(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "No edit came of 1 rows (1 source: image not found): see " in error
+    assert "No edit was made from 1 rows (1 source: image not found): see " in error
     (tmp_path / "file").write_text("")
     settings["output_dir"] = str(tmp_path / "file")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))

@@ -1,4 +1,4 @@
-"""What a run may spend. When it is spent no further call is made, and the run stops cleanly."""
+"""The budget of a run. When it is used up, no further call is made and the run stops cleanly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Budget:
         for name in ("calls", "tokens", "money"):
             limit, spent = getattr(self.limits, name), getattr(self, name)
             if limit is not None and spent >= limit:
-                raise BudgetReached(f"the budget of {limit:,} {name} is spent")
+                raise BudgetReached(f"the budget of {limit:,} ({name}) is used up")
         self.calls += 1
 
     def fail_call(self) -> None:

@@ -43,7 +43,7 @@ class CallCache:
         images: The folder of images, which several caches may share.
 
     Raises:
-        ValueError: Another process has the file open, or it is no cache.
+        ValueError: Another process has the file open, or it is not a cache.
     """
 
     def __init__(self, file: Path, images: Path):
@@ -61,7 +61,7 @@ class CallCache:
                 "choose another output_dir."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{file} is no call cache ({error}): move it away to start anew.") from error
+            raise ValueError(f"{file} is not a call cache ({error}): move it away to start again.") from error
 
     def get(self, key: bytes) -> Reply | None:
         row = self.connection.execute(READ, (key,)).fetchone()

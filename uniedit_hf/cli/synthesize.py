@@ -1,4 +1,4 @@
-"""`uniedit synthesize`: from questions about pictures to intelligent edits."""
+"""`uniedit synthesize`: from questions about images to intelligent edits."""
 
 from __future__ import annotations
 
@@ -14,24 +14,34 @@ if TYPE_CHECKING:
 @dataclass
 class SynthesizeOptions:
     output_dir: str = field(
-        metadata={"help": "where everything goes; a run that was stopped there goes on", "metavar": "FOLDER"}
+        metadata={"help": "folder of the run; the same command resumes a run that was stopped", "metavar": "FOLDER"}
     )
-    source: dict = field(metadata={"help": "where questions come from; in the file"})
-    instruct: dict = field(metadata={"help": "who writes instructions; in the file"})
-    edit: dict = field(metadata={"help": "who draws; in the file"})
-    backends: dict = field(default_factory=dict, metadata={"help": "chat models and editors by name; in the file"})
-    decontaminate: dict = field(default_factory=dict, metadata={"help": "benchmarks and duplicates; in the file"})
-    classify: dict | None = field(default=None, metadata={"help": "who classifies questions; in the file"})
-    balance: dict = field(default_factory=dict, metadata={"help": "size and shares; in the file"})
-    screen: dict = field(default_factory=dict, metadata={"help": "what instructions must be like; in the file"})
-    verify: dict = field(default_factory=dict, metadata={"help": "who judges, and thresholds; in the file"})
-    budget: dict = field(default_factory=dict, metadata={"help": "limits of calls, tokens, money; in the file"})
-    engine: dict = field(default_factory=dict, metadata={"help": "local or datatrove; in the file"})
-    export: dict = field(default_factory=dict, metadata={"help": "what else is written; in the file"})
-    seed: int = field(default=0, metadata={"help": "decides every choice that is drawn"})
-    shards: int = field(default=1, metadata={"help": "parts that are made independently"})
-    window: int = field(default=64, metadata={"help": "rows of a shard that are under way at most"})
-    dry_run: bool = field(default=False, metadata={"help": "say what the run may cost, and make nothing"})
+    source: dict = field(metadata={"help": "where questions come from (set in the YAML file)"})
+    instruct: dict = field(metadata={"help": "chat model that writes the instructions (set in the YAML file)"})
+    edit: dict = field(metadata={"help": "image editor to use (set in the YAML file)"})
+    backends: dict = field(
+        default_factory=dict, metadata={"help": "chat models and image editors by name (set in the YAML file)"}
+    )
+    decontaminate: dict = field(
+        default_factory=dict, metadata={"help": "benchmarks to keep out, and duplicates (set in the YAML file)"}
+    )
+    classify: dict | None = field(
+        default=None, metadata={"help": "chat model that classifies questions (set in the YAML file)"}
+    )
+    balance: dict = field(
+        default_factory=dict, metadata={"help": "number of edits and share of each category (set in the YAML file)"}
+    )
+    screen: dict = field(default_factory=dict, metadata={"help": "limits for instructions (set in the YAML file)"})
+    verify: dict = field(default_factory=dict, metadata={"help": "judges and thresholds (set in the YAML file)"})
+    budget: dict = field(
+        default_factory=dict, metadata={"help": "limits for calls, tokens and money (set in the YAML file)"}
+    )
+    engine: dict = field(default_factory=dict, metadata={"help": "local or datatrove (set in the YAML file)"})
+    export: dict = field(default_factory=dict, metadata={"help": "further output files (set in the YAML file)"})
+    seed: int = field(default=0, metadata={"help": "seed of every random choice"})
+    shards: int = field(default=1, metadata={"help": "number of independent parts"})
+    window: int = field(default=64, metadata={"help": "most rows of a shard in progress at a time"})
+    dry_run: bool = field(default=False, metadata={"help": "print an upper bound of the cost and exit"})
 
 
 def run(options: SynthesizeOptions) -> None:
@@ -47,24 +57,26 @@ def run(options: SynthesizeOptions) -> None:
         return
     merged = run_synthesis(settings)
     if merged is None:
-        print("Slurm has the shards now, and merges them when they are there.")
+        print("Submitted to Slurm. A final job merges the shards when all of them are done.")
         return
-    _tell(merged, settings.balance.size, settings.output_dir / "report.html")
+    _print_result(merged, settings.balance.size, settings.output_dir / "report.html")
 
 
-def _tell(merged: Merged, wanted: int | None, report: Path) -> None:
-    """What came of a run, and what can be done about the rest. Raises ValueError if nothing came of it."""
+def _print_result(merged: Merged, wanted: int | None, report: Path) -> None:
+    """Prints how many edits were made and what to do about the rest. Raises ValueError if none was made."""
     counts, (made, rejected) = merged.counts, (merged.counts.records, merged.counts.rejects)
     most = ", ".join(f"{number:,} {stage}: {reason}" for (stage, reason), number in counts.by_reason.most_common(3))
-    again = f"{merged.failed:,} rows failed at calls that may succeed another time: start again to try them."
+    again = f"{merged.failed:,} rows failed at calls that may succeed later: run the same command again to retry them."
     if not made and not merged.stopped:
-        found = f"No edit came of {rejected:,} rows ({most or 'the source is empty'}): see {report}."
+        found = f"No edit was made from {rejected:,} rows ({most or 'the source is empty'}): see {report}."
         raise ValueError(f"{found} {again}" if merged.failed else found)
     print(f"{made:,} edits in {merged.dataset}, {rejected:,} rows rejected{f' ({most})' if most else ''}.")
     if merged.stopped:
-        print(f"Not whole: {merged.stopped}. Start again with a larger one to go on.")
+        print(f"Stopped early: {merged.stopped}. Raise it and run the same command to resume.")
     elif wanted is not None and made < wanted:
-        print(f"{wanted:,} edits were asked for; the source ended before there were enough for the shares of balance.")
+        print(
+            f"Fewer than the {wanted:,} edits of balance.size: the source has too few rows for the shares of balance."
+        )
     if merged.failed:
         print(again)
     print(f"Finished: open {report}")

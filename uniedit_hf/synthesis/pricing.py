@@ -1,4 +1,5 @@
-"""What a run may cost, from the number of rows: an upper bound, as if no row were rejected before its last call."""
+"""An upper bound of what a run costs, from the number of rows: it assumes that no row is rejected before its last
+call."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run may cost.
+    """An upper bound of what a run costs.
 
     Args:
         rows: Of the source; None if it does not say.
@@ -51,7 +52,7 @@ class Estimate:
 
     def __str__(self) -> str:
         rows = "an unknown number of" if self.rows is None else f"{self.rows:,}"
-        head = f"{rows} rows with about {self.questions:,} questions; {self.unusable:.0%} of the first are unusable."
+        head = f"{rows} rows with about {self.questions:,} questions; {self.unusable:.0%} of the first cannot be used."
         table = [f"{'stage':10}{'backend':14}{'model':28}{'calls':>12}{'tokens':>16}{'cost':>12}"]
         table += [
             f"{x.stage:10}{x.backend:14}{x.model[:27]:28}{x.calls:12,}{x.tokens:16,}{x.money:12,.2f}"
@@ -61,7 +62,7 @@ class Estimate:
         table.append(f"{'at most':52}{calls:12,}{tokens:16,}{sum(x.money for x in self.lines):12,.2f}")
         notes = (
             f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_IMAGE:,} tokens an image, no rejections or "
-            f"retries. {self.kept:,} replies are kept from before and are not paid again."
+            f"retries. {self.kept:,} replies are in the folder already and are not paid again."
         )
         return "\n".join([head, *table, notes])
 

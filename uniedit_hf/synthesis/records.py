@@ -1,4 +1,4 @@
-"""What the stages of synthesis hand to each other: a draft on its way, a finished record, or a rejection."""
+"""The three things that stages of synthesis exchange: a draft, a finished record, or a rejection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Record:
         license: The licence of the source image.
         source_size: (width, height) of the source in pixels.
         target_size: (width, height) of the target in pixels.
-        split: The split of the source image; it decides where a record may be used and is no column.
+        split: The split of the source image. Not a column: only training images go into a training set.
     """
 
     id: str
@@ -60,13 +60,13 @@ class Rejection:
     """A row that became no record.
 
     Args:
-        reason: Why, in words that can be counted.
+        reason: Why, in a few words that can be counted.
         id: The row's stable id.
-        stage: Where.
-        detail: What was found here.
-        reply: What the model replied, word for word.
+        stage: The stage that rejected it.
+        detail: What was found.
+        reply: The reply of the model, word for word.
         question: The row's question.
-        position: Where in the source the row stands.
+        position: The row in the source, and the turn in the row.
     """
 
     reason: str

@@ -1,4 +1,4 @@
-"""A whole run: every shard, then one set of all of them with a report beside it."""
+"""A complete run: makes every shard, merges them into one data set and writes the report."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from uniedit_hf.synthesis.writer import Merged, ShardFiles, fingerprint, merge
 
 
 def run(settings: Settings) -> Merged | None:
-    """Makes the set of edits that the settings describe, or goes on with it.
+    """Makes the set of edits that the settings describe, or resumes the run.
 
     Returns:
         What came of it; None if Slurm makes it later.
 
     Raises:
-        ValueError: The source cannot be read, a backend cannot answer, or the folder holds another run.
+        ValueError: The source cannot be read, a backend cannot answer, or the folder contains another run.
     """
     _check_folder(settings)
     if settings.engine.kind == "datatrove":
@@ -44,20 +44,22 @@ def _check_folder(settings: Settings) -> None:
         raise ValueError(f"{settings.output_dir} is a file: choose a folder as output_dir.")
     if not plan.exists():
         if settings.output_dir.exists() and any(settings.output_dir.iterdir()):
-            raise ValueError(f"{settings.output_dir} holds files of another origin: choose an empty output_dir.")
+            raise ValueError(
+                f"{settings.output_dir} contains files that are not of a run: choose an empty output_dir."
+            )
         plan.parent.mkdir(parents=True)
         plan.write_text(json.dumps({"shards": settings.shards}), encoding="utf-8")
         return
     shards = json.loads(plan.read_text(encoding="utf-8"))["shards"]
     if shards != settings.shards:
         raise ValueError(
-            f"{settings.output_dir} holds a run with {shards} shards, the settings say {settings.shards}: choose "
+            f"{settings.output_dir} contains a run with {shards} shards, the settings say {settings.shards}: choose "
             f"another output_dir, or set shards: {shards}."
         )
 
 
 def _spent_by_others(settings: Settings, number: int) -> list[Spent]:
-    """What the calls of all other shards have cost."""
+    """The cost of the calls of all other shards."""
     spent = []
     for other in range(settings.shards):
         summary = ShardFiles(settings.output_dir, other).read_summary() if other != number else None

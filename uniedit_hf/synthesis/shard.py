@@ -41,13 +41,13 @@ Result = Draft | Rejection
 def make_shard(
     settings: Settings, number: int, budget: BudgetSettings | None = None, earlier: Sequence[Spent] = ()
 ) -> dict[str, Any]:
-    """Makes a shard, or goes on with it; a finished one is left as it is.
+    """Makes a shard, or resumes it; a finished one is left as it is.
 
     Args:
-        settings: Of the run.
-        number: Of the shard.
-        budget: What may be spent; the run's by default.
-        earlier: What has been spent of it by other shards.
+        settings: Settings of the run.
+        number: Number of the shard.
+        budget: Limits; those of the run by default.
+        earlier: What other shards have spent of it.
 
     Returns:
         The summary of the shard.
@@ -214,7 +214,7 @@ class Shard:
             return await work(draft)
         except BudgetReached as reached:
             self.stopped = str(reached)
-            return draft.rejected(NOT_REACHED, "the budget is spent")
+            return draft.rejected(NOT_REACHED, "the budget is used up")
 
 
 def _finished(making: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:

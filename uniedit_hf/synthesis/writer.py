@@ -1,4 +1,4 @@
-"""What a run leaves on disk: the files of each shard, and one set of all shards with every row accounted for."""
+"""The files of a run: those of each shard, and one data set of all shards in which every row is accounted for."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class Counts:
         self.rejected_examples.setdefault(key, row)
 
     def stages(self) -> list[dict[str, Any]]:
-        """How many rows each stage took, rejected and gave."""
+        """Rows that went into each stage, were rejected there, and came out."""
         left, table = self.records + self.rejects, []
         for stage in STAGES:
             rejected = self.by_stage[stage]
@@ -227,7 +227,7 @@ class Counts:
 
 
 def example(row: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a row: as little that many can be kept in memory."""
+    """The part of a row that the report shows; small, so that many fit into memory."""
     return {
         "category": _category(row),
         "choices": variant_choices(row["variant"] or ""),
@@ -298,7 +298,7 @@ def _ending(data: bytes) -> str:
 
 @dataclass
 class Merged:
-    """What came of a run.
+    """The result of a run.
 
     Args:
         dataset: The folder of Parquet files.
@@ -312,7 +312,7 @@ class Merged:
 
     @property
     def stopped(self) -> str | None:
-        """Why the set is not whole, if it is not."""
+        """Why the run stopped early, if it did."""
         return next(filter(None, (summary["stopped"] for summary in self.summaries)), None)
 
     @property

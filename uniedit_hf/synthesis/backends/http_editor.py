@@ -55,7 +55,7 @@ class HttpEditorBackend:
                 return Reply(model, refusal=str(made["refusal"]))
             return Reply(model, image=EncodedImage(base64.b64decode(made["image"], validate=True)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PassingFailure("the reply is no JSON with an image or a refusal") from error
+            raise PassingFailure("the reply is not JSON with an image or a refusal") from error
 
     async def close(self) -> None:
         await self.client.aclose()

@@ -65,7 +65,7 @@ class OpenAiEditorBackend:
         try:
             image = EncodedImage(base64.b64decode(data, validate=True)) if data else None
         except ValueError:
-            refusal = "the image in the reply is no base64"  # it has been paid for, so it is kept like any other
+            refusal = "the image in the reply is not base64"  # it has been paid for, so it is kept like any other
         return Reply(
             self.settings.model,
             image=image,

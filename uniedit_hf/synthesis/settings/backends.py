@@ -1,4 +1,5 @@
-"""Who is asked. Keys to services are never settings: a backend names the environment variable that holds its key."""
+"""Settings of chat models and image editors. A key is never a setting: a backend names the environment variable
+that contains it."""
 
 from __future__ import annotations
 

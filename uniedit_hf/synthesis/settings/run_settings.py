@@ -51,7 +51,7 @@ class Engine(Section):
 
 
 class Export(Section):
-    """What is written beside Parquet.
+    """Files that are written in addition to Parquet.
 
     Args:
         rows_per_file: Rows of a Parquet file.
@@ -68,10 +68,10 @@ class Settings(Section):
     """A run. See the classes above for its sections.
 
     Args:
-        output_dir: Where everything goes; a run that was stopped there goes on.
-        seed: Decides every choice that is drawn.
-        shards: Parts that are made independently, each with its own share of `balance.size`.
-        window: Rows of a shard that are under way at most; it bounds memory.
+        output_dir: Folder of the run; a run that was stopped there is resumed.
+        seed: Seed of every random choice.
+        shards: Number of independent parts, each with its own share of `balance.size`.
+        window: Most rows of a shard in progress at a time; it bounds memory.
     """
 
     output_dir: Path
@@ -105,7 +105,7 @@ class Settings(Section):
                 continue
             if name == built_in:
                 if not isinstance(self.source, SMALL_WORLD):
-                    raise ValueError(f"{role}: {name!r} understands images of the source easy_vqa alone")
+                    raise ValueError(f"{role}: {name!r} only understands images of easy-VQA")
                 continue
             if name not in self.backends:
                 known = ", ".join(filter(None, (*self.backends, built_in)))
@@ -114,7 +114,7 @@ class Settings(Section):
                 wanted = "a chat model" if kind is Chat else "an image editor"
                 raise ValueError(f"{role}: the backend {name!r} is of kind {self.backends[name].kind!r}, not {wanted}")
         if self.classify is None and not self.planned and not isinstance(self.source, Rows):
-            raise ValueError("classify: this source names no categories; name a chat model, or 'rules' for easy_vqa")
+            raise ValueError("classify: this source has no categories; name a chat model, or 'rules' for easy_vqa")
         if self.instruct.backend == "rules" and not any(w for depth, w in self.instruct.depths.items() if depth):
             raise ValueError("instruct.depths: 'rules' always writes a condition; give a depth above 0 a weight")
         if self.edit.backend == "exact" and self.instruct.backend != "rules":
@@ -147,8 +147,8 @@ class Settings(Section):
 
     @property
     def planned(self) -> bool:
-        """Whether the source plans every edit: it says what the instruction shall be like, and asks of an image as
-        often as it takes."""
+        """Whether the source plans every edit: it decides what each instruction is like and uses an image as often
+        as needed."""
         return isinstance(self.source, (PlannedEdits, PlainEdits))
 
 

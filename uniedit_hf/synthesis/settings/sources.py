@@ -1,4 +1,4 @@
-"""Where questions come from."""
+"""Settings of the sources of questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each stage does, and from which threshold on a row is rejected."""
+"""Settings of each stage, and the thresholds below which a row is rejected."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class BenchmarkDataset(Section):
 
 
 class Decontaminate(Section):
-    """What is kept out before anything is paid for.
+    """Rows that are kept out before any call is paid.
 
     Args:
         benchmarks: Folders of benchmark images.
-        benchmark_datasets: Data sets whose images are looked for.
-        near_duplicates: Whether the same question about an image that looks the same is dropped; the same question
-            about the very same image always is.
+        benchmark_datasets: Benchmark data sets.
+        near_duplicates: Drop the same question about an image that looks the same. The same question about the very
+            same image is always dropped.
     """
 
     benchmarks: list[Path] = []
@@ -37,16 +37,16 @@ class Decontaminate(Section):
 
 
 class Classify(Section):
-    """Which chat model classifies; `rules` where the source is easy-VQA. Rows with a category are not asked about."""
+    """The chat model that classifies questions, or `rules` for easy-VQA. Rows with a category need no call."""
 
     backend: str
 
 
 class Balance(Section):
-    """How many records there shall be, and of which categories.
+    """The number of edits, and the share of each category.
 
     Args:
-        size: Records to make; all that the source gives if not set.
+        size: Number of edits; as many as the source gives if not set.
         shares: "148k" or "40k" for those of the paper, or a weight for each category.
     """
 
@@ -68,10 +68,10 @@ class Balance(Section):
 
 
 class Instruct(Section):
-    """Which chat model writes; `rules` for easy-VQA.
+    """The chat model that writes instructions, or `rules` for easy-VQA.
 
     Args:
-        backend: Its name.
+        backend: Its name under `backends`.
         depths: A weight for each number of nested conditions, 0 to 3.
         false_conditions: The share of outermost conditions that do not hold.
         unchanged: The share of conditions whose branch leaves the image as it is.
@@ -91,7 +91,7 @@ class Instruct(Section):
 
 
 class Screen(Section):
-    """What an instruction must be like.
+    """Limits for instructions.
 
     Args:
         min_words: Words at least.
@@ -106,10 +106,10 @@ class Screen(Section):
 
 
 class Edit(Section):
-    """Which editor draws; `exact` for easy-VQA.
+    """The image editor, or `exact` for easy-VQA.
 
     Args:
-        backend: Its name.
+        backend: Its name under `backends`.
         pixels: About how many pixels are asked for.
         multiple: Sides asked for are multiples of this.
         max_stretch: By how much the sides of a result may differ in proportion from those of the source. Within it the
@@ -126,7 +126,7 @@ class Edit(Section):
 
 
 class Verify(Section):
-    """How results are judged; what is not set is not looked at.
+    """Checks of the results; a check that is not set is skipped.
 
     Args:
         judge: The chat model that compares source and result, or `rules` for easy-VQA.

@@ -1,4 +1,4 @@
-"""How many records of each category: places are given to drafts in order, and those of rejected drafts again."""
+"""Keeps the share of each category: drafts take places in order, and rejected drafts give theirs back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a question is about, and its bare answer."""
+"""Classifies a question and shortens its answer."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
 
 
 def prompt_for(draft: Draft, bars: bool = False) -> str:
-    """What the editor is told; unlike the model that learns from the result, it is told the answer."""
+    """The prompt of the editor. It contains the answer, unlike the instruction that a model is trained on."""
     canvas = prompt("edit_scene" if draft.canvas == "scene" else "edit_new").text
     if bars:
         canvas = f"{canvas} {prompt('edit_bars').text}"

@@ -1,5 +1,5 @@
-"""What has been there before in the same set: questions about images, and instructions for them. The indices are on
-disk, so memory does not grow with the set."""
+"""Drops questions and instructions that the same data set already has. The indices are on disk, so memory does not
+grow with the data set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LATEST = "SELECT text FROM instruction WHERE image = ? ORDER BY rowid DESC LIMIT
 
 
 class SeenBefore:
-    """Keeps what came and drops what comes again. It begins empty: a run that goes on fills it anew in the same order.
+    """Remembers what came and drops what comes again. It starts empty; a resumed run fills it again in the same order.
 
     Args:
         file: Where the index goes; replaced if it is there.

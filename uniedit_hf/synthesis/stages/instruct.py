@@ -95,8 +95,13 @@ SHAPES = ("round", "square", "triangular", "rectangular", "oval", "star-shaped",
 
 
 def draw_choices(draft: Draft, settings: Instruct, rng: random.Random) -> dict[str, str | int | bool]:
-    """The plan of an instruction: variant, depth, whether the condition holds and whether the image changes, medium
-    and font of what is rendered, and the wrong value that a false condition is built on, where there is a list."""
+    """Draws the plan of an instruction.
+
+    Returns:
+        `variant`; `depth`; `condition`, whether the outermost condition is true; `changed`, whether the image changes;
+        `medium` and `font` of rendered text; and `distractor`, the wrong value of a false condition (color, shape and
+        count only).
+    """
     depths = settings.depths
     choices: dict[str, str | int | bool] = {
         "variant": rng.choice(VARIANTS[draft.category]),

@@ -1,4 +1,4 @@
-"""Whether an instruction can be used: long enough, whole, and without the answer in it."""
+"""Checks an instruction: its length, whether it is finished, and that it does not contain the answer."""
 
 from __future__ import annotations
 

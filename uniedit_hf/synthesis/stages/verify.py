@@ -1,4 +1,4 @@
-"""Whether the target is right: two judges, the pixels, and the text that is to be read in it."""
+"""Checks a target: unchanged pixels, rendered text, a judge and a quality grade."""
 
 from __future__ import annotations
 
