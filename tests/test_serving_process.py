@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -27,6 +28,9 @@ from openai import OpenAI  # noqa: E402
 from serving_parts import FAST, opened, png, same, spelling_pipe, tiny_pipe, until  # noqa: E402
 
 from uniedit_hf.cli import main  # noqa: E402
+from uniedit_hf.cli.parsing import CommandParser  # noqa: E402
+from uniedit_hf.cli.serve import run  # noqa: E402
+from uniedit_hf.serving.limits import Limits, limits_from  # noqa: E402
 
 
 KEY = "a-key-that-nobody-may-read"
@@ -203,3 +207,32 @@ def test_synthesis_draws_and_asks_through_the_server(tmp_path, monkeypatch):
     assert all(row["target_image"].size == row["source_image"].size for row in rows)
     assert 'uniedit_requests_total{route="/v1/images/edits",status="200"}' in figures
     assert 'uniedit_requests_total{route="/v1/chat/completions",status="200"}' in figures
+
+
+# ---- the files that are shipped
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_of_settings_makes_sense():
+    config = ROOT / "examples" / "serving" / "bagel.yaml"
+    (settings,) = CommandParser("serve", "", run).parse(["--config", str(config)])
+    assert settings.name == "bagel" and limits_from(settings.limits).max_requests == 32
+
+
+def test_the_page_names_every_limit_with_its_default():
+    page = (ROOT / "docs" / "serving.md").read_text()
+    assert [name for name in Limits.model_fields if f"`{name}`" not in page] == []
+    for name, value in (("batch_tokens", 131072), ("max_requests", 64), ("max_connections", 256)):
+        assert f"| `{name}` | {value} |" in page and getattr(Limits(), name) == value
+
+
+def test_the_container_copies_what_is_there_and_starts_the_server():
+    text = (ROOT / "examples" / "serving" / "Containerfile").read_text()
+    copied = [path for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for path in line.split()]
+    assert copied and all((ROOT / path).exists() for path in copied)
+    entry = json.loads(re.search(r"^ENTRYPOINT (.+)$", text, re.M)[1])
+    assert entry[:2] == ["uniedit", "serve"]
+    (settings,) = CommandParser("serve", "", run).parse([*entry[2:], "--model", "x"])
+    assert (settings.host, settings.port) == ("0.0.0.0", 8000)
