@@ -24,7 +24,7 @@ from openai import APIStatusError, BadRequestError, RateLimitError  # noqa: E402
 from serving_parts import FAST, Served, data_url, opened, png, same, served, tiny_pipe, until  # noqa: E402
 
 
-LONG = {"prompt": "a red circle", "num_timesteps": 199, "size": "128x128"}
+LONG = {"prompt": "a red circle", "num_timesteps": 4999, "size": "128x128"}  # more than anybody waits for
 SIZES = {"bagel": ["32x32", "64x48", "48x80", "96x96"], "janus": ["32x32", "32x24", "20x32"]}
 WORDS = ("paint", "the", "red", "blue", "circle", "bigger", "square", "two")
 
@@ -116,7 +116,7 @@ def leave(server: Served, path: str, body: dict) -> socket.socket:
 
 
 def test_a_full_queue_says_when_to_come_again():
-    with served(tiny_pipe(), max_requests=3, batch_size=1) as server:
+    with served(tiny_pipe(), max_timesteps=5000, max_requests=3, batch_size=1) as server:
         waiting = [leave(server, "images/generations", LONG) for _ in range(3)]
         assert until(lambda: value(server, "requests_in_flight") == 3)
         response = post(server, "images/generations", LONG)
@@ -137,14 +137,14 @@ def test_a_full_queue_says_when_to_come_again():
     ("path", "body"),
     [
         ("images/generations", LONG),
-        ("images/generations", LONG | {"stream": True, "partial_images": 3}),
+        ("images/generations", LONG | {"stream": True, "partial_images": 3, "num_timesteps": 1999}),
         ("images/edits", LONG | {"image": data_url(picture(96, 96))}),
         ("chat/completions", {"messages": [{"role": "user", "content": "what"}], "max_tokens": 2000}),
         ("chat/completions", {"messages": [{"role": "user", "content": "what"}], "max_tokens": 2000, "stream": True}),
     ],
 )
 def test_who_leaves_ends_the_work(path, body):
-    with served(tiny_pipe()) as server:
+    with served(tiny_pipe(), max_timesteps=5000) as server:
         connection = leave(server, path, body)
         assert until(lambda: value(server, "jobs_running") == 1)
         if body.get("stream"):
@@ -157,7 +157,7 @@ def test_who_leaves_ends_the_work(path, body):
 
 
 def test_who_leaves_while_waiting_never_runs():
-    with served(tiny_pipe(), batch_size=1) as server:
+    with served(tiny_pipe(), max_timesteps=5000, batch_size=1) as server:
         running = busy(server, num_timesteps=60)
         waiting = leave(server, "images/generations", LONG)
         assert until(lambda: value(server, "jobs_waiting") == 1)
@@ -168,7 +168,7 @@ def test_who_leaves_while_waiting_never_runs():
 
 
 def test_one_of_a_batch_leaves_and_the_others_stay():
-    with served(tiny_pipe(), batch_wait=0.5) as server:
+    with served(tiny_pipe(), max_timesteps=5000, batch_wait=0.5) as server:
         connection = leave(server, "images/generations", LONG | {"num_timesteps": 40, "seed": 1})
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(post, server, "images/generations", LONG | {"num_timesteps": 40, "seed": 2})
@@ -181,7 +181,7 @@ def test_one_of_a_batch_leaves_and_the_others_stay():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_time_runs_out(stream):
-    with served(tiny_pipe(), request_seconds=0.4, batch_size=1) as server:
+    with served(tiny_pipe(), max_timesteps=5000, request_seconds=0.4, batch_size=1) as server:
         body = {"messages": [{"role": "user", "content": "what"}], "max_tokens": 2000, "stream": stream}
         for path, asked in (("images/generations", LONG | {"stream": stream}), ("chat/completions", body)):
             response = post(server, path, asked)
@@ -328,7 +328,9 @@ class Crowd:
 @pytest.mark.parametrize(("family", "requests"), [("bagel", 10), pytest.param("janus", 10, marks=pytest.mark.slow)])
 def test_a_crowd_is_served(family, requests):
     """200 requests of 20 clients beside one that never reads: none lost, none mixed up, memory and queue bounded."""
-    with served(tiny_pipe(family), max_requests=12, send_seconds=2.0, upload_seconds=5.0) as server:
+    with served(
+        tiny_pipe(family), max_timesteps=5000, max_requests=12, send_seconds=2.0, upload_seconds=5.0
+    ) as server:
         Crowd(server, family, seed=0).run(clients=8, requests=4)  # libraries and allocators have what they keep
         gc.collect()
         before, threads = psutil.Process().memory_info().rss, threading.active_count()

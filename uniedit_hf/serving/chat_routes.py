@@ -13,7 +13,7 @@ from uniedit_hf.streams import TextPiece
 
 from .job import Event, Job, Outcome
 from .schemas import ChatRequest
-from .server_events import DONE, begun, event, event_stream
+from .server_events import DONE, EventResponse, begun, event
 from .service import Service, while_connected
 
 
@@ -36,7 +36,7 @@ def chat_router(service: Service) -> APIRouter:
             if body.stream:
                 events = await while_connected(request, begun(job.events()))
                 with_usage = body.stream_options is not None and body.stream_options.include_usage
-                return event_stream(_chunks(events, job, head, with_usage))
+                return EventResponse(_chunks(events, job, head, with_usage), job)
             return JSONResponse(_completion(await while_connected(request, job.outcome()), job, head))
         except BaseException:
             job.left = True

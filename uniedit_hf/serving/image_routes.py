@@ -21,7 +21,7 @@ from .api_error import ApiError
 from .job import Event, Job, Outcome
 from .preparing import invalid
 from .schemas import EditRequest, ImageRequest
-from .server_events import begun, event, event_stream
+from .server_events import EventResponse, begun, event
 from .service import Service, while_connected
 
 
@@ -61,7 +61,7 @@ async def _answered(
     try:
         if body.stream:
             events = await while_connected(request, begun(jobs[0].events()))
-            return event_stream(_drawing_events(events, jobs[0], body, name))
+            return EventResponse(_drawing_events(events, jobs[0], body, name), jobs[0])
         outcomes = await while_connected(request, asyncio.gather(*(job.outcome() for job in jobs)))
         return JSONResponse(await asyncio.to_thread(_images_response, jobs, outcomes, body))
     except BaseException:

@@ -9,10 +9,30 @@ from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from .api_error import ApiError
+from .job import Job
 
 
 DONE = "data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class EventResponse(StreamingResponse):
+    """A stream of events of a job. However it ends, and be it that the client left, the job ends with it.
+
+    Args:
+        events: The events as text; what goes wrong on the way is told as the last one.
+        job: What they tell of.
+    """
+
+    def __init__(self, events: AsyncIterator[str], job: Job):
+        super().__init__(_with_error(events), media_type="text/event-stream", headers=HEADERS)
+        self.job = job
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            self.job.left = True  # closing the generators would wait, which a task that is cancelled cannot
 
 
 def event(content: dict, name: str | None = None) -> str:
@@ -21,29 +41,12 @@ def event(content: dict, name: str | None = None) -> str:
     return f"{head}data: {json.dumps(content, separators=(',', ':'))}\n\n"
 
 
-class EventResponse(StreamingResponse):
-    """A stream of events that is closed, and with it the work behind it, however the response ends."""
-
-    async def stream_response(self, send: Send) -> None:
-        try:
-            await super().stream_response(send)
-        finally:
-            await self.body_iterator.aclose()
-
-
-def event_stream(events: AsyncIterator[str]) -> EventResponse:
-    """The response of a stream of events; what goes wrong on the way is its last event."""
-    return EventResponse(_with_error(events), media_type="text/event-stream", headers=HEADERS)
-
-
 async def _with_error(events: AsyncIterator[str]) -> AsyncIterator[str]:
     try:
         async for each in events:
             yield each
     except ApiError as error:
         yield event(error.body, "error")
-    finally:
-        await events.aclose()
 
 
 async def begun(events: AsyncIterator) -> AsyncIterator:
@@ -51,11 +54,8 @@ async def begun(events: AsyncIterator) -> AsyncIterator:
     first = await anext(events)
 
     async def again() -> AsyncIterator:
-        try:
-            yield first
-            async for each in events:
-                yield each
-        finally:
-            await events.aclose()
+        yield first
+        async for each in events:
+            yield each
 
     return again()
