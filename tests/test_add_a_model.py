@@ -192,6 +192,23 @@ def test_views_go_by_either_name(name):
 
 
 @pytest.mark.parametrize("name", everyone())
+def test_the_pipeline_shows_views_in_the_order_of_training(name):
+    model, processor = everyone()[name]()
+    pipe, settings = (
+        UniEditPipeline(model, processor),
+        {"seed": 0, "text_guidance_scale": 1, "image_guidance_scale": 1},
+    )
+    if "num_timesteps" in pipe.known_settings:
+        settings["num_timesteps"] = 3
+    names = [*processor.view_names.values()][::-1]
+    turned, default = (
+        np.array(pipe.edit(picture(32, 32), "paint it red", **settings, **views))
+        for views in ({"source_views": names}, {})
+    )
+    assert np.array_equal(turned, default)
+
+
+@pytest.mark.parametrize("name", everyone())
 def test_a_pack_is_the_merge_of_its_samples(name):
     _, processor = everyone()[name]()
     samples = [edit_sample(row, processor.conditioning) for row in edit_rows(3)]
