@@ -41,7 +41,7 @@ from uniedit_hf.recipes import PAPER, answer_sample, edit_sample, generate_sampl
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa, load_image, one_row_per_image
 from uniedit_hf.small_world.questions import drawing_of
 from uniedit_hf.small_world.quickstart.edit_data import load_edits, make_edits
-from uniedit_hf.small_world.quickstart.tuning import SMALL_WORLD, base_folder, tune
+from uniedit_hf.small_world.quickstart.tuning import TUNING_SETTINGS, base_folder, tune
 from uniedit_hf.small_world.reader import read
 from uniedit_hf.small_world.suite import groups, outputs_of, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
@@ -211,7 +211,7 @@ def arguments(description: str, output_dir: str, ways: Sequence[str]) -> argpars
     parser.add_argument("--edits", type=int, default=3000)
     parser.add_argument("--items", type=int, default=100, help="test items of each kind")
     parser.add_argument("--ways", nargs="+", choices=list(ways), default=list(ways))
-    parser.add_argument("--learning_rate", type=float, default=SMALL_WORLD["learning_rate"])
+    parser.add_argument("--learning_rate", type=float, default=TUNING_SETTINGS["learning_rate"])
     parser.add_argument("--split", choices=["train", "test"], default="test", help="whose items are measured")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     return parser

@@ -22,7 +22,7 @@ from uniedit_hf.synthesis.prompt_texts import FOLDER, prompt
 from uniedit_hf.synthesis.records import Draft, variant_choices, variant_text
 from uniedit_hf.synthesis.settings import Decontaminate, Instruct, Screen
 from uniedit_hf.synthesis.shard import Passed, at_once
-from uniedit_hf.synthesis.stages.balance import Balance, quotas
+from uniedit_hf.synthesis.stages.balance import Balancer, quotas
 from uniedit_hf.synthesis.stages.draw import prompt_for
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
 from uniedit_hf.synthesis.stages.inspection import ImageInspection
@@ -164,7 +164,7 @@ def test_balance_does_not_depend_on_which_row_is_faster(seed, size, window):
         rng = random.Random(f"{seed}")
         rows = [draft(n, category=rng.choice(("count", "color"))) for n in range(40)]
         bad = {row.id for row in rows if rng.random() < 0.3}
-        balance = Balance(quotas(size, {"count": 1, "color": 2}), lag=2 * window + 8)
+        balance = Balancer(quotas(size, {"count": 1, "color": 2}), lag=2 * window + 8)
 
         async def source():
             for row in rows:

@@ -74,9 +74,9 @@ def _is_plain_png(data: bytes) -> bool:
     return True
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as text, as chat models take it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_url(data: bytes, kind: str = "png") -> str:
+    """An encoded image as text, as chat models and pages take it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 async def off_loop(work: Callable[..., Value], *images: EncodedImage) -> Value:

@@ -20,7 +20,7 @@ from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.asking import AskingStyle
 from uniedit_hf.small_world.drafts import draft_of_bytes, draft_of_image, draft_of_row
 from uniedit_hf.small_world.easy_vqa import VqaRow, load_easy_vqa, one_row_per_image
-from uniedit_hf.small_world.instructions import PlainPlan, Plan
+from uniedit_hf.small_world.instructions import EditPlan, PlainEditPlan
 from uniedit_hf.small_world.rules import draw_exactly, instruct_by_rules, read_back
 from uniedit_hf.small_world.topics import CATEGORIES, PLAIN_KINDS, Category, PlainKind
 from uniedit_hf.synthesis.records import Draft, Record, Rejection, finished, record_id
@@ -61,11 +61,11 @@ class Shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}")
 
-    def draw_plan(self, rng: random.Random, asking: AskingStyle = "question") -> Plan:
+    def draw_plan(self, rng: random.Random, asking: AskingStyle = "question") -> EditPlan:
         """What the next instruction should be like; the order in which weights were given changes nothing."""
         category = _weighted({each: self.categories.get(each, 0.0) for each in CATEGORIES}, rng)
         depth = _weighted({each: self.depths.get(each, 0.0) for each in DEPTHS}, rng)
-        return Plan(category, depth, rng.random() >= self.false_conditions, rng.random() >= self.unchanged, asking)
+        return EditPlan(category, depth, rng.random() >= self.false_conditions, rng.random() >= self.unchanged, asking)
 
 
 def check_weights(option: str, weights: Mapping, names: Collection) -> None:
@@ -154,7 +154,7 @@ def plain_drafts(
     pool = _shuffled(one_row_per_image(rows), seed, "plain")
     endless = _endless(pool)
     for number in range(size):
-        plan = PlainPlan(_weighted(weights, python_random(seed, number, "kind")))
+        plan = PlainEditPlan(_weighted(weights, python_random(seed, number, "kind")))
         drafts = (_planned(draft_of_image(row), plan, draw) for row, draw in endless)
         yield from _until_made(islice(drafts, 2 * len(pool)), number)
 
@@ -166,7 +166,7 @@ def plain_counterparts(rows: Iterable[tuple[int, Mapping[str, Any]]], *, seed: i
         draft = draft_of_bytes(row["source_image"]["bytes"], row["id"], row["license"])
         kinds = python_random(seed, row["id"], "kinds").sample(PLAIN_KINDS, len(PLAIN_KINDS))
         for attempt, kind in enumerate(kinds):
-            result = yield _at(_planned(draft, PlainPlan(kind), row["id"]), (number, attempt))
+            result = yield _at(_planned(draft, PlainEditPlan(kind), row["id"]), (number, attempt))
             if not isinstance(result, Rejection):
                 break
 
@@ -234,7 +234,7 @@ def _until_made(drafts: Iterator[Draft | Rejection], number: int) -> PlannedSour
     )
 
 
-def _planned(draft: Draft | Rejection, plan: Plan | PlainPlan, draw: int | str) -> Draft | Rejection:
+def _planned(draft: Draft | Rejection, plan: EditPlan | PlainEditPlan, draw: int | str) -> Draft | Rejection:
     return draft if isinstance(draft, Rejection) else draft.with_(plan=plan, draw=draw, category=plan.task_category)
 
 

@@ -1,7 +1,7 @@
 """Draws instructions: a question about the image, nested if and else logic, and edits that depend on the answers.
 
-A `Plan` says what is wanted; the drawing fills it from a scene and a row of easy-VQA. The answer itself never stands
-in the text, and a wrong branch never gives the right image.
+An `EditPlan` says what is wanted; it is filled from a scene and a row of easy-VQA. The answer itself is never in the
+text, and a wrong branch never gives the right image.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PLAIN_NOUNS = (*NOUNS, "the {shape}", "the {color} shape")
 
 
 @dataclass(frozen=True)
-class Plan:
+class EditPlan:
     """What an instruction should be like.
 
     Args:
@@ -90,7 +90,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PlainPlan:
+class PlainEditPlan:
     """A direct edit of one kind, without a question or a condition."""
 
     kind: PlainKind
@@ -151,7 +151,7 @@ class Phrasing:
         return phrases[self.drawn[-1]]
 
 
-def draw_instruction(scene: Scene, row: VqaRow, plan: Plan, rng: random.Random) -> Instruction | str:
+def draw_instruction(scene: Scene, row: VqaRow, plan: EditPlan, rng: random.Random) -> Instruction | str:
     """An instruction for an image according to a plan, or the reason why none was found.
 
     Args:
@@ -222,7 +222,7 @@ def leaked_answers(instruction: Instruction, scene: Scene) -> list[str]:
     return [answer for answer in answers if answer in words]
 
 
-def _draw_program(scene: Scene, topic: Topic, plan: Plan, rng: random.Random) -> If | None:
+def _draw_program(scene: Scene, topic: Topic, plan: EditPlan, rng: random.Random) -> If | None:
     """A nested if whose taken branch ends in the topic's edit or, where nothing is to change, in none."""
     outer = draw_condition(scene, topic.sorts, plan.condition, rng)
     mains = rng.sample(topic.actions, len(topic.actions))

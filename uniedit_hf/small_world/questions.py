@@ -38,7 +38,7 @@ TALLER_QUESTION = "is the shape wider than it is tall?"
 
 
 @dataclass(frozen=True)
-class Question:
+class ComposedQuestion:
     """A composed question with its answer and what it is about."""
 
     text: str
@@ -47,7 +47,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawingPrompt:
     """What a drawing prompt states."""
 
     shape: str
@@ -76,12 +76,12 @@ class Drawing:
         return [name for name, matches in right.items() if not matches]
 
 
-def drawing_of(scene: Scene) -> Drawing:
+def drawing_of(scene: Scene) -> DrawingPrompt:
     """The drawing prompt that a scene fulfils."""
-    return Drawing(scene.shape, scene.color, _size_word(scene.size), place_word(*scene.center))
+    return DrawingPrompt(scene.shape, scene.color, _size_word(scene.size), place_word(*scene.center))
 
 
-def composed_questions(scene: Scene) -> list[Question]:
+def composed_questions(scene: Scene) -> list[ComposedQuestion]:
     """All questions about place, size, comparison and count whose answer is clear on this scene."""
     conditions: list[tuple[Condition, str]] = [
         *((InHalf(half), "place") for half in EDGES),
@@ -92,24 +92,26 @@ def composed_questions(scene: Scene) -> list[Question]:
         *((WiderThan(part), "size") for part in ("quarter", "third")),
     ]
     questions = [
-        Question(question_of(condition), "yes" if condition.is_true(scene) else "no", topic)
+        ComposedQuestion(question_of(condition), "yes" if condition.is_true(scene) else "no", topic)
         for condition, topic in conditions
         if condition.clear(scene)
     ]
-    questions.append(Question(question_of(HasCorners(0)), NUMBER_WORDS[scene.corners], "count"))
+    questions.append(ComposedQuestion(question_of(HasCorners(0)), NUMBER_WORDS[scene.corners], "count"))
     if side := clear_side(scene):
-        questions += [Question(text, side, "place") for text in (SIDE_QUESTION, LEFT_OR_RIGHT_QUESTION)]
+        questions += [ComposedQuestion(text, side, "place") for text in (SIDE_QUESTION, LEFT_OR_RIGHT_QUESTION)]
     if level := clear_level(scene):
-        questions.append(Question(TOP_OR_BOTTOM_QUESTION, level, "place"))
+        questions.append(ComposedQuestion(TOP_OR_BOTTOM_QUESTION, level, "place"))
     if place := clear_place(scene):
-        questions.append(Question(PLACE_QUESTION, place, "place"))
+        questions.append(ComposedQuestion(PLACE_QUESTION, place, "place"))
     if min(abs(scene.size - SMALL_BELOW), abs(scene.size - BIG_FROM)) >= SIZE_MARGIN:
-        questions.append(Question(SIZE_QUESTION, _size_word(scene.size), "size"))
+        questions.append(ComposedQuestion(SIZE_QUESTION, _size_word(scene.size), "size"))
     if scene.shape == "rectangle" and abs(scene.width - scene.height) >= WIDTH_MARGIN:
-        questions.append(Question(TALLER_QUESTION, "yes" if scene.width > scene.height else "no", "comparison"))
+        questions.append(
+            ComposedQuestion(TALLER_QUESTION, "yes" if scene.width > scene.height else "no", "comparison")
+        )
     if abs(abs(scene.center[0] - SIDE / 2) - abs(scene.center[1] - SIDE / 2)) >= PLACE_MARGIN:
         nearest = min(EDGES, key=lambda edge: edge_distance(scene, edge))
-        questions.append(Question(EDGE_QUESTION, nearest, "comparison"))
+        questions.append(ComposedQuestion(EDGE_QUESTION, nearest, "comparison"))
     return questions
 
 
@@ -154,7 +156,7 @@ def question_texts() -> list[str]:
             p
             for size in ("small", "medium", "big")
             for place in places
-            for p in Drawing("circle", "red", size, place).prompts()
+            for p in DrawingPrompt("circle", "red", size, place).prompts()
         ),
     ]
 

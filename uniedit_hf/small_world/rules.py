@@ -11,7 +11,7 @@ from uniedit_hf.calls.messages import EncodedImage, encoded
 from uniedit_hf.randomness import python_random
 from uniedit_hf.small_world.asking import rephrased
 from uniedit_hf.small_world.editor import EDITOR, edited_image
-from uniedit_hf.small_world.instructions import Instruction, PlainPlan, Plan, draw_instruction, draw_plain_edit
+from uniedit_hf.small_world.instructions import EditPlan, Instruction, PlainEditPlan, draw_instruction, draw_plain_edit
 from uniedit_hf.small_world.program import Copies, Keep, Move, Recolor, Reshape, Resize, taken_action
 from uniedit_hf.small_world.topics import CATEGORIES
 from uniedit_hf.small_world.verifier import JUDGE, fault_of_target
@@ -42,7 +42,7 @@ def instruct_by_rules(draft: Draft, settings: Instruct | None, seed: int) -> Dra
         seed: Decides every choice, with the draft's id.
     """
     plan = draft.plan or _draw_plan(draft, settings, seed)
-    if isinstance(plan, PlainPlan):
+    if isinstance(plan, PlainEditPlan):
         rng = python_random(seed, draft.id, f"plain {plan.kind} {draft.draw}")
         instruction = draw_plain_edit(draft.scene, plan.kind, rng)
         choices: dict[str, int | bool] = {"depth": 0, "changed": True}
@@ -53,18 +53,18 @@ def instruct_by_rules(draft: Draft, settings: Instruct | None, seed: int) -> Dra
     if isinstance(instruction, str):
         return draft.rejected("instruct", instruction)
     written = _with_instruction(draft, instruction, plan.task_category, choices)
-    if isinstance(plan, PlainPlan) or plan.asking == "question":
+    if isinstance(plan, PlainEditPlan) or plan.asking == "question":
         return written
     phrasing = python_random(record_id(written), "asking")
     text = rephrased(plan.asking, instruction.text, instruction.program, draft.scene, phrasing)
     return written.with_(rephrased=text)
 
 
-def _draw_plan(draft: Draft, settings: Instruct, seed: int) -> Plan:
+def _draw_plan(draft: Draft, settings: Instruct, seed: int) -> EditPlan:
     """A plan for a draft's category; the rules need a condition at least."""
     rng = python_random(seed, draft.id, "plan")
     depths = {depth: weight for depth, weight in settings.depths.items() if depth}
-    return Plan(
+    return EditPlan(
         draft.category,
         rng.choices(list(depths), list(depths.values()))[0],
         rng.random() >= settings.false_conditions,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from uniedit_hf.small_world.compare import VISIBLE, mismatches
-from uniedit_hf.small_world.questions import Drawing
+from uniedit_hf.small_world.questions import DrawingPrompt
 from uniedit_hf.small_world.reader import read, read_all
 
 
@@ -39,7 +39,7 @@ def score_answer(answer: str, expected: str) -> Score:
     return Score(int(answer.strip().strip(".").lower() == expected.lower()), {})
 
 
-def score_drawing(image: Image.Image, expected: Drawing) -> Score:
+def score_drawing(image: Image.Image, expected: DrawingPrompt) -> Score:
     """A drawing against its prompt: shape, color, size and place as stated. Nothing that can be read scores 0."""
     scene = read(image)
     wrong = DRAWN if scene is None else expected.mismatches(scene)

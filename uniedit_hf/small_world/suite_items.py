@@ -15,7 +15,7 @@ from uniedit_hf.evaluation.items import Item
 from uniedit_hf.randomness import derive_seed, python_random
 from uniedit_hf.small_world.easy_vqa import Split, VqaRow, load_easy_vqa, load_image, one_row_per_image
 from uniedit_hf.small_world.edits import intelligent_edits, plain_edits
-from uniedit_hf.small_world.questions import Drawing, composed_questions, drawing_of
+from uniedit_hf.small_world.questions import DrawingPrompt, composed_questions, drawing_of
 from uniedit_hf.small_world.reader import read
 from uniedit_hf.synthesis.records import Record
 
@@ -36,7 +36,7 @@ class SmallWorldItem(Item):
         expected: The answer, the drawing, or the target image.
     """
 
-    expected: str | Drawing | Image.Image | None = None
+    expected: str | DrawingPrompt | Image.Image | None = None
 
     @property
     def ability(self) -> Ability:

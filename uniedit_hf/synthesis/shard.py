@@ -22,7 +22,7 @@ from uniedit_hf.synthesis.progress_bars import Passed, Progress
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import BudgetSettings, PlainEdits, Settings
 from uniedit_hf.synthesis.sources.reading import count_source, drafts_of
-from uniedit_hf.synthesis.stages.balance import Balance, quotas
+from uniedit_hf.synthesis.stages.balance import Balancer, quotas
 from uniedit_hf.synthesis.stages.classify import classify
 from uniedit_hf.synthesis.stages.draw import edit
 from uniedit_hf.synthesis.stages.duplicates import SeenBefore
@@ -74,7 +74,7 @@ class Shard:
         if settings.balance.size is not None:
             self.wanted = quotas(settings.balance.size, dict.fromkeys(range(settings.shards), 1.0))[number]
             places = None if settings.planned else quotas(self.wanted, settings.balance.weights)
-        self.balance = Balance(places, lag=2 * settings.window + 8)
+        self.balance = Balancer(places, lag=2 * settings.window + 8)
         self.outcomes: dict[tuple[int, int], asyncio.Future[Result]] = {}
 
     async def make(self, files: ShardFiles) -> dict[str, Any]:

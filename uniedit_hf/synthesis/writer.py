@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import heapq
 import io
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from uniedit_hf.calls.messages import EncodedImage
+from uniedit_hf.calls.messages import EncodedImage, data_url
 from uniedit_hf.release.parquet import write_encoded_rows
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
 from uniedit_hf.synthesis.prompt_texts import FOLDER
@@ -244,7 +243,7 @@ def _thumbnail(data: bytes) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(buffer.getvalue(), "webp")
 
 
 def _category(row: dict[str, Any]) -> str:

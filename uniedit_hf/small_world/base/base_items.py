@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uniedit_hf.small_world.easy_vqa import VqaRow
 from uniedit_hf.small_world.instructions import Instruction, draw_plain_edit
 from uniedit_hf.small_world.program import apply
-from uniedit_hf.small_world.questions import Drawing, composed_questions, drawing_of
+from uniedit_hf.small_world.questions import DrawingPrompt, composed_questions, drawing_of
 from uniedit_hf.small_world.scene import Scene
 from uniedit_hf.small_world.topics import PLAIN_KINDS
 
@@ -34,7 +34,7 @@ class DrawingItem:
     """A prompt and what it states."""
 
     prompt: str
-    drawing: Drawing
+    drawing: DrawingPrompt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from uniedit_hf.small_world.questions import Drawing
+from uniedit_hf.small_world.questions import DrawingPrompt
 from uniedit_hf.small_world.scoring import score_answer, score_drawing, score_edit
 
 
@@ -55,7 +55,7 @@ def _score(work: tuple) -> dict:
     if item["ability"] == "understanding":
         score = score_answer(output, item["expected"])
     elif item["ability"] == "generation":
-        score = score_drawing(Image.fromarray(output), Drawing(**item["expected"]))
+        score = score_drawing(Image.fromarray(output), DrawingPrompt(**item["expected"]))
     else:
         score = score_edit(*(Image.fromarray(each) for each in (output, source, target)))
     return {"right": score.right, **score.parts}

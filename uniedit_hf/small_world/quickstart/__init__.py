@@ -66,14 +66,14 @@ class QuickstartRun:
 
 
 @dataclass(frozen=True)
-class Finished:
+class QuickstartResult:
     """What a run leaves: the path of its page, and its result in a sentence."""
 
     page: Path
     verdict: str
 
 
-def run(output_dir: str, say: Callable[[str], None] = logger.warning, **settings) -> Finished:
+def run(output_dir: str, say: Callable[[str], None] = logger.warning, **settings) -> QuickstartResult:
     """Runs it all, or the rest of it after it was stopped. Arguments are those of `QuickstartRun`.
 
     Args:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
+from uniedit_hf.calls.messages import data_url, encoded
 from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite import ABILITIES, Output, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
@@ -102,20 +101,13 @@ def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str
     return [
         {
             "instruction": items[i].prompt,
-            "source": data_url(items[i].source),
-            "target": data_url(items[i].expected),
-            **{column: data_url(outputs[column][i]) for column in COLUMNS},
+            "source": data_url(encoded(items[i].source)),
+            "target": data_url(encoded(items[i].expected)),
+            **{column: data_url(encoded(outputs[column][i])) for column in COLUMNS},
             "right": {column: scores[column][i].right for column in COLUMNS},
         }
         for i in chosen
     ]
-
-
-def data_url(image: Image.Image) -> str:
-    """An image as text that a page can hold."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def ability_bars(abilities: Mapping[str, Any]) -> str:

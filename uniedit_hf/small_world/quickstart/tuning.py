@@ -41,7 +41,7 @@ def base_folder(base: str | None, model: str) -> Path:
 
 # What the paper leaves to the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
 # before the first run that was measured on test images.
-SMALL_WORLD = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
+TUNING_SETTINGS = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
 # About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
 SAVE_STEPS = 100
@@ -50,7 +50,7 @@ SAVE_STEPS = 100
 def small_world(base: Path) -> dict[str, float | int]:
     """The small world's own settings for a model."""
     family = json.loads((base / "config.json").read_text())["model_type"]
-    return SMALL_WORLD | {"max_tokens_per_pack": PACK_TOKENS[family]}
+    return TUNING_SETTINGS | {"max_tokens_per_pack": PACK_TOKENS[family]}
 
 
 def _fast() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from uniedit_hf.arithmetic import Arithmetic, best_arithmetic
 from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite_items import test_items
 
-from . import Finished, QuickstartRun
+from . import QuickstartResult, QuickstartRun
 from .columns import Column, make_column, scores_of
 from .edit_data import make_edits
 from .estimate import PAGE, Speed, in_words, measured_speed
@@ -29,7 +29,7 @@ from .tuning import base_folder, small_world
 SETTINGS, DATA, PAGE_NAME = "settings.json", "data.json", "report.html"
 
 
-def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]) -> Finished:
+def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]) -> QuickstartResult:
     """Makes what is missing and writes the page.
 
     Args:
@@ -70,7 +70,7 @@ def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]
         seconds={name: round(each, 1) for name, each in seconds.items()},
         resumed=resumed,
     )
-    return Finished(page, verdict)
+    return QuickstartResult(page, verdict)
 
 
 def decisive(options: QuickstartRun, arithmetic: Arithmetic) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from uniedit_hf.calls.call_settings import BudgetSettings
 from uniedit_hf.calls.section import Section
 from uniedit_hf.small_world.topics import CATEGORIES
 from uniedit_hf.synthesis.settings.backends import Backend, Chat, Editor
-from uniedit_hf.synthesis.settings.sources import SMALL_WORLD, PlainEdits, PlannedEdits, Rows, Source
+from uniedit_hf.synthesis.settings.sources import SMALL_WORLD_SOURCES, PlainEdits, PlannedEdits, Rows, Source
 from uniedit_hf.synthesis.settings.stages import (
     Balance,
     Classify,
@@ -104,7 +104,7 @@ class Settings(Section):
             if name is None:
                 continue
             if name == built_in:
-                if not isinstance(self.source, SMALL_WORLD):
+                if not isinstance(self.source, SMALL_WORLD_SOURCES):
                     raise ValueError(f"{role}: {name!r} only understands images of easy-VQA")
                 continue
             if name not in self.backends:

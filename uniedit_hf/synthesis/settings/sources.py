@@ -119,5 +119,5 @@ class PlainEdits(Section):
         yield from rows_of_files(self.files, ["id", "source_image", "license"])
 
 
-SMALL_WORLD = (EasyVqa, PlannedEdits, PlainEdits)
+SMALL_WORLD_SOURCES = (EasyVqa, PlannedEdits, PlainEdits)
 Source = Annotated[Conversations | Rows | EasyVqa | PlannedEdits | PlainEdits, Field(discriminator="kind")]

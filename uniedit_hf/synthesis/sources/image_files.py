@@ -17,7 +17,7 @@ from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import stable_id
 
 
-class ImageReader:
+class SourceImages:
     """Reads images.
 
     Args:

@@ -15,7 +15,7 @@ from uniedit_hf.small_world.edits import planned_drafts
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Conversations, EasyVqa, PlainEdits, Rows, Settings
 from uniedit_hf.synthesis.sources.conversation_rows import ConversationRows
-from uniedit_hf.synthesis.sources.image_files import ImageReader, shard_of
+from uniedit_hf.synthesis.sources.image_files import SourceImages, shard_of
 from uniedit_hf.synthesis.sources.question_rows import QuestionRows
 from uniedit_hf.synthesis.sources.rows import count_rows, rows_of_files
 
@@ -48,7 +48,7 @@ def read_source(
                 yield draft_of_row(row, number)
         return
     understood = ConversationRows(settings) if isinstance(settings, Conversations) else QuestionRows(settings)
-    reader = ImageReader(_root(settings), settings.archives, of_dataset=bool(getattr(settings, "dataset", None)))
+    reader = SourceImages(_root(settings), settings.archives, of_dataset=bool(getattr(settings, "dataset", None)))
     for number, row in enumerate(_rows(settings, understood)):
         if number == settings.limit:
             return
@@ -99,7 +99,7 @@ def _image(understood: ConversationRows | QuestionRows, row: dict[str, Any] | Ro
 
 
 def _questions(
-    understood: ConversationRows | QuestionRows, row: dict[str, Any], image: Any, reader: ImageReader
+    understood: ConversationRows | QuestionRows, row: dict[str, Any], image: Any, reader: SourceImages
 ) -> Iterator[tuple[EncodedImage, str, str, dict[str, Any]] | RowError]:
     """Image, question, answer and origin of everything that a row asks."""
     try:

@@ -23,7 +23,7 @@ def quotas(size: int, weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-class Balance:
+class Balancer:
     """Lets drafts pass while there are places in their category.
 
     A rejected draft gives its place back. When it does must not depend on which calls happen to be faster, so each
