@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 
 
 FAULTS = ("busy", "broken", "silent", "cut")  # of a first attempt; the next one succeeds
+IMAGE_FORMS = ("data url", "url", "line breaks", "without padding", "url-safe", "data url as url", "bare list")
 OTHER_ANSWERS = ("malformed", "refused")  # of every attempt with the same body
 THINGS = ("lamp", "kite", "clock", "vase", "boat", "chair", "tree", "kettle", "drum", "wheel", "crown", "ladder")
 PLACES = ("upper left corner", "lower edge", "middle", "right border", "left border", "lower right corner")
@@ -44,7 +45,12 @@ class Behaviour:
         message: Of that status.
         code: Of that status.
         after: So many requests are answered well before `status` or `dress` strikes.
-        dress: How the body of a chat reply is wrapped: "comment", "events", "surrogate", or, unreadable, "html".
+        dress: How the body of a chat reply is wrapped: "comment", "events", "surrogate", "surrogate in a reason", or,
+            unreadable, "html".
+        image_as: How an editor of OpenAI's form sends the image: one of `IMAGE_FORMS`, "mixed" for all of them in
+            turn, "elsewhere" for an address of another host, "unknown" for a form that nobody knows.
+        download: The status of downloads.
+        cut: Share of requests whose every reply is cut, once `after` has passed.
     """
 
     faults: float = 0.0
@@ -58,6 +64,9 @@ class Behaviour:
     code: str | None = None
     after: int = 0
     dress: str | None = None
+    image_as: str | None = None
+    download: int = 200
+    cut: float = 0.0
 
 
 @dataclass
@@ -74,6 +83,8 @@ class ModelServer:
         self.struck: Counter[str] = Counter()
         self.in_flight = self.most_in_flight = 0
         self.keep_requests = False
+        self.drawn: dict[str, bytes] = {}  # by the path of their address
+        self.downloads: Counter[str] = Counter()
 
     def __enter__(self) -> ModelServer:
         self.server = QuietServer(("127.0.0.1", 0), Handler)
@@ -112,6 +123,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+    def do_GET(self):
+        owner: ModelServer = self.server.owner
+        data, status = owner.drawn.get(self.path), owner.behaviour.download
+        if data is None:
+            self.send(404, {"error": {"message": "no such route"}})
+            return
+        with owner.lock:
+            owner.downloads[self.path] += 1
+            owner.requests.append({"path": self.path, "headers": dict(self.headers), "body": b""})
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data) if status == 200 else 0))
+        self.end_headers()
+        self.wfile.write(data if status == 200 else b"")
 
     def do_POST(self):
         owner: ModelServer = self.server.owner
@@ -165,6 +190,13 @@ class Handler(BaseHTTPRequestHandler):
         content = answer(self.path, self.headers.get("Content-Type", ""), body, draw, other)
         if other:
             owner.struck[other] += 1
+        if behaviour.image_as and "data" in content and content["data"]:
+            content = self.sent_as(owner, key, behaviour.image_as, content)
+        if behaviour.image_as == "data url" and "image" in content:
+            content = content | {"image": f"data:image/png;base64,{content['image']}"}
+        if struck and draw.share("cut") < behaviour.cut:
+            fault = "cut"
+            owner.struck["cut"] += 1
         if fault == "cut":
             self.send(200, content, cut=True)
             return
@@ -173,6 +205,27 @@ class Handler(BaseHTTPRequestHandler):
         if dress != "html":
             with owner.lock:
                 owner.answered[key] += 1
+
+    def sent_as(self, owner: ModelServer, key: str, form: str, content: dict) -> dict:
+        """The reply of an image API with its image in another form."""
+        text = content["data"][0]["b64_json"]
+        if form == "mixed":
+            form = Draw(key).pick("form", IMAGE_FORMS)
+        if form in ("url", "elsewhere"):
+            owner.drawn[f"/drawn/{key}"] = base64.b64decode(text)
+            host = owner.address if form == "url" else owner.address.replace("127.0.0.1", "localhost")
+            return content | {"data": [{"url": f"{host}/drawn/{key}", "b64_json": None}]}
+        fields = {
+            "data url": {"b64_json": f"data:image/png;base64,{text}"},
+            "line breaks": {"b64_json": "\r\n".join(text[at : at + 76] for at in range(0, len(text), 76))},
+            "without padding": {"b64_json": text.rstrip("=")},
+            "url-safe": {"b64_json": text.replace("+", "-").replace("/", "_")},
+            "data url as url": {"url": f"data:image/png;base64,{text}"},
+            "bare list": {"image": text},
+            "unknown": {"picture_in_parts": [text]},
+        }
+        owner.struck[form] += 1
+        return content | {"data": [fields[form]]}
 
     def send(
         self, status: int, content: dict, headers: dict | None = None, cut: bool = False, dress: str | None = None
@@ -200,6 +253,8 @@ def dressed(body: str, dress: str | None) -> str:
         return "<html>Just a moment ...</html>"
     if dress == "surrogate":
         return body.replace('"content": "', '"content": "\\ud83d', 1) if '"content": "' in body else body
+    if dress == "surrogate in a reason":
+        return body.replace('\\"reason\\": \\"', '\\"reason\\": \\"\\ud83d', 1)
     if dress == "events":
         made = json.loads(body)
         made["choices"] = [{"delta": choice["message"], "finish_reason": "stop"} for choice in made["choices"]]

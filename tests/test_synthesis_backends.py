@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import sqlite3
 import time
 
 import pytest
-from model_server import Behaviour, ModelServer
+from hypothesis import given, strategies as st
+from model_server import IMAGE_FORMS, Behaviour, ModelServer
 from PIL import Image
 
 from uniedit_hf.calls.budget import Budget
 from uniedit_hf.calls.cache import CallCache, Spent
 from uniedit_hf.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer, without_fence
-from uniedit_hf.calls.failures import sorted_failure, without_key
+from uniedit_hf.calls.chat_bodies import ErrorBody
+from uniedit_hf.calls.failures import failure_in_body, sorted_failure, without_key
+from uniedit_hf.calls.image_bodies import decoded_image, read_image
 from uniedit_hf.calls.messages import (
     BackendError,
     ChatRequest,
@@ -164,6 +168,110 @@ def test_what_cannot_pass_stops_at_once_with_one_sentence(tmp_path, kind, status
             call(settings, tmp_path, lambda caller: caller.reply(request))
         assert sum(server.tried.values()) == 1
     assert KEY not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", IMAGE_FORMS)
+def test_an_image_is_read_in_every_form_of_the_api(tmp_path, form):
+    request = EditRequest("paint it", SOURCE, (64, 64), 1)
+    with ModelServer() as server:
+        plain = call(editor_settings(server, OpenAiEditor), tmp_path / "plain", lambda caller: caller.reply(request))
+        server.behaviour = Behaviour(image_as=form)
+        settings = editor_settings(server, OpenAiEditor)
+        found = call(settings, tmp_path / "other", lambda caller: caller.reply(request))
+        again = call(settings, tmp_path / "other", lambda caller: caller.reply(request))
+        assert server.calls == 2 and server.downloads.total() == (form == "url")
+        assert all("Authorization" not in each["headers"] for each in server.requests)
+    assert found.image == again.image == plain.image and found.refusal is found.text is None
+
+
+def test_an_image_that_cannot_be_downloaded_is_paid_for_once(tmp_path):
+    request = EditRequest("paint it", SOURCE, (64, 64), 1)
+    with ModelServer(Behaviour(image_as="url", download=503)) as server:
+        settings = editor_settings(server, OpenAiEditor)
+        for _ in range(2):
+            with pytest.raises(RowFailure, match="paid for and could not be downloaded .HTTP 503.*the same command"):
+                call(settings, tmp_path, lambda caller: caller.reply(request))
+        server.behaviour = Behaviour()
+        reply = call(settings, tmp_path, lambda caller: caller.reply(request))
+        assert server.calls == 1 and server.downloads.total() == 2 * LIMITS["attempts"] + 1
+    assert reply.image.pixels().size in ((30, 20), (60, 20))
+
+
+def test_an_image_of_another_host_is_fetched_where_the_settings_name_it(tmp_path):
+    request = EditRequest("paint it", SOURCE, (64, 64), 1)
+    with ModelServer(Behaviour(image_as="elsewhere")) as server:
+        with pytest.raises(BackendError, match="on localhost: add this host to image_hosts"):
+            call(editor_settings(server, OpenAiEditor), tmp_path, lambda caller: caller.reply(request))
+        assert server.downloads.total() == 0
+        settings = editor_settings(server, OpenAiEditor, image_hosts=["localhost"])
+        assert call(settings, tmp_path, lambda caller: caller.reply(request)).image is not None
+        assert server.calls == 1
+
+
+def test_a_reply_in_an_unknown_form_is_kept_and_is_not_a_refusal(tmp_path):
+    request = EditRequest("paint it", SOURCE, (64, 64), 1)
+    with ModelServer(Behaviour(image_as="unknown")) as server:
+        replies = [
+            call(editor_settings(server, OpenAiEditor), tmp_path, lambda caller: caller.reply(request))
+            for _ in range(2)
+        ]
+        assert server.calls == 1
+    assert replies[0] == replies[1] and replies[0].refusal is replies[0].image is None
+    assert "picture_in_parts" in replies[0].text
+
+
+def test_our_own_editor_may_send_a_data_url(tmp_path):
+    request = EditRequest("paint it", SOURCE, (64, 64), 1)
+    with ModelServer(Behaviour(image_as="data url")) as server:
+        reply = call(editor_settings(server, HttpEditor), tmp_path, lambda caller: caller.reply(request))
+        assert server.calls == 1
+    assert reply.image.pixels().size in ((30, 20), (60, 20))
+
+
+@pytest.mark.parametrize("text", ["", "data:image/png;base64", "never an image!", "abcde"])
+def test_what_is_not_base64_is_refused(text):
+    with pytest.raises(ValueError):
+        decoded_image(text)
+
+
+@given(st.binary(min_size=1, max_size=90), st.booleans(), st.booleans(), st.integers(1, 80))
+def test_any_image_comes_back_from_any_base64(data, safe, padded, width):
+    text = (base64.urlsafe_b64encode if safe else base64.b64encode)(data).decode()
+    text = "\n".join(text[at : at + width] for at in range(0, len(text), width))
+    assert decoded_image(text if padded else text.rstrip("=\n")) == data
+
+
+@pytest.mark.parametrize("body", ["<html>Just a moment</html>", '{"data": [{"b64', "", "null", ": PROCESSING"])
+def test_an_editors_body_that_cannot_be_read_is_asked_for_again(body):
+    with pytest.raises(PassingFailure):
+        read_image(body)
+
+
+def test_events_of_an_image_api_are_read():
+    text = base64.b64encode(SOURCE.data).decode()
+    done = json.dumps({"type": "image_edit.completed", "b64_json": text, "usage": {"input_tokens": 3}})
+    part = json.dumps({"type": "image_edit.partial_image", "b64_json": "AAAA"})
+    found = read_image(f"event: x\ndata: {part}\n\ndata: {done}\n\n")
+    assert found.image == SOURCE.data and found.tokens_in == 3
+    with pytest.raises(PassingFailure, match="cut"):
+        read_image(f"data: {part}\n\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"message": "overloaded", "code": 503}, PassingFailure),
+        ({"message": "slow down", "code": 429}, PassingFailure),
+        ({"message": "Insufficient credits", "code": 402}, BackendError),
+        ({"message": "Billing hard limit has been reached"}, BackendError),
+        ({"message": "too long", "code": 400}, RowFailure),
+    ],
+)
+def test_an_error_with_status_200_is_sorted_as_its_status_would_be(error, kind):
+    with pytest.raises(ErrorBody) as caught:
+        read_image(json.dumps({"error": error}))
+    assert type(failure_in_body("mine", "m", caught.value, "")) in (kind, ErrorBody)
+    assert isinstance(failure_in_body("mine", "m", caught.value, ""), kind)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 from datasets import load_dataset
-from model_server import Behaviour, ModelServer
+from model_server import IMAGE_FORMS, Behaviour, ModelServer
 from synthesis_runs import CHAT, EDITOR, killed_run, result_of, settings_for, start, write_settings
 
 from uniedit_hf.calls.messages import BackendError
@@ -208,6 +208,37 @@ def test_what_a_person_has_to_mend_stops_the_run_and_costs_no_row(status, code, 
         run(settings)
         assert server.repeated == 0
     assert result_of(tmp_path / "out") == whole
+
+
+def test_a_run_through_every_fault_is_whole_and_pays_no_image_twice(tmp_path):
+    """No credit, a billing limit, cut bodies, images in every form and halves of characters; then a repaired server
+    and the same command."""
+    with ModelServer() as server:
+        run(settings_from(with_key(settings_for(server, tmp_path / "whole", 24)), "it"))
+        whole, calls = result_of(tmp_path / "whole"), server.calls
+    dressed = {"image_as": "mixed", "dress": "surrogate in a reason"}
+    with ModelServer(Behaviour(status=402, message="no credit", after=25, **dressed)) as server:
+        settings = settings_from(with_key(settings_for(server, tmp_path / "out", 24)), "it")
+        with pytest.raises(BackendError, match="has no credit left .HTTP 402"):
+            run(settings)
+        limit = {"status": 400, "code": "billing_hard_limit_reached", "message": "hard limit"}
+        server.behaviour = Behaviour(**limit, after=server.tried.total() + 30, **dressed)
+        with pytest.raises(BackendError, match="has no credit left .HTTP 400"):
+            run(settings)
+        server.behaviour = Behaviour(cut=0.4, download=503, **dressed)
+        assert run(settings).failed
+        server.behaviour = Behaviour(**dressed)
+        merged = run(settings)
+        assert server.repeated == 0 and server.calls == calls and merged.failed == 0
+        assert len([name for name, number in server.struck.items() if name in IMAGE_FORMS and number]) >= 4
+        assert server.downloads and server.struck["cut"]
+    rows, rejects = result_of(tmp_path / "out")
+    assert rows == whole[0] and "\ufffdSeen." in {each["detail"].removeprefix("grade 2: ") for each in rejects}
+    assert _reasons(rejects) == _reasons(whole[1]) and len(rows) + len(rejects) == 24
+
+
+def _reasons(rejects: list[dict]) -> list[tuple[str, str, str]]:
+    return [(each["id"], each["stage"], each["reason"]) for each in rejects]
 
 
 @pytest.mark.parametrize("dress", ["html", "surrogate"])

@@ -77,17 +77,13 @@ class CallCache:
 
     def put(self, key: bytes, backend: str, reply: Reply, money: float) -> None:
         """Keeps a reply; the image first, so that no row names a file that is not there."""
-        name = None
-        if reply.image is not None:
-            name = reply.image.sha256
-            path = self._path(name)
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_name(f".{name}.{os.getpid()}")
-                unfinished.write_bytes(reply.image.data)
-                unfinished.replace(path)
+        name = None if reply.image is None else self._keep(reply.image)
         row = (key, backend, reply.model, reply.text, name, reply.refusal, reply.tokens_in, reply.tokens_out, money)
         self.connection.execute(WRITE, row)
+
+    def read_at_last(self, key: bytes, image: EncodedImage) -> None:
+        """Adds the image to a reply that could not be read when it came."""
+        self.connection.execute("UPDATE reply SET picture = ?, text = NULL WHERE key = ?", (self._keep(image), key))
 
     def spent(self) -> dict[str, Spent]:
         """What all replies have cost, by backend."""
@@ -96,6 +92,16 @@ class CallCache:
 
     def close(self) -> None:
         self.connection.close()
+
+    def _keep(self, image: EncodedImage) -> str:
+        """Writes the file of an image, and returns its name."""
+        path = self._path(image.sha256)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+            unfinished.write_bytes(image.data)
+            unfinished.replace(path)
+        return path.name
 
     def _path(self, name: str) -> Path:
         return self.images / name[:2] / name

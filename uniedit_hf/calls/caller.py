@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from uniedit_hf.calls.budget import Budget, price_of
 from uniedit_hf.calls.cache import CallCache
 from uniedit_hf.calls.call_settings import BackendSettings, BudgetSettings
+from uniedit_hf.calls.chat_bodies import whole_text
 from uniedit_hf.calls.messages import (
     Answer,
     BackendDown,
@@ -83,7 +84,7 @@ class Caller:
         found = self.cache.get(key) if self.cache else None
         if found is not None:
             self.cached += 1
-            return found
+            return await self._read(key, found, request)
         if key not in self.running:  # else two rows ask the same at the same time: one call
             call = self.running[key] = asyncio.create_task(self._kept(key, request))
             call.add_done_callback(partial(self._forget, key))
@@ -117,7 +118,29 @@ class Caller:
                 self.cache.put(key, self.name, reply, money)
             self.budget.end_call(reply, money)
             self.made += 1
+            return await self._read(key, reply, request)
+
+    async def _read(self, key: bytes, reply: Reply, request: ChatRequest | EditRequest) -> Reply:
+        """The reply of an editor with its image, which may have to be downloaded; it has been paid for, so a failure
+        asks for no other one."""
+        if isinstance(request, ChatRequest) or reply.text is None:
             return reply
+        for attempt in range(self.settings.attempts):
+            try:
+                image = await self.backend.read(reply.text)
+                break
+            except PassingFailure as failure:
+                last = failure
+            if attempt + 1 < self.settings.attempts:
+                await asyncio.sleep(self._wait(attempt, last))
+        else:
+            self.failed += 1
+            raise RowFailure(f"the image is paid for and could not be downloaded ({last}); run the same command again")
+        if image is None:
+            return reply
+        if self.cache:
+            self.cache.read_at_last(key, image)
+        return replace(reply, image=image, text=None)
 
     async def answer(self, request: ChatRequest) -> Answer | NoAnswer:
         """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
@@ -186,7 +209,7 @@ class Caller:
             start = max(now, self.next_start)
             self.next_start = start + 60 / self.settings.requests_per_minute
             await asyncio.sleep(start - now)
-        return _without_key(await self.backend.reply(request), self.backend.key)
+        return _clean(await self.backend.reply(request), self.backend.key)
 
     def _wait(self, attempt: int, failure: PassingFailure) -> float:
         """Seconds before the next attempt: doubling, with chance, and what the server asked for at least."""
@@ -194,12 +217,14 @@ class Caller:
         return min(max(doubled, failure.wait), LONGEST_WAIT)
 
 
-def _without_key(reply: Reply, key: str) -> Reply:
-    """The reply without the key, should a server repeat what it was sent: replies are kept, and shown in reports."""
-    if len(key) < SHORTEST_KEY:
-        return reply
+def _clean(reply: Reply, key: str) -> Reply:
+    """The reply as files can hold it: without halves of surrogate pairs, and without the key, should a server repeat
+    what it was sent: replies are kept, and shown in reports."""
     texts = {name: getattr(reply, name) for name in ("model", "text", "refusal")}
-    found = {name: text.replace(key, "***") for name, text in texts.items() if text and key in text}
+    clean = {name: whole_text(text) for name, text in texts.items() if text}
+    if len(key) >= SHORTEST_KEY:
+        clean = {name: text.replace(key, "***") for name, text in clean.items()}
+    found = {name: text for name, text in clean.items() if text != texts[name]}
     return replace(reply, **found) if found else reply
 
 

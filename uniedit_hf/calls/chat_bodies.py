@@ -1,4 +1,4 @@
-"""Reads the body of a chat completion, in every dress in which servers and gateways send one with status 200."""
+"""Reads the body of a chat completion, in every form in which servers and gateways send one with status 200."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from uniedit_hf.calls.messages import PassingFailure
 
 
 FORMAT = "the reply is not in the format of the API"
+
+
+class ErrorBody(PassingFailure):
+    """A body with status 200 that holds an error.
+
+    Args:
+        said: The message of the error.
+        code: Its code or type, "" if there is none.
+    """
+
+    def __init__(self, said: str, code: str):
+        super().__init__(f"an error with status 200: {said[:200]}")
+        self.said, self.code = said, code
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ def read_completion(body: str) -> Completion:
     Raises:
         PassingFailure: The body is cut, or is not a completion.
     """
-    made = _parsed(body)
+    made = parsed_body(body)
     try:
         choice = made["choices"][0]
         message, usage = choice["message"] or {}, made.get("usage") or {}
@@ -55,7 +68,8 @@ def read_completion(body: str) -> Completion:
             int(usage.get("completion_tokens") or 0),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise PassingFailure(_told(made) or FORMAT) from error
+        found = error_in(made)
+        raise (ErrorBody(*found) if found else PassingFailure(FORMAT)) from error
 
 
 def whole_text(text: str) -> str:
@@ -76,8 +90,17 @@ def error_of(body: str) -> tuple[str, str]:
         return whole_text(body), ""
 
 
-def _parsed(body: str) -> Any:
-    """The JSON of a body, without the lines that gateways put before it, such as `: processing`."""
+def error_in(made: Any) -> tuple[str, str] | None:
+    """Message and code of the error that a parsed body holds instead of a reply, if it does."""
+    return error_of(json.dumps(made)) if isinstance(made, dict) and made.get("error") else None
+
+
+def parsed_body(body: str) -> Any:
+    """The JSON of a body, without the lines that gateways put before it, such as `: processing`; events as one.
+
+    Raises:
+        PassingFailure: The body is cut, or is not JSON.
+    """
     text = body.lstrip("\ufeff \t\r\n")
     try:
         if any(line.startswith("data:") for line in text.splitlines()):
@@ -104,6 +127,7 @@ def _events(text: str) -> dict:
         elif data:
             event = json.loads(data)
             whole |= {name: value for name, value in event.items() if name != "choices" and value is not None}
+            ended = ended or str(event.get("type")).endswith(".completed")  # of an image API
             for choice in event.get("choices") or ():
                 parts.append(_text((choice.get("delta") or choice.get("message") or {}).get("content")))
                 ended = ended or choice.get("finish_reason") is not None
@@ -118,10 +142,3 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
-
-
-def _told(made: Any) -> str:
-    """What a body with status 200 says that holds an error instead of a completion."""
-    if isinstance(made, dict) and made.get("error"):
-        return f"an error with status 200: {error_of(json.dumps(made))[0][:200]}"
-    return ""

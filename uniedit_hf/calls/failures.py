@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 
+from uniedit_hf.calls.chat_bodies import ErrorBody
 from uniedit_hf.calls.messages import BackendError, PassingFailure, RowFailure
 
 
@@ -84,6 +85,32 @@ def sorted_failure(who: str, model: str, status: int, message: str, wait: str, k
             f"call, {again}."
         )
     return RowFailure(f"HTTP {status}: {message}")
+
+
+def failure_in_body(who: str, model: str, error: ErrorBody, key: str) -> Exception:
+    """The exception for an error that came with status 200: its code may be a status, its words may say the rest."""
+    said = f"{error.code} {error.said}"
+    if error.code.isdecimal() and 400 <= int(error.code) < 600:
+        status = int(error.code)
+    else:
+        status = 400 if UNPAID.search(said) or PARAMETER.search(said) else 500
+    if status >= 500 or status in PASSING and not UNPAID.search(said):
+        return error
+    return sorted_failure(who, model, status, error.said, "", key, error.code)
+
+
+def html_failure(who: str, address: str, status: int, answered: bool) -> Exception:
+    """The exception for a page instead of JSON: a gateway's in between, or that of another address."""
+    if answered:
+        return PassingFailure(f"HTML with HTTP {status}")
+    return BackendError(
+        f"{who} at {address} answers with HTML (HTTP {status}), expected JSON: check base_url, which ends in /v1 for "
+        "most servers."
+    )
+
+
+def is_html(body: str) -> bool:
+    return body.lstrip()[:1] == "<"
 
 
 def without_key(text: str, key: str) -> str:

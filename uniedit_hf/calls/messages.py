@@ -154,7 +154,8 @@ class Reply:
 
     Args:
         model: The model that replied, as it names itself.
-        text: The text, of a chat model.
+        text: The text of a chat model; of an editor the body of a reply whose image could not be read yet, which is
+            kept because it has been paid for.
         image: The image, of an editor.
         refusal: Why there is neither.
         tokens_in: Tokens that were read.

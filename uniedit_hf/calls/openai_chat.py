@@ -10,8 +10,16 @@ import httpx2
 from pydantic import AfterValidator, PositiveInt, field_validator
 
 from uniedit_hf.calls.call_settings import BackendSettings
-from uniedit_hf.calls.chat_bodies import error_of, read_completion
-from uniedit_hf.calls.failures import is_refusal, key_for, sorted_failure, without_key
+from uniedit_hf.calls.chat_bodies import ErrorBody, error_of, read_completion
+from uniedit_hf.calls.failures import (
+    failure_in_body,
+    html_failure,
+    is_html,
+    is_refusal,
+    key_for,
+    sorted_failure,
+    without_key,
+)
 from uniedit_hf.calls.messages import BackendError, ChatRequest, PassingFailure, Reply, RowFailure, data_url
 
 
@@ -144,9 +152,14 @@ class OpenAiChatBackend:
         message, code = error_of(response.text) if response.status_code != 200 else ("", "")
         if is_refusal(response.status_code, message, code):
             return Reply(self.settings.model, refusal=without_key(message, self.key))
-        if response.status_code != 200 or response.text.lstrip()[:1] == "<":
+        if response.status_code != 200 or is_html(response.text):
             raise self._failure(response)
-        made = read_completion(response.text)
+        try:
+            made = read_completion(response.text)
+        except ErrorBody as error:
+            if is_refusal(400, error.said, error.code):
+                return Reply(self.settings.model, refusal=without_key(error.said, self.key))
+            raise failure_in_body(self.who, self.settings.model, error, self.key) from error
         self.answered = True
         return Reply(
             made.model or self.settings.model, made.text, refusal=made.refusal, tokens_in=made.tokens_in,
@@ -156,13 +169,8 @@ class OpenAiChatBackend:
     def _failure(self, response: httpx2.Response) -> Exception:
         """What a reply means that is not a completion."""
         status, (message, code) = response.status_code, error_of(response.text)
-        if response.text.lstrip()[:1] == "<" and status < 500 and status not in (401, 402, 403):
-            if self.answered:  # a gateway's page in between
-                return PassingFailure(f"HTML with HTTP {status}")
-            return BackendError(
-                f"{self.who} at {self.base_url} answers with HTML (HTTP {status}), expected JSON: check base_url, "
-                "which ends in /v1 for most servers."
-            )
+        if is_html(response.text) and status < 500 and status not in (401, 402, 403):
+            return html_failure(self.who, self.base_url, status, self.answered)
         wait = response.headers.get("retry-after", "")
         return sorted_failure(self.who, self.settings.model, status, message, wait, self.key, code)
 

@@ -11,8 +11,9 @@ import json
 
 import httpx2
 
-from uniedit_hf.calls.chat_bodies import error_of
+from uniedit_hf.calls.chat_bodies import error_of, parsed_body
 from uniedit_hf.calls.failures import key_for, sorted_failure
+from uniedit_hf.calls.image_bodies import decoded_image
 from uniedit_hf.calls.messages import EditRequest, EncodedImage, PassingFailure, Reply
 from uniedit_hf.synthesis.settings import HttpEditor
 
@@ -49,13 +50,26 @@ class HttpEditorBackend:
             wait, (message, code) = response.headers.get("retry-after", ""), error_of(response.text)
             raise sorted_failure(self.who, self.settings.model, response.status_code, message, wait, self.key, code)
         try:
-            made = response.json()
+            made = parsed_body(response.text)
             model = str(made.get("model") or self.settings.model)
             if made.get("refusal"):
                 return Reply(model, refusal=str(made["refusal"]))
-            return Reply(model, image=EncodedImage(base64.b64decode(made["image"], validate=True)))
+            if not isinstance(made["image"], str):
+                raise TypeError("image is not a text")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PassingFailure("the reply is not JSON with an image or a refusal") from error
+        return Reply(model, image=image) if (image := _image(made)) else Reply(model, text=response.text)
+
+    async def read(self, body: str) -> EncodedImage | None:
+        """The image of a reply that was kept as its body; None if it cannot be read."""
+        return _image(parsed_body(body))
 
     async def close(self) -> None:
         await self.client.aclose()
+
+
+def _image(made: dict) -> EncodedImage | None:
+    try:
+        return EncodedImage(decoded_image(made["image"]))
+    except ValueError:
+        return None

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
 import json
 import re
 
+import httpx2
 import openai
 from openai import AsyncOpenAI
 from openai.resources.images import AsyncImages
 
-from uniedit_hf.calls.failures import is_refusal, key_for, sorted_failure
-from uniedit_hf.calls.messages import EditRequest, EncodedImage, PassingFailure, Reply, RowFailure
+from uniedit_hf.calls.chat_bodies import ErrorBody, error_of
+from uniedit_hf.calls.failures import (
+    failure_in_body,
+    html_failure,
+    is_html,
+    is_refusal,
+    key_for,
+    sorted_failure,
+    without_key,
+)
+from uniedit_hf.calls.image_bodies import read_image
+from uniedit_hf.calls.messages import BackendError, EditRequest, EncodedImage, PassingFailure, Reply, RowFailure
 from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
 from uniedit_hf.synthesis.settings import HEADERS, OpenAiEditor
 
 
+LARGEST_IMAGE = 64 * 2**20  # bytes of a download
 EDIT_ARGUMENTS = set(inspect.signature(AsyncImages.edit).parameters) - {"self"}
 
 
@@ -46,13 +57,14 @@ class OpenAiEditorBackend:
         self.parameters = json.dumps(["openai_images", settings.model, settings.arguments], sort_keys=True)
         self.ratios = _ratios(settings.arguments["size"]) if "size" in settings.arguments else self.SIZES
         self.client, self.key = _client(name, settings)
+        self.who, self.answered = f"The backend {name}", False
 
     async def reply(self, request: EditRequest) -> Reply:
         arguments = self.settings.arguments
         if "size" not in arguments:
             arguments = arguments | {"size": nearest_ratio(request.size, self.SIZES)}
         try:
-            made = await self.client.images.edit(
+            made = await self.client.images.with_raw_response.edit(
                 model=self.settings.model,
                 image=("source.png", request.image.png(), "image/png"),
                 prompt=request.prompt,
@@ -60,19 +72,47 @@ class OpenAiEditorBackend:
             )
         except openai.OpenAIError as error:
             return _refusal_or_raise(error, self.name, self.settings, self.key)
-        data, tokens = made.data[0].b64_json if made.data else None, made.usage
-        image, refusal = None, None if data else "the reply holds no image"
+        return self._reply(made.http_response.text)
+
+    def _reply(self, body: str) -> Reply:
+        """The reply in a body. One whose image is at an address, or cannot be read, is the body itself: it has been
+        paid for, so it is kept."""
+        if is_html(body):
+            raise html_failure(self.who, str(self.client.base_url), 200, self.answered)
         try:
-            image = EncodedImage(base64.b64decode(data, validate=True)) if data else None
-        except ValueError:
-            refusal = "the image in the reply is not base64"  # it has been paid for, so it is kept like any other
+            made = read_image(body)
+        except ErrorBody as error:
+            if is_refusal(400, error.said, error.code):
+                return Reply(self.settings.model, refusal=without_key(error.said, self.key))
+            raise failure_in_body(self.who, self.settings.model, error, self.key) from error
+        self.answered = True
         return Reply(
             self.settings.model,
-            image=image,
-            refusal=refusal,
-            tokens_in=tokens.input_tokens if tokens else 0,
-            tokens_out=tokens.output_tokens if tokens else 0,
+            text=body if made.image is None and made.refusal is None else None,
+            image=None if made.image is None else EncodedImage(made.image),
+            refusal=made.refusal,
+            tokens_in=made.tokens_in,
+            tokens_out=made.tokens_out,
         )
+
+    async def read(self, body: str) -> EncodedImage | None:
+        """The image of a reply that was kept as its body, downloaded if it is at an address; None if it cannot be
+        read.
+
+        Raises:
+            PassingFailure: The download failed.
+            BackendError: The address is not one of this server, nor of `image_hosts`.
+        """
+        made = read_image(body)
+        if made.url is None:
+            return None if made.image is None else EncodedImage(made.image)
+        address, own = httpx2.URL(made.url), httpx2.URL(str(self.client.base_url))
+        if _origin(address) != _origin(own) and address.host not in self.settings.image_hosts:
+            raise BackendError(
+                f"{self.who} replies with the address of an image on {address.host}: add this host to image_hosts of "
+                "the backend, or ask for base64, then run the same command again: the reply is kept."
+            )
+        return EncodedImage(await _download(address, self.settings.timeout))
 
     async def close(self) -> None:
         await self.client.close()
@@ -84,12 +124,32 @@ def _ratios(size: str) -> dict[str, float]:
     return {str(size): int(found[1]) / int(found[2])} if found else {}
 
 
+def _origin(address: httpx2.URL) -> tuple[str, str, int | None]:
+    return address.scheme, address.host, address.port or {"http": 80, "https": 443}.get(address.scheme)
+
+
+async def _download(address: httpx2.URL, timeout: float) -> bytes:
+    """The bytes at an address, without a key and without following it elsewhere. Raises `PassingFailure`."""
+    data = bytearray()
+    try:
+        async with httpx2.AsyncClient(timeout=timeout) as client, client.stream("GET", address) as response:
+            if response.status_code != 200:
+                raise PassingFailure(f"HTTP {response.status_code} from {address.host}")
+            async for part in response.aiter_bytes():
+                data += part
+                if len(data) > LARGEST_IMAGE:
+                    raise PassingFailure(f"more than {LARGEST_IMAGE:,} bytes from {address.host}")
+    except httpx2.HTTPError as error:
+        raise PassingFailure(f"{type(error).__name__} at {address.host}", reached=False) from error
+    return bytes(data)
+
+
 def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiEditor, key: str) -> Reply:
     """What an error of the client means."""
     if isinstance(error, openai.APIStatusError):
-        message, code = _body_message(error), str(error.code or "")
+        message, code = error_of(error.response.text)
         if is_refusal(error.status_code, message, code):
-            return Reply(settings.model, refusal=message)
+            return Reply(settings.model, refusal=without_key(message, key))
         wait, who = error.response.headers.get("retry-after", ""), f"The backend {name}"
         raise sorted_failure(who, settings.model, error.status_code, message, wait, key, code) from None
     if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)):
@@ -98,8 +158,3 @@ def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiEdit
     if isinstance(error, openai.APIResponseValidationError):
         raise PassingFailure("the reply is not in the format of the API") from error
     raise RowFailure(f"the client failed ({type(error).__name__})") from error
-
-
-def _body_message(error: openai.APIStatusError) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or error.response.reason_phrase)

@@ -40,10 +40,17 @@ class TransformersChat(BackendSettings):
 
 
 class OpenAiEditor(Remote):
-    """`images.edit` of OpenAI or a compatible endpoint. `arguments` are further ones of the call."""
+    """`images.edit` of OpenAI or a compatible endpoint.
+
+    Args:
+        arguments: Further arguments of the call.
+        image_hosts: Hosts from which drawn images may be downloaded, where replies hold addresses instead of images;
+            the server of base_url always is one.
+    """
 
     kind: Literal["openai_images"]
     arguments: Arguments = {}
+    image_hosts: list[str] = []
 
 
 class GeminiEditor(Remote):

@@ -16,6 +16,7 @@ from uniedit_hf.synthesis.settings import Edit
 
 
 STAGE = "edit"
+LONGEST_REPLY = 2000  # characters of a reply that cannot be read; the whole is in the cache
 COPY = "copy"  # the editor of targets that are the source
 
 
@@ -37,6 +38,9 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
         return draft.rejected(STAGE, "the call failed", str(failure))
     if reply.refusal is not None:
         return draft.rejected(STAGE, "the editor refused", reply.refusal)
+    if reply.image is None:
+        detail = "it holds no image in a form that is known here, and is kept."
+        return draft.rejected(STAGE, "the reply cannot be read", detail, reply.text[:LONGEST_REPLY])
     try:
         result = await off_loop(EncodedImage.pixels, reply.image)
     except ImageError as error:
