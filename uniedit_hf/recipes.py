@@ -31,9 +31,15 @@ from uniedit_hf.segments import (
     ImageTokens,
     Sample,
     Segment,
+    StoredView,
     TextSegment,
     View,
 )
+
+
+# What encoders made of images before: the end of the column by view, and all columns of the data set's schema.
+STORED = {UNDERSTANDING: "features", DRAWING: "latents"}
+STORED_COLUMNS = tuple(f"{image}_{kind}" for image in ("source", "target") for kind in STORED.values())
 
 
 @refuse_former_names
@@ -92,7 +98,11 @@ class Conditioning:
         return TextSegment(text, dropout=self.text_dropout, joint_dropout=self.full_dropout)
 
     def source(
-        self, image: Any, size: tuple[int, int] | None, tokens: ImageTokens | None = None
+        self,
+        image: Any,
+        size: tuple[int, int] | None,
+        tokens: ImageTokens | None = None,
+        stored: Mapping[View, StoredView] | None = None,
     ) -> tuple[ImageSegment, ...]:
         """The views of an image that the model reads."""
         dropout = {UNDERSTANDING: self.understanding_dropout, DRAWING: self.drawing_dropout}
@@ -104,13 +114,20 @@ class Conditioning:
                 size=size,
                 joint_dropout=self.full_dropout,
                 tokens=tokens if view == DRAWING else None,
+                stored=(stored or {}).get(view),
             )
             for view in self.source_views
         )
 
-    def target(self, image: Any, size: tuple[int, int] | None, tokens: ImageTokens | None = None) -> ImageSegment:
+    def target(
+        self,
+        image: Any,
+        size: tuple[int, int] | None,
+        tokens: ImageTokens | None = None,
+        stored: Mapping[View, StoredView] | None = None,
+    ) -> ImageSegment:
         """An image that the model learns to draw."""
-        return ImageSegment(image, DRAWING, loss=True, size=size, tokens=tokens)
+        return ImageSegment(image, DRAWING, loss=True, size=size, tokens=tokens, stored=(stored or {}).get(DRAWING))
 
 
 PAPER = Conditioning()
@@ -127,13 +144,15 @@ def edit_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER, thin
     """
     columns = _RowReader.of_row(row)
     image, size = columns.image("source_image", "source_size")
-    segments: list[Segment] = [*conditioning.source(image, size, columns.tokens("source_tokens"))]
+    segments: list[Segment] = [
+        *conditioning.source(image, size, columns.tokens("source_tokens"), columns.stored("source"))
+    ]
     segments.append(conditioning.text(columns.text("instruction")))
     if row.get("thinking") is not None:
         thinking = conditioning.text(columns.text("thinking"))
         segments.append(replace(thinking, loss=thinking_loss))
     image, size = columns.image("target_image", "target_size")
-    segments.append(conditioning.target(image, size, columns.tokens("target_tokens")))
+    segments.append(conditioning.target(image, size, columns.tokens("target_tokens"), columns.stored("target")))
     return Sample(_keep_what_a_text_answers(segments), columns.row_id)
 
 
@@ -147,7 +166,7 @@ def answer_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) ->
     columns = _RowReader.of_row(row)
     image, size = columns.image("source_image", "source_size")
     segments = (
-        ImageSegment(image, UNDERSTANDING, size=size),
+        ImageSegment(image, UNDERSTANDING, size=size, stored=columns.stored("source").get(UNDERSTANDING)),
         TextSegment(columns.text("question")),
         TextSegment(columns.text("answer"), loss=True),
     )
@@ -164,7 +183,8 @@ def generate_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) 
     columns = _RowReader.of_row(row)
     prompt = conditioning.text(columns.text("prompt" if "prompt" in row else "instruction"))
     image, size = columns.image("target_image", "target_size")
-    return Sample((prompt, conditioning.target(image, size, columns.tokens("target_tokens"))), columns.row_id)
+    target = conditioning.target(image, size, columns.tokens("target_tokens"), columns.stored("target"))
+    return Sample((prompt, target), columns.row_id)
 
 
 def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
@@ -366,6 +386,20 @@ class _RowReader:
         if not isinstance(ids, (list, tuple)) or not all(isinstance(each, int) for each in ids):
             raise self.error(name, f"holds {ids!r:.40}", "expected a list of token ids")
         return ImageTokens(tuple(ids), self.text("image_tokenizer"))
+
+    def stored(self, image: str) -> dict[View, StoredView]:
+        """What encoders made of an image before, if the row has it, with the fingerprints in `latents_encoder` and
+        `features_encoder`."""
+        found: dict[View, StoredView] = {}
+        for view, kind in STORED.items():
+            data = self.fields.get(f"{image}_{kind}")
+            if data is not None and not isinstance(data, bytes):
+                raise self.error(
+                    f"{image}_{kind}", f"holds {data!r:.40}", "expected bytes of `uniedit dataset latents`"
+                )
+            if data is not None:
+                found[view] = StoredView(data, self.text(f"{kind}_encoder"))
+        return found
 
     def _size(self, name: str) -> tuple[int, int]:
         value = self.fields[name]

@@ -26,6 +26,18 @@ class ImageTokens(NamedTuple):
     made_by: str
 
 
+class StoredView(NamedTuple):
+    """What a family's encoder made of an image before.
+
+    Args:
+        data: Tensors in safetensors.
+        made_by: The fingerprint of what computed them.
+    """
+
+    data: bytes
+    made_by: str
+
+
 @dataclass(frozen=True)
 class TextSegment:
     """A piece of text.
@@ -62,6 +74,7 @@ class ImageSegment:
         size: `(width, height)` in pixels before any resizing, so that packs can be planned without decoding.
         joint_dropout: Probability of leaving out together all segments that have one.
         tokens: Tokens of the drawing view that were stored with the data, for families that draw discrete tokens.
+        stored: What the encoder of the view made of the image, stored with the data, for the other families.
     """
 
     image: Any
@@ -72,6 +85,7 @@ class ImageSegment:
     size: tuple[int, int] | None = None
     joint_dropout: float = 0.0
     tokens: ImageTokens | None = None
+    stored: StoredView | None = None
 
 
 Segment = TextSegment | ImageSegment

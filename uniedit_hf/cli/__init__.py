@@ -27,6 +27,7 @@ COMMANDS = {
     "dataset build": "Turn a raw release into Parquet that load_dataset reads.",
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",
     "dataset tokens": "Store a Janus-Pro's image tokens with a data set, so that training need not make them.",
+    "dataset latents": "Store what a BAGEL's frozen encoders make of images with a data set.",
     "dataset publish": "Put a built data set on the Hub: card, resumable upload, tag.",
     "train": "Tune a model on intelligent edits, or on a mix of data sets.",
     "evaluate": "Compare a tuned model with its base on a benchmark, with intervals.",

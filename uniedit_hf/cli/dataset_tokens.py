@@ -21,10 +21,20 @@ class DatasetTokensOptions:
     batch_size: int = field(default=16, metadata={"help": "images that are encoded together"})
 
 
-def run(options: DatasetTokensOptions) -> None:
-    folder = Path(options.output_dir)
+def new_folder(name: str) -> Path:
+    """A folder that is not there, or empty.
+
+    Raises:
+        ValueError: If something is in its place.
+    """
+    folder = Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder} is there and not empty: name a new folder.")
+    return folder
+
+
+def run(options: DatasetTokensOptions) -> None:
+    folder = new_folder(options.output_dir)
     if options.batch_size < 1:
         raise ValueError(f"--batch_size is {options.batch_size}: use 1 or more.")
 

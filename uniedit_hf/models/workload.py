@@ -24,7 +24,8 @@ CAUSAL, NOISE = 0, 2  # kinds of splits, see `uniedit_hf.attention`
 ROWS = {
     "bagel": (
         (r"(^|\.)vae\.", None),
-        (r"\.(vit_model|connector)\.", "read"),
+        (r"\.vit_model\.", "read"),
+        (r"\.connector\.", "seen"),
         (r"\.(vae2llm|time_embedder)(\.|$)", "drawn"),
         (r"\.llm2vae(\.|$)", "image_targets"),
         (r"\.layers\..*_moe_gen", "drawn"),
@@ -33,7 +34,8 @@ ROWS = {
     ),
     "janus": (
         (r"\.vqmodel\.", None),
-        (r"\.(vision_model|aligner)\.", "read"),
+        (r"\.vision_model\.", "read"),
+        (r"\.aligner\.", "seen"),
         (r"\.generation_aligner\.", "drawn"),
         (r"\.generation_head\.", "image_targets"),
         (r"\.language_model\.layers\.", "tokens"),
@@ -50,6 +52,7 @@ class Workload:
         tokens: Of the decoder.
         drawn: Tokens of images that the model draws or has drawn: BAGEL's latents, Janus-Pro's VQ tokens.
         read: Patches that the understanding encoder reads.
+        seen: Those and features that were stored: what goes from the encoder to the decoder.
         text_targets: Tokens that carry a text loss.
         image_targets: Tokens that carry an image loss.
         pairs: Pairs of a query and a key that it sees, over all samples.
@@ -60,6 +63,7 @@ class Workload:
     tokens: int = 0
     drawn: int = 0
     read: int = 0
+    seen: int = 0
     text_targets: int = 0
     image_targets: int = 0
     pairs: int = 0
@@ -87,11 +91,15 @@ def workload(features: Mapping[str, Any]) -> Workload:
     else:
         images = len(features.get("siglip_images", ()))
         patches = torch.full((images,), int((types == READ).sum()) // max(1, images))
-    encoded = features.get("vae_images", features.get("vq_images", ()))
+    seen = int(patches.sum())
+    if "vit_is_stored" in features:
+        patches = patches[~torch.tensor(features["vit_is_stored"])]
+    encoded = [each for each in features.get("vae_images", features.get("vq_images", ())) if each.shape[-3] == 3]
     return Workload(
         tokens=types.numel(),
         drawn=int((types == DRAWN).sum()),
         read=int(patches.sum()),
+        seen=seen,
         text_targets=int(features["num_text_targets"]),
         image_targets=int(features["num_image_targets"]),
         pairs=_pairs(features),
@@ -140,6 +148,7 @@ def typical_workload(config, tokens: int) -> Workload:
         tokens=tokens,
         drawn=count * drawn,
         read=count * read,
+        seen=count * read,
         image_targets=count * drawn,
         pairs=count * (read**2 + words * read + words**2 // 2 + drawn * (read + words + drawn)),
         read_pairs=count * read**2,

@@ -183,7 +183,7 @@ def _place(name: str, family: str, number: int) -> tuple:
     if re.search(r"\.language_model\.norm", f".{name}"):
         return 1, math.inf, number, "mixed"
     chain = name.rpartition("model.")[2].partition(".")[0]
-    chain = "read" if rows == "read" else "generation" if chain.startswith("generation_") else chain
+    chain = "read" if rows in ("read", "seen") else "generation" if chain.startswith("generation_") else chain
     return 0, 0, number, chain
 
 

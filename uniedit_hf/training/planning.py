@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from uniedit_hf.packing import OversizedSampleError, PackPlan, plan_packs, split_over_ranks
 from uniedit_hf.randomness import derive_seed
-from uniedit_hf.recipes import MixedRow, draw_drops, mix
+from uniedit_hf.recipes import STORED_COLUMNS, MixedRow, draw_drops, mix
 from uniedit_hf.row_error import RowError
 from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment
 
@@ -107,7 +107,8 @@ def _rows_without_images(part: TrainingPart) -> Iterator[dict[str, Any]]:
         if isinstance(feature, Image) and name.replace("image", "size") in dataset.column_names
     }
     number = 0
-    for table in dataset.remove_columns(list(size_of)).iter(batch_size=CHUNK):
+    stored = [name for name in STORED_COLUMNS if size_of and name in dataset.column_names]
+    for table in dataset.remove_columns([*size_of, *stored]).iter(batch_size=CHUNK):
         for row in table.to_pylist():
             unknown = any(row[size] is None for size in size_of.values())
             yield part.row(number) if unknown else row | dict.fromkeys(size_of, b"")
@@ -134,7 +135,7 @@ def _without_content(segment: Segment) -> Segment:
     """What decides dropout and loss, without text and image."""
     if isinstance(segment, TextSegment):
         return replace(segment, text="")
-    return replace(segment, image=None, size=None, tokens=None)
+    return replace(segment, image=None, size=None, tokens=None, stored=None)
 
 
 @dataclass

@@ -124,6 +124,8 @@ class BagelModel(BagelPreTrainedModel):
         vit_patches: torch.Tensor | None,
         latents: torch.Tensor | None,
         latent_time: torch.Tensor | None,
+        vit_features: torch.Tensor | None = None,
+        vit_is_stored: Sequence[bool] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The understanding tokens (U, D) and the generation tokens (G, D) of a pack.
 
@@ -134,21 +136,41 @@ class BagelModel(BagelPreTrainedModel):
             vit_patches: (V, patch vector) of all ViT views in order.
             latents: (G, C), clean or noised.
             latent_time: (G,) flow time.
+            vit_features: (stored tokens, vision size) of the ViT views that were encoded before.
+            vit_is_stored: For each ViT view whether it was; empty if none was.
         """
         und = self.language_model.embed_tokens(routing.text_ids)
         if vit_patches is None:
             vit_patches = und.new_zeros(0, self.vit_model.vision_model.embeddings.patch_embedding.in_features)
         if latents is None:
             latents, latent_time = und.new_zeros(0, self.config.latent_token_size), und.new_zeros(0)
-        if len(vit_patches) or torch.is_grad_enabled():
+        if len(vit_patches) or vit_features is not None or torch.is_grad_enabled():
             index = cell_index(routing.vit_cells, routing.vit_grids, self.vit_pos_embed.side)
-            seen = self.vit_model(vit_patches, routing.vit_grids, index, routing.vit_splits)
+            if vit_features is None:
+                seen = self.vit_model(vit_patches, routing.vit_grids, index, routing.vit_splits)
+            else:
+                seen = self._with_stored(vit_patches, routing.vit_grids, index, vit_features, vit_is_stored)
             tokens = self.connector(seen) + self.vit_pos_embed(index)
             und = torch.cat([und, tokens.to(und.dtype)])
         if routing.und_sources is not None:
             und = PickRows.apply(und, routing.und_sources)
         index = cell_index(routing.latent_cells, routing.latent_grids, self.latent_pos_embed.side)
         return und, self.embed_latents(latents, latent_time, index).to(und.dtype)
+
+    def _with_stored(self, patches, grids, index, features, is_stored: Sequence[bool]) -> torch.Tensor:
+        """Features (V, vision size) of all ViT views in order: those that were stored, and the others encoded."""
+        features = features.to(self.connector.fc1.weight.dtype)
+        if all(is_stored):
+            return features
+        sizes, places = [rows * columns for rows, columns in grids], []
+        for size, stored in zip(sizes, is_stored):
+            places.append(torch.full((size,), stored))
+        own = (~torch.cat(places)).nonzero()[:, 0].to(index.device)
+        others = [grid for grid, stored in zip(grids, is_stored) if not stored]
+        encoded = self.vit_model(patches, others, index.index_select(0, own))
+        known = torch.cat(places).nonzero()[:, 0].to(index.device)
+        together = torch.cat([encoded.to(features.dtype), features])
+        return together.index_select(0, torch.cat([own, known]).argsort())
 
     def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Latent tokens (P, C), clean or noised, at flow time (P,) and place `index` (P,) to tokens (P, D)."""
@@ -330,12 +352,21 @@ class BagelForConditionalGeneration(
     @torch.no_grad()
     def encode_batch(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """As `encode_images`, for images (n, 3, h, w) of one size: latents (n, 16, h/8, w/8)."""
-        scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
+        return self.draw_latents(self.encode_moments(images), noise)
+
+    @torch.no_grad()
+    def encode_moments(self, images: torch.Tensor) -> torch.Tensor:
+        """Mean and standard deviation of the posterior of images (n, 3, h, w): (n, 2 * 16, h/8, w/8) in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        mean = posterior.mean.float()
-        drawn = mean if noise is None else mean + posterior.std.float() * noise.to(mean)
-        return scale * (drawn - shift)
+        return torch.cat([posterior.mean, posterior.std], dim=1).float()
+
+    def draw_latents(self, moments: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Moments (n, 2 * 16, h/8, w/8) to latents (n, 16, h/8, w/8), scaled and shifted: their mean, or with standard
+        normal `noise` a sample of the posterior."""
+        scale, shift = self.config.vae_config.scaling_factor, self.config.vae_config.shift_factor
+        mean, std = moments.float().chunk(2, dim=1)
+        return scale * ((mean if noise is None else mean + std * noise.to(mean)) - shift)
 
     @torch.no_grad()
     def decode_latents(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -424,6 +455,9 @@ class BagelForConditionalGeneration(
         use_cache: bool | None = None,
         logits_to_keep: int = 1,
         routing: PackRouting | None = None,
+        vit_features: torch.Tensor | None = None,
+        vit_is_stored: Sequence[bool] | None = None,
+        stored_by: Sequence[tuple[str, str]] | None = None,
         **kwargs,
     ) -> Losses | BagelOutput:
         """With `labels`, the losses of a packed sequence; without, next-token logits of a batch of contexts.
@@ -436,13 +470,17 @@ class BagelForConditionalGeneration(
             sample_ids, split_ids, split_kinds: (B, L) see `uniedit_hf.attention.Splits`.
             vit_patches: (V, patch * patch * 3) of all ViT views in order.
             vit_grids: (images, 2) their rows and columns.
-            vae_images: Pixels (3, h, w) of all VAE views in order, or
+            vae_images: Pixels (3, h, w) of all VAE views in order, or stored moments, or
             latents: their latents (16, h/8, w/8), already scaled and shifted.
             posterior_noise: Standard normal draws (16, h/8, w/8): take a sample of the posterior, not its mean.
             timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
             noise: Standard normal draws (P, C) of each VAE view; those of clean images are not used.
             labels: (1, L) the token to predict at each position, -100 where text carries no loss.
             routing: Of the pack, as a data worker makes it beforehand; made of the rest if not given.
+            vit_features: (tokens, vision size) of the ViT views that were stored with the data; `vit_patches` has the
+                others. VAE views may be stored moments (2 * 16, h/8, w/8) among `vae_images`.
+            vit_is_stored: For each ViT view whether it was stored.
+            stored_by: Views that were stored, with the fingerprints of what made them.
 
         Returns:
             `Losses` with `labels`, else a `BagelOutput` with logits (B, logits_to_keep, vocabulary).
@@ -461,7 +499,8 @@ class BagelForConditionalGeneration(
         images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "vae_images": vae_images, "latents": latents}
         images["posterior_noise"] = posterior_noise
         if labels is not None:
-            draws = {"timesteps": timesteps, "noise": noise}
+            draws = {"timesteps": timesteps, "noise": noise, "stored_by": stored_by}
+            draws |= {"vit_features": vit_features, "vit_is_stored": vit_is_stored}
             tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
             return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
         if noise is not None or timesteps is not None:

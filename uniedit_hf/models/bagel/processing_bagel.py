@@ -25,7 +25,8 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 from .checkpoint_bagel import CheckpointFolder
 from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig
 from .image_processing_bagel import BagelImageProcessor
-from .routing_bagel import PackRouting, route_pack
+from .routing_bagel import PackRouting, latent_grids, route_pack
+from .stored_views import check_size, unpack_view
 
 
 class BagelRow:
@@ -190,7 +191,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             elif segment.dropped:
                 row.position += 1  # the reference keeps the place of a dropped image
             else:
-                self._add_image(row, segment, next(prepared).data)
+                self._add_image(row, segment, self.num_image_tokens_of(next(prepared)))
         if purpose == "write":
             row.append([self.bos_id], [TEXT], CAUSAL, [row.position])
         return row.arrays()
@@ -202,8 +203,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         row.append([self.bos_id, *ids, self.eos_id], [TEXT] * (len(ids) + 2), CAUSAL, positions, labels)
         row.position += len(ids) + 2
 
-    def _add_image(self, row: BagelRow, segment: ImageSegment, pixels: torch.Tensor) -> None:
-        count = self.image_processor.tokens(pixels.shape[2], pixels.shape[1], segment.view, resize=False)
+    def _add_image(self, row: BagelRow, segment: ImageSegment, count: int) -> None:
         kind = NOISE if segment.loss else FULL
         types = [TEXT, *[VIT if segment.view == "vit" else LATENT] * count, TEXT]
         ids = [self.start_id, *[0] * count, self.end_id]
@@ -211,13 +211,16 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         row.position += 0 if segment.loss else 1
 
     def prepare_segment(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
-        """Pixels (3, h, w) of a view. Pixels that come as a tensor pass through.
+        """Pixels (3, h, w) of a view, or what was stored of it. Tensors pass through.
 
         Raises:
-            ImageError: If the image cannot be read, or is not of the size that its row states.
+            ImageError: If the image cannot be read, or is not of the size that its row states, or what was stored is
+                of other sizes than this processor's.
         """
         if isinstance(segment.image, torch.Tensor):
             return segment.image
+        if segment.stored is not None:
+            return self._stored_view(segment, name)
         image = open_image(segment.image, name=name)
         if segment.size is not None and tuple(segment.size) != image.size:
             raise ImageError(
@@ -226,22 +229,45 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             )
         return self.image_processor.prepare(image, segment.view, name=name)
 
+    def _stored_view(self, segment: ImageSegment, name: str) -> torch.Tensor:
+        view, (width, height) = unpack_view(segment.stored, name), segment.size or image_size(segment.image)
+        side = 1 if segment.view == "vit" else self.image_processor.vae_stride // 8
+        check_size(view, segment.view, self.image_processor.tokens(width, height, segment.view), side, name)
+        return view
+
     def image_features(self, images: Sequence[PreparedImage]) -> dict[str, Any]:
-        """The ViT views as patches and the VAE views as pixels, in the order of their tokens."""
-        vit = [each.data for each in images if each.segment.view == "vit"]
+        """The ViT views as patches and the VAE views as pixels, or what was stored of them, in the order of their
+        tokens."""
+        vit = [each for each in images if each.segment.view == "vit"]
         vae = [each.data for each in images if each.segment.view == "vae"]
         features: dict[str, Any] = {}
         if vit:
             patch = self.image_processor.vit_stride
-            features["vit_patches"] = torch.cat([self.image_processor.patchify_vit(image) for image in vit])
-            features["vit_grids"] = torch.tensor([[x.shape[1] // patch, x.shape[2] // patch] for x in vit])
+            sizes = [self._pixels_of(each) for each in vit]
+            features["vit_grids"] = torch.tensor([[height // patch, width // patch] for height, width in sizes])
+            patches = [self.image_processor.patchify_vit(each.data) for each in vit if each.segment.stored is None]
+            known = [each.data.flatten(0, 1) for each in vit if each.segment.stored is not None]
+            if patches:
+                features["vit_patches"] = torch.cat(patches)
+            if known:
+                features["vit_features"] = torch.cat(known)
         if vae:
             features["vae_images"] = vae
-        return features
+        made_by = {(each.segment.view, each.segment.stored.made_by) for each in images if each.segment.stored}
+        return features | ({"stored_by": sorted(made_by)} if made_by else {})
+
+    def _pixels_of(self, image: PreparedImage) -> tuple[int, int]:
+        """Height and width in pixels of a view, also of one that was stored."""
+        if image.segment.stored is None:
+            return tuple(image.data.shape[1:])
+        if image.segment.view == "vae":
+            return 8 * image.data.shape[1], 8 * image.data.shape[2]
+        patch = self.image_processor.vit_stride
+        return patch * image.data.shape[0], patch * image.data.shape[1]
 
     def num_image_tokens_of(self, image: PreparedImage) -> int:
         """Tokens of a prepared image without markers."""
-        height, width = image.data.shape[1:]
+        height, width = self._pixels_of(image)
         return self.image_processor.tokens(width, height, image.segment.view, resize=False)
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -249,7 +275,10 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
     def training_features(
         self, sample: Sample, images: Sequence[PreparedImage], seed: int, epoch: int, posterior: str
     ) -> dict[str, Any]:
-        """Flow times, noise and posterior draws of all VAE views, as the model's `forward` says."""
+        """Flow times, noise and posterior draws of all VAE views, and which ViT views were stored, as the model's
+        `forward` says."""
+        is_stored = [each.segment.stored is not None for each in images if each.segment.view == "vit"]
+        views = {"vit_is_stored": is_stored} if is_stored else {}
         timesteps, noise, posterior_noise = [], [], []
         for image in images:
             if image.segment.view != "vae":
@@ -262,8 +291,8 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             noise.append(torch.zeros(tokens, channels) if drawn is None else drawn)
             posterior_noise.append(torch.randn(latent, generator=generator))
         if not timesteps:
-            return {}
-        draws = {"timesteps": torch.stack(timesteps), "noise": noise}
+            return views
+        draws = views | {"timesteps": torch.stack(timesteps), "noise": noise}
         return draws | ({"posterior_noise": posterior_noise} if posterior == "sample" else {})
 
     def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -273,18 +302,18 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     def _route(self, features: dict[str, Any]) -> PackRouting:
         """What the model would otherwise work out of a pack's tensors."""
-        stride, times = self.image_processor.vae_stride, features.get("timesteps")
+        times = features.get("timesteps")
         names = ("input_ids", "token_type_ids", "position_ids", "sample_ids", "split_ids", "split_kinds", "labels")
         return route_pack(
             *(features[name] for name in names),
             vit_grids=features["vit_grids"].tolist() if "vit_grids" in features else (),
-            latent_grids=[(x.shape[1] // stride, x.shape[2] // stride) for x in features.get("vae_images", ())],
+            latent_grids=latent_grids(features.get("vae_images", ()), self.image_processor.vae_stride),
             drawn=() if times is None else (times > 0).tolist(),
         )
 
     def _latent_shapes(self, image: PreparedImage) -> tuple[int, int, tuple[int, int, int]]:
         """Tokens, channels of a token and the latents' shape of pixels (3, h, w)."""
-        processor, (height, width) = self.image_processor, image.data.shape[1:]
+        processor, (height, width) = self.image_processor, self._pixels_of(image)
         channels = processor.latent_channels * (processor.vae_stride // 8) ** 2
         return self.num_image_tokens_of(image), channels, (processor.latent_channels, height // 8, width // 8)
 

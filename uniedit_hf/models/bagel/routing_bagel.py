@@ -136,6 +136,17 @@ def route_pack(
     )
 
 
+def latent_grids(images: Sequence[torch.Tensor], stride: int) -> list[tuple[int, int]]:
+    """Rows and columns of tokens of VAE views: pixels (3, h, w), or stored moments (2 Z, h/8, w/8).
+
+    Args:
+        images: In order.
+        stride: Pixels that a token's side takes.
+    """
+    scales = [1 if len(image) == 3 else 8 for image in images]
+    return [(x.shape[1] * k // stride, x.shape[2] * k // stride) for x, k in zip(images, scales)]
+
+
 def same_size(sizes: Sequence) -> dict:
     """The numbers of the images of each size, in the order of the first of each."""
     groups: dict = {}

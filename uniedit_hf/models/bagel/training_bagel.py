@@ -15,15 +15,18 @@ from uniedit_hf.attention import Packed, Splits, block_mask, sample_grid
 from uniedit_hf.losses import Losses
 from uniedit_hf.split_attention import NAME as SPLITS
 
+from .encoders_bagel import grid_index
 from .flow import add_noise, patchify, shift_time, velocity_target
 from .regions import compiled_regions
-from .routing_bagel import PackRouting, route_pack, same_size
+from .routing_bagel import PackRouting, latent_grids, route_pack, same_size
+from .stored_views import COLUMNS, fingerprint
 
 
 class BagelTrainingMixin:
     """Adds the training forward to the model that holds `model`, `lm_head`, `vae` and `config`."""
 
     pack_attention = SPLITS  # what the trainer asks for on a GPU
+    _view_encoders: dict[str, str] | None = None
 
     def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
         """Compiles what each expert does before and after attention, once for all layers."""
@@ -74,7 +77,7 @@ class BagelTrainingMixin:
         if routing is None:
             side = 8 * self.config.latent_patch_size
             images, latents = features.get("vae_images") or (), features.get("latents") or ()
-            grids = [(x.shape[1] // side, x.shape[2] // side) for x in images]
+            grids = latent_grids(images, side)
             grids += [(x.shape[1] * 8 // side, x.shape[2] * 8 // side) for x in latents]
             times, noise, vit_grids = (features.get(name) for name in ("timesteps", "noise", "vit_grids"))
             routing = route_pack(
@@ -90,9 +93,11 @@ class BagelTrainingMixin:
     def _run_pack(self, splits: Splits, routing: PackRouting, inputs_embeds, features: dict[str, Any]):
         """Hidden states (U, D) and (G, D) of both experts before the final norms, and the velocities (G, C) that are
         to be predicted, `None` without noise."""
+        self.check_stored_views(features.get("stored_by") or ())
         tokens, time, target = self._noised_latents(routing, features)
         if inputs_embeds is None:
-            und, gen = self.model.embed_pack(routing, features.get("vit_patches"), tokens, time)
+            stored = (features.get("vit_features"), features.get("vit_is_stored") or ())
+            und, gen = self.model.embed_pack(routing, features.get("vit_patches"), tokens, time, *stored)
         else:
             und, gen = inputs_embeds[0][routing.order].split([routing.num_und, routing.num_gen])
         layout = self._pack_layout(splits, routing, und.dtype)
@@ -138,12 +143,63 @@ class BagelTrainingMixin:
         for same in same_size(routing.latent_grids).values():
             if latents is None:
                 drawn = None if noise is None else torch.stack([noise[i] for i in same])
-                batch = self.encode_batch(torch.stack([images[i] for i in same]), drawn)
+                batch = self._latents_of([images[i] for i in same], drawn)
             else:
                 batch = torch.stack([latents[i] for i in same])
             tokens.append(patchify(batch, self.config.latent_patch_size).flatten(0, 1))
         together = torch.cat(tokens)
         return together if routing.latent_sources is None else together.index_select(0, routing.latent_sources)
+
+    def _latents_of(self, images: Sequence[torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
+        """Latents (n, Z, h/8, w/8) of views of one size: pixels (3, h, w) are encoded, together, and moments
+        (2 Z, h/8, w/8) that were stored only drawn from."""
+        pixels = [number for number, image in enumerate(images) if len(image) == 3]
+        moments: list[torch.Tensor] = list(images)
+        if pixels:
+            encoded = self.encode_moments(torch.stack([images[number] for number in pixels]))
+            for number, each in zip(pixels, encoded):
+                moments[number] = each
+        return self.draw_latents(torch.stack(moments).to(self.device), noise)
+
+    # --- views that were stored ---------------------------------------------------------------------------------
+
+    @property
+    def view_encoders(self) -> dict[str, str]:
+        """Fingerprints of what makes stored views, by view."""
+        if self._view_encoders is None:
+            vit = self.model.vit_model
+            self._view_encoders = {"vae": fingerprint(self.vae, "encoder."), "vit": fingerprint(vit)}
+        return self._view_encoders
+
+    def check_stored_views(self, stored_by: Sequence[tuple[str, str]]) -> None:
+        """Stored views were made by this model's encoders, which are not trained.
+
+        Raises:
+            ValueError: If not.
+        """
+        for view, made_by in stored_by:
+            columns = f"{COLUMNS[view]} in the columns source_{COLUMNS[view]} and target_{COLUMNS[view]}"
+            if made_by != self.view_encoders[view]:
+                raise ValueError(
+                    f"The data holds {columns} made by the encoder {made_by}, but this model's own is "
+                    f"{self.view_encoders[view]}: store this model's with `uniedit dataset latents`, or remove them."
+                )
+            if view == "vit" and any(each.requires_grad for each in self.model.vit_model.parameters()):
+                raise ValueError(
+                    f"The data holds {columns}, so the encoder would not learn: remove them, or set freeze_vit=True."
+                )
+
+    @torch.no_grad()
+    def encode_view(self, pixels: torch.Tensor, view: str) -> torch.Tensor:
+        """What is stored of one image: moments (2 Z, h/8, w/8) of `"vae"`, or features (rows, columns, vision size)
+        of `"vit"`, from pixels (3, h, w) in [-1, 1]."""
+        if view == "vae":
+            return self.encode_moments(pixels[None].to(self.device))[0]
+        patch = self.config.vision_config.patch_size
+        rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
+        patches = patchify(pixels[None], patch).flatten(0, 1).to(self.device)
+        index = grid_index(rows, columns, self.model.vit_pos_embed.side, self.device)
+        return self.model.vit_model(patches, [(rows, columns)], index).view(rows, columns, -1)
 
 
 def _rows(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

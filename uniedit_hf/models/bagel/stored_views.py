@@ -1,0 +1,151 @@
+"""What BAGEL's frozen encoders make of images, stored with a data set so that training need not run them.
+
+A drawing view is stored as mean and standard deviation of the posterior, so that every epoch still draws its own
+latents; an understanding view as the encoder's features in front of the connector, which is trained. Both are
+safetensors in a binary column, beside the fingerprint of what made them.
+
+Shapes: (2 Z, h/8, w/8) moments of Z channels, (rows, columns, vision size) features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from datasets import Dataset, Features, Image, Value
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from uniedit_hf.images import ImageError
+from uniedit_hf.segments import StoredView
+
+from .configuration_bagel import BagelConfig
+
+
+NAME = "view"
+COLUMNS = {"vae": "latents", "vit": "features"}
+IMAGES = ("source_image", "target_image")
+
+
+def pack_view(tensor: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """A tensor as it is stored."""
+    return save({NAME: tensor.to("cpu", dtype).contiguous()})
+
+
+def unpack_view(stored: StoredView, name: str) -> torch.Tensor:
+    """The tensor of a stored view.
+
+    Raises:
+        ImageError: If the bytes are something else.
+    """
+    try:
+        return load(stored.data)[NAME]
+    except (SafetensorError, KeyError) as error:
+        raise ImageError(
+            f"{name} has a stored view that is not readable ({error}): store it again with `uniedit dataset latents`, "
+            "or remove its columns."
+        ) from error
+
+
+def fingerprint(module: torch.nn.Module, prefix: str = "") -> str:
+    """A name for the weights that decide a view, by the values that they hold.
+
+    Args:
+        module: The autoencoder or the understanding encoder, whole on this device.
+        prefix: Of the parameters that count.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for name, tensor in sorted(module.named_parameters()):
+        if name.startswith(prefix):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def store_views(
+    dataset: Dataset, model, processor, dtype: torch.dtype = torch.float32, understanding: bool = True
+) -> Dataset:
+    """Runs both encoders once over all images and stores what they make with the data.
+
+    Args:
+        dataset: With the columns `source_image` and `target_image`, or one of them.
+        model: A `BagelForConditionalGeneration`.
+        processor: Its `BagelProcessor`, with the sizes of training.
+        dtype: Of what is stored; anything but fp32 rounds.
+        understanding: Whether the features of sources are stored, which take more than the images themselves.
+
+    Returns:
+        The same rows with `source_latents`, `target_latents` and `latents_encoder`, and with `source_features` and
+        `features_encoder`.
+
+    Raises:
+        ImageError: If an image cannot be read.
+        ValueError: If there is no image to encode.
+    """
+    images = [name for name in IMAGES if name in dataset.column_names]
+    if not images:
+        raise ValueError(f"The data has the columns {dataset.column_names}, but no {' or '.join(IMAGES)}.")
+    wanted = [(name, "vae") for name in images]
+    wanted += [("source_image", "vit")] if understanding and "source_image" in images else []
+    made_by = model.view_encoders
+    columns = {column_of(name, view): (name, view) for name, view in wanted}
+    encoders = {f"{COLUMNS[view]}_encoder": made_by[view] for _, view in wanted}
+    features = dataset.features | {name: Value("binary") for name in columns}
+    features = Features(features | {name: Value("string") for name in encoders})
+    undecoded = Features(features | {name: Image(decode=False) for name in images})
+    stored = dataset
+    for name in images:
+        stored = stored.cast_column(name, Image(decode=False))
+
+    def encode(row: dict, number: int) -> dict:
+        found = {}
+        for column, (name, view) in columns.items():
+            image = None
+            if row[name] is not None:
+                pixels = processor.image_processor.prepare(row[name], view, name=f"{name} of row {number}")
+                image = pack_view(model.encode_view(pixels, view), dtype)
+            found[column] = image
+        return found | encoders
+
+    stored = stored.map(
+        encode, with_indices=True, features=undecoded, desc="latents and features",
+        new_fingerprint=_name_of(dataset._fingerprint, dtype, processor, encoders),
+    )  # fmt: skip
+    return stored.cast(features)
+
+
+def column_of(image: str, view: str) -> str:
+    """The column of a stored view: `source_latents` of `source_image`."""
+    return image.replace("image", COLUMNS[view])
+
+
+def check_size(stored: torch.Tensor, view: str, expected: int, config_size: int, name: str) -> None:
+    """A stored view has the tokens that its image has at the sizes of this run.
+
+    Args:
+        stored: Moments or features.
+        view: `"vae"` or `"vit"`.
+        expected: Tokens of the image.
+        config_size: Tokens that a stored row and column give: the side of a latent token's square, or 1.
+        name: What to call the image.
+
+    Raises:
+        ImageError: If they differ.
+    """
+    rows, columns = stored.shape[-2:] if view == "vae" else stored.shape[:2]
+    found = (rows // config_size) * (columns // config_size)
+    if found != expected:
+        raise ImageError(
+            f"{name} has {COLUMNS[view]} of {found} tokens stored, but at the sizes of this run it has {expected}: "
+            "store them with the same vit_longest_edge and processor, or remove the columns."
+        )
+
+
+def _name_of(before: str, dtype: torch.dtype, processor, encoders: dict[str, str]) -> str:
+    settings = (before, str(dtype), processor.image_processor.to_json_string(), sorted(encoders.items()))
+    return hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
+
+
+def moments_channels(config: BagelConfig) -> int:
+    """Channels of stored moments, by which they are told from pixels."""
+    return 2 * config.vae_config.z_channels
