@@ -38,6 +38,7 @@ from .flow import patchify
 from .generation_bagel import BagelImageGenerationMixin
 from .pretrained_bagel import BagelPreTrainedModel
 from .routing_bagel import PackRouting, image_splits, same_size
+from .stored_views import with_stored
 from .training_bagel import BagelTrainingMixin
 
 
@@ -149,28 +150,15 @@ class BagelModel(BagelPreTrainedModel):
             if vit_features is None:
                 seen = self.vit_model(vit_patches, routing.vit_grids, index, routing.vit_splits)
             else:
-                seen = self._with_stored(vit_patches, routing.vit_grids, index, vit_features, vit_is_stored)
+                vit_features = vit_features.to(self.connector.fc1.weight.dtype)
+                grids = routing.vit_grids
+                seen = with_stored(self.vit_model, vit_patches, grids, index, vit_features, vit_is_stored)
             tokens = self.connector(seen) + self.vit_pos_embed(index)
             und = torch.cat([und, tokens.to(und.dtype)])
         if routing.und_sources is not None:
             und = PickRows.apply(und, routing.und_sources)
         index = cell_index(routing.latent_cells, routing.latent_grids, self.latent_pos_embed.side)
         return und, self.embed_latents(latents, latent_time, index).to(und.dtype)
-
-    def _with_stored(self, patches, grids, index, features, is_stored: Sequence[bool]) -> torch.Tensor:
-        """Features (V, vision size) of all ViT views in order: those that were stored, and the others encoded."""
-        features = features.to(self.connector.fc1.weight.dtype)
-        if all(is_stored):
-            return features
-        sizes, places = [rows * columns for rows, columns in grids], []
-        for size, stored in zip(sizes, is_stored):
-            places.append(torch.full((size,), stored))
-        own = (~torch.cat(places)).nonzero()[:, 0].to(index.device)
-        others = [grid for grid, stored in zip(grids, is_stored) if not stored]
-        encoded = self.vit_model(patches, others, index.index_select(0, own))
-        known = torch.cat(places).nonzero()[:, 0].to(index.device)
-        together = torch.cat([encoded.to(features.dtype), features])
-        return together.index_select(0, torch.cat([own, known]).argsort())
 
     def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Latent tokens (P, C), clean or noised, at flow time (P,) and place `index` (P,) to tokens (P, D)."""

@@ -10,6 +10,7 @@ Shapes: (2 Z, h/8, w/8) moments of Z channels, (rows, columns, vision size) feat
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -18,8 +19,6 @@ from safetensors.torch import load, save
 
 from uniedit_hf.images import ImageError
 from uniedit_hf.segments import StoredView
-
-from .configuration_bagel import BagelConfig
 
 
 NAME = "view"
@@ -114,6 +113,33 @@ def store_views(
     return stored.cast(features)
 
 
+def with_stored(
+    encoder: torch.nn.Module,
+    patches: torch.Tensor,
+    grids: Sequence[Sequence[int]],
+    index: torch.Tensor,
+    features: torch.Tensor,
+    is_stored: Sequence[bool],
+) -> torch.Tensor:
+    """Features (V, vision size) of all understanding views in order: those that were stored, and the others encoded.
+
+    Args:
+        encoder: Of patches, as the model calls it.
+        patches: Of the views that were not stored.
+        grids: Rows and columns of all views.
+        index: (V,) places in the position table of all views.
+        features: (stored tokens, vision size).
+        is_stored: For each view.
+    """
+    if all(is_stored):
+        return features
+    known = torch.cat([torch.full((rows * columns,), each) for (rows, columns), each in zip(grids, is_stored)])
+    own, known = ((~known).nonzero()[:, 0].to(index.device), known.nonzero()[:, 0].to(index.device))
+    others = [grid for grid, each in zip(grids, is_stored) if not each]
+    encoded = encoder(patches, others, index.index_select(0, own))
+    return torch.cat([encoded.to(features.dtype), features]).index_select(0, torch.cat([own, known]).argsort())
+
+
 def column_of(image: str, view: str) -> str:
     """The column of a stored view: `source_latents` of `source_image`."""
     return image.replace("image", COLUMNS[view])
@@ -144,8 +170,3 @@ def check_size(stored: torch.Tensor, view: str, expected: int, config_size: int,
 def _name_of(before: str, dtype: torch.dtype, processor, encoders: dict[str, str]) -> str:
     settings = (before, str(dtype), processor.image_processor.to_json_string(), sorted(encoders.items()))
     return hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
-
-
-def moments_channels(config: BagelConfig) -> int:
-    """Channels of stored moments, by which they are told from pixels."""
-    return 2 * config.vae_config.z_channels
