@@ -150,9 +150,8 @@ class BagelModel(BagelPreTrainedModel):
             if vit_features is None:
                 seen = self.vit_model(vit_patches, routing.vit_grids, index, routing.vit_splits)
             else:
-                vit_features = vit_features.to(self.connector.fc1.weight.dtype)
-                grids = routing.vit_grids
-                seen = with_stored(self.vit_model, vit_patches, grids, index, vit_features, vit_is_stored)
+                known = vit_features.to(self.connector.fc1.weight.dtype)
+                seen = with_stored(self.vit_model, vit_patches, routing.vit_grids, index, known, vit_is_stored)
             tokens = self.connector(seen) + self.vit_pos_embed(index)
             und = torch.cat([und, tokens.to(und.dtype)])
         if routing.und_sources is not None:
