@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from uniedit_hf.conversations import conversation_sample
 from uniedit_hf.models.card import pushed_card
 from uniedit_hf.models.family import DrawingStep
 from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
-from uniedit_hf.pipeline_inputs import check_names, checked_size, checked_text, given, one_for_each, request_list
+from uniedit_hf.pipeline_inputs import checked_settings, checked_text, given, one_for_each, request_list
 from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
@@ -233,7 +232,9 @@ class UniEditPipeline:
         size = size or [self.processor.output_size(sample.segments[0].image) for sample in samples]
         scales = {"text_guidance_scale": text_guidance_scale, "image_guidance_scale": image_guidance_scale}
         settings = self.model.image_settings.editing | given(scales) | settings
-        requests = self._image_settings(len(samples), {"size": size, "seed": seed} | settings)
+        requests = checked_settings(
+            self.model, self.known_settings, len(samples), {"size": size, "seed": seed} | settings
+        )
         samples, thoughts = self._with_thoughts(samples, thoughts, thinking_budget, streamer)
         images = self._draw(samples, requests, thoughts, callback_on_step_end)
         return images if many else images[0]
@@ -260,7 +261,9 @@ class UniEditPipeline:
         scales = {"text_guidance_scale": text_guidance_scale}
         settings = self.model.image_settings.drawing | given(scales) | settings
         size = size or self.processor.default_size(self.model.config)
-        requests = self._image_settings(len(samples), {"size": size, "seed": seed} | settings)
+        requests = checked_settings(
+            self.model, self.known_settings, len(samples), {"size": size, "seed": seed} | settings
+        )
         samples, thoughts = self._with_thoughts(samples, thoughts, thinking_budget, streamer)
         images = self._draw(samples, requests, thoughts, callback_on_step_end)
         return images if many else images[0]
@@ -478,24 +481,6 @@ class UniEditPipeline:
             step.stop = self._interrupt
 
         return watch
-
-    def _image_settings(self, count: int, settings: dict) -> list:
-        """The model's `ImageSettings` of every request, all checked before anything is drawn."""
-        known = self.known_settings
-        check_names(settings, known)
-        columns = {name: one_for_each(value, count, name) for name, value in settings.items()}
-        requests = []
-        for index in range(count):
-            values = {name: column[index] for name, column in columns.items()}
-            try:
-                width, height = checked_size(values.pop("size"))
-                seed = secrets.randbits(31) if values["seed"] is None else values["seed"]
-                requests.append(self.model.image_settings(width=width, height=height, **values | {"seed": seed}))
-                self.model.check_image_settings(requests[-1:])
-            except ValueError as error:
-                raise ValueError(f"Request {index}: {error}" if count > 1 else str(error)) from error
-        self.model.check_image_settings(requests)
-        return requests
 
     def _to_device(self, features) -> dict:
         return tree_map(lambda x: x.to(self.device) if isinstance(x, torch.Tensor) else x, dict(features))

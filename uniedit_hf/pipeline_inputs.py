@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 
@@ -72,3 +73,31 @@ def checked_text(text: Any, name: str) -> str:
         found = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
         raise ValueError(f"The {name} is {found}: write what the model should do.")
     return text
+
+
+def checked_settings(model, known: set[str], count: int, settings: dict) -> list:
+    """The model's `ImageSettings` of every request, all checked before anything is drawn.
+
+    Args:
+        model: Has `image_settings` and `check_image_settings`.
+        known: The names that may be given.
+        count: Number of requests.
+        settings: One value for all requests, or a list with one for each.
+
+    Raises:
+        ValueError: A setting is unknown, or cannot be used; the message names the request.
+    """
+    check_names(settings, known)
+    columns = {name: one_for_each(value, count, name) for name, value in settings.items()}
+    requests = []
+    for index in range(count):
+        values = {name: column[index] for name, column in columns.items()}
+        try:
+            width, height = checked_size(values.pop("size"))
+            seed = secrets.randbits(31) if values["seed"] is None else values["seed"]
+            requests.append(model.image_settings(width=width, height=height, **values | {"seed": seed}))
+            model.check_image_settings(requests[-1:])
+        except ValueError as error:
+            raise ValueError(f"Request {index}: {error}" if count > 1 else str(error)) from error
+    model.check_image_settings(requests)
+    return requests
