@@ -73,6 +73,7 @@ class Grid:
     rows: int
     columns: int
     mask: torch.Tensor
+    gen_asks_alone = False
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """Routed states (N, heads, size) to the grid: (rows, heads, columns, size), zero at padding."""
@@ -86,9 +87,15 @@ class Grid:
 
 @dataclass
 class Packed:
-    """Attention over one packed sequence in the routed order, through a FlexAttention block mask."""
+    """Attention over one packed sequence in the routed order.
+
+    Args:
+        mask: A block mask of FlexAttention or a `uniedit_hf.split_attention.SplitPlan`.
+        gen_asks_alone: Whether the queries are those of the generation tokens alone.
+    """
 
     mask: object
+    gen_asks_alone: bool = False
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """Routed states (N, heads, size) as the one row that FlexAttention takes: (1, heads, N, size)."""

@@ -91,13 +91,14 @@ class _Row:
     mask: np.ndarray  # (queries, keys)
 
 
-def plan_splits(sample, split, kind, order, long: int = LONG) -> SplitPlan:
+def plan_splits(sample, split, kind, order, long: int = LONG, first_query: int = 0) -> SplitPlan:
     """The calls of a pack.
 
     Args:
         sample, split, kind: (L,) of every token of the sequence, see `uniedit_hf.attention.Splits`.
         order: (N,) the tokens in their routed order; padding is left out.
         long: Tokens from which an image is a call of its own.
+        first_query: The routed row from which on rows ask; those before it are only seen.
     """
     sample, split, kind, order = (np.asarray(each, dtype=np.int64) for each in (sample, split, kind, order))
     routed = np.full(len(sample), -1)
@@ -109,16 +110,18 @@ def plan_splits(sample, split, kind, order, long: int = LONG) -> SplitPlan:
         if sample[start] == NO_SAMPLE:
             continue
         for first, last in _stretches(split[start:stop], start):
+            if kind[first] == CAUSAL or last - first < long:
+                continue
             run = _longest_run(routed[first:last])
-            if kind[first] != CAUSAL and len(run) >= long:
+            if len(run) >= long and run[0] >= first_query:
                 seen = (split[start:last] == split[first]) | (kind[start:last] != NOISE)
                 call_of[run] = len(long_keys)
                 long_keys.append(np.sort(routed[start:last][seen]))
-        short = np.flatnonzero(call_of[routed[start:stop]] < 0) + start
+        rows_of_sample = routed[start:stop]
+        short = np.flatnonzero((call_of[rows_of_sample] < 0) & (rows_of_sample >= first_query)) + start
         if len(short):
             rows.append(_short_row(short, np.arange(start, stop), split, kind, routed))
-    groups = _grouped(rows)
-    return _assemble(call_of, long_keys, groups)
+    return _assemble(call_of, first_query, long_keys, _grouped(rows))
 
 
 def _stretches(values: np.ndarray, offset: int = 0) -> list[tuple[int, int]]:
@@ -149,24 +152,26 @@ def _short_row(queries, tokens, split, kind, routed) -> _Row:
 def _grouped(rows: Sequence[_Row]) -> list[list[_Row]]:
     """Rows that share a call, padded to the longest: as few scores and as few calls as a greedy walk finds."""
     groups: list[list[_Row]] = []
-    for row in sorted(rows, key=lambda each: (len(each.keys), len(each.queries))):
-        if groups and _cost([*groups[-1], row]) <= _cost(groups[-1]) + _cost([row]):
+    queries = keys = 0
+    for row in sorted(rows, key=lambda each: each.mask.shape[::-1]):
+        wider, higher = max(queries, row.mask.shape[0]), max(keys, row.mask.shape[1])
+        count = len(groups[-1]) if groups else 0
+        apart = 2 * ROW_COST + count * queries * keys + row.mask.size
+        if groups and ROW_COST + (count + 1) * wider * higher <= apart:
             groups[-1].append(row)
+            queries, keys = wider, higher
         else:
             groups.append([row])
+            queries, keys = row.mask.shape
     return groups
-
-
-def _cost(rows: Sequence[_Row]) -> int:
-    queries, keys = _shape(rows)
-    return ROW_COST + len(rows) * queries * keys
 
 
 def _shape(rows: Sequence[_Row]) -> tuple[int, int]:
     return max(len(row.queries) for row in rows), max(len(row.keys) for row in rows)
 
 
-def _assemble(call_of: np.ndarray, long_keys: list[np.ndarray], groups: list[list[_Row]]) -> SplitPlan:
+def _assemble(call_of: np.ndarray, first_query: int, long_keys, groups: list[list[_Row]]) -> SplitPlan:
+    count, call_of = len(call_of), call_of[first_query:]
     runs = tuple((stop - start, int(call_of[start])) for start, stop in _stretches(call_of))
     place_in_short = np.cumsum(call_of < 0) - 1
     keys = [(1, len(each)) for each in long_keys]
@@ -179,8 +184,9 @@ def _assemble(call_of: np.ndarray, long_keys: list[np.ndarray], groups: list[lis
         mask, real = np.zeros((len(rows), 1, width, height), bool), np.zeros((len(rows), height), bool)
         for number, row in enumerate(rows):
             num_queries, num_keys = row.mask.shape
-            index[number, :num_queries] = place_in_short[row.queries]
-            query_place[place_in_short[row.queries]] = offset + number * width + np.arange(num_queries)
+            places = place_in_short[row.queries - first_query]
+            index[number, :num_queries] = places
+            query_place[places] = offset + number * width + np.arange(num_queries)
             seen[number, :num_keys], real[number, :num_keys] = row.keys, True
             mask[number, 0, :num_queries, :num_keys] = row.mask
         mask[..., 0] |= ~mask.any(-1)  # padding sees something, or its softmax would be NaN
@@ -191,7 +197,7 @@ def _assemble(call_of: np.ndarray, long_keys: list[np.ndarray], groups: list[lis
         queries.append(torch.from_numpy(index))
         masks.append(torch.from_numpy(mask))
     all_rows = np.concatenate([np.empty(0, np.int64), *key_rows])
-    uses = _uses(all_rows, np.concatenate([np.empty(0, bool), *used]), len(call_of))
+    uses = _uses(all_rows, np.concatenate([np.empty(0, bool), *used]), count)
     return SplitPlan(
         runs, tuple(keys), torch.from_numpy(all_rows), torch.from_numpy(uses), queries,
         torch.from_numpy(query_place), masks,
@@ -274,6 +280,15 @@ def split_attention_forward(
         return _attend(*rows, None, scaling, dropout), None
     plan = attention_mask
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        return _by_plan(query, key, value, plan, scaling, dropout)[None], None
+
+
+def _by_plan(query, key, value, plan: SplitPlan, scaling, dropout) -> torch.Tensor:
+    """Routed queries (N, H, E), keys and values (N, G, E) to (N, H, E)."""
     key, value = (_TakeRows.apply(states, plan.key_rows, plan.key_uses) for states in (key, value))
     sizes = [rows * keys for rows, keys in plan.keys]
     keys, values = key.split(sizes), value.split(sizes)
@@ -288,7 +303,7 @@ def split_attention_forward(
         next(done) if call < 0 else _one_call(part, keys[call], values[call], scaling, dropout)
         for part, (_, call) in zip(parts, plan.runs)
     ]
-    return _cat(result)[None], None
+    return _cat(result)
 
 
 def _short_attention(query, keys, values, plan: SplitPlan, scaling, dropout) -> torch.Tensor:
@@ -358,16 +373,17 @@ def _folded_attention(query, key, value, mask, scaling, dropout, groups: int) ->
 
 def _plain_attention(query, key, value, mask, scaling, dropout) -> torch.Tensor:
     """Attention as two products around a softmax, all (rows, heads, tokens, E): on short rows faster than the CPU's
-    kernel, whose backward takes three times as long."""
+    kernel, whose backward takes three times as long. The heads that share keys become more queries of one head."""
     rows, heads, queries, size = query.shape
-    groups = heads // key.shape[1]
-    scaling = size**-0.5 if scaling is None else scaling
-    if groups > 1:  # the heads that share keys become more queries of one head
-        query, mask = query.reshape(rows, -1, groups * queries, size), mask.repeat(1, 1, groups, 1)
-    scores = (query * scaling @ key.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    shared, groups = key.shape[1], heads // key.shape[1]
+    bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    bias = bias.repeat(1, 1, groups, 1).expand(-1, shared, -1, -1).flatten(0, 1)
+    query = query.reshape(rows * shared, groups * queries, size)
+    key, value = key.flatten(0, 1), value.flatten(0, 1)
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5 if scaling is None else scaling)
+    weights = torch.softmax(scores, dim=-1)
     weights = torch.dropout(weights, dropout, train=True) if dropout else weights
-    return (weights @ value).reshape(rows, heads, queries, size)
+    return torch.bmm(weights, value).view(rows, heads, queries, size)
 
 
 def _cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,6 +8,7 @@ where nothing before it is trained.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class OperationCounter:
         self.config = getattr(config, "base_model_config", config)
         self.recompute = recompute
         self.text_loss = text_loss
+        self.encoding = functools.cache(functools.partial(encoder_operations, self.config))  # of a size of image
         self.products, decoder_trained, self.reader_trained = _products(model, self.config.model_type)
         text, vision = self.config.text_config, self.config.vision_config
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -108,7 +110,7 @@ class OperationCounter:
             forward += rows * product.forward
             backward += rows * product.backward * (self.text_loss or not product.for_text)
             recomputed += rows * product.forward * product.repeated
-        encoding = sum(encoder_operations(self.config, *size) for size in work.images)
+        encoding = sum(self.encoding(*size) for size in work.images)
         return Operations(forward, backward, recomputed if self.recompute else 0, encoding)
 
 

@@ -18,6 +18,7 @@ DEAR = {
     aten.mm.default,
     aten.addmm.default,
     aten.bmm.default,
+    aten.baddbmm.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default,

@@ -156,6 +156,8 @@ class BagelDecoderLayer(GradientCheckpointingLayer):
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
         """
+        if layout.gen_asks_alone:
+            return und, self._draw(und, gen, rotary, layout)
         experts, streams = (self.expert(""), self.expert("_moe_gen")), [und, gen]
         running = [i for i in range(2) if len(streams[i]) or torch.is_grad_enabled()]
         projected = [self.regions.project(experts[i], streams[i], *rotary[i]) for i in running]
@@ -164,6 +166,20 @@ class BagelDecoderLayer(GradientCheckpointingLayer):
         for i, part in zip(running, attended.split([len(streams[i]) for i in running])):
             streams[i] = self.regions.absorb(experts[i], streams[i], part)
         return streams[0], streams[1]
+
+    def _draw(self, und, gen, rotary: tuple[Rotary, Rotary], layout: Packed) -> torch.Tensor:
+        """The generation tokens of a layer behind which no understanding token is read: those are only seen."""
+        expert = self.expert("_moe_gen")
+        query, *of_gen = self.regions.project(expert, gen, *rotary[1])
+        of_und = self.regions.keys(self.expert(""), und, *rotary[0])
+        key, value = (torch.cat(states) for states in zip(of_und, of_gen))
+        return self.regions.absorb(expert, gen, self.self_attn(query, key, value, layout))
+
+    @property
+    def writes(self) -> bool:
+        """Whether anything is trained that only the understanding tokens behind this layer reach."""
+        _, q_proj, _, _, q_norm, _, *behind = self.expert("")
+        return any(each.requires_grad for part in (q_proj, q_norm, *behind) for each in part.parameters())
 
 
 def _together(states: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -202,6 +218,7 @@ class BagelTextModel(BagelPreTrainedModel):
         positions: torch.Tensor,
         layout: Grid | Packed,
         past_key_values: Cache | None = None,
+        last_layout: Packed | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All layers over the routed tokens of both experts, without the final norms.
 
@@ -211,12 +228,13 @@ class BagelTextModel(BagelPreTrainedModel):
             positions: (U + G,) rotary positions in the routed order.
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
+            last_layout: Of the last layer, where no understanding token is read behind it.
         """
         cos, sin = rotary_tables(self.rotary_emb, und, positions)
         rotary = tuple(zip(cos.split([len(und), len(gen)]), sin.split([len(und), len(gen)])))
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             und, gen = layer(und, gen, rotary, layout, past_key_values=past_key_values)
-        return und, gen
+        return self.layers[-1](und, gen, rotary, last_layout or layout, past_key_values=past_key_values)
 
     def forward(
         self,

@@ -47,6 +47,7 @@ class PackRouting:
         latent_sources: (G,) where each latent token stands when views of one size come together, in the order of the
             first of each size; `None` if that is their order anyway.
         splits: Attention of the decoder.
+        gen_splits: The same for the queries of the generation tokens alone; `None` if a text carries a loss.
     """
 
     order: torch.Tensor
@@ -66,6 +67,7 @@ class PackRouting:
     latent_views: torch.Tensor
     latent_sources: torch.Tensor | None
     splits: SplitPlan
+    gen_splits: SplitPlan | None
 
     @property
     def num_gen(self) -> int:
@@ -133,6 +135,7 @@ def route_pack(
         latent_views=_tensor(views),
         latent_sources=_latent_sources(latent_grids),
         splits=plan_splits(*splits, order),
+        gen_splits=None if supervised.any() else plan_splits(*splits, order, first_query=len(und)),
     )
 
 

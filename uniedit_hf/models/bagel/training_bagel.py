@@ -49,7 +49,7 @@ class BagelTrainingMixin:
             features: What else the model's `forward` takes of a pack.
         """
         routing = self._routing(splits, routing, features)
-        und, gen, target = self._run_pack(splits, routing, inputs_embeds, features)
+        und, gen, target = self._run_pack(splits, routing, inputs_embeds, features, reads_und=False)
         # Heads run on supervised rows only, and on none of them too, so that their parameters stay in the graph.
         decoder = self.model.language_model
         logits = self.lm_head(decoder.norm(und.index_select(0, routing.text_rows))).float()
@@ -68,7 +68,7 @@ class BagelTrainingMixin:
         """Hidden states (1, L, D) of a pack behind the final norm, in the order of the sequence."""
         splits = Splits(sample_ids, split_ids, split_kinds)
         routing = self._routing(splits, routing, features)
-        und, gen, _ = self._run_pack(splits, routing, None, features)
+        und, gen, _ = self._run_pack(splits, routing, None, features, reads_und=True)
         decoder = self.model.language_model
         hidden = torch.cat([decoder.norm(und), decoder.norm_moe_gen(gen)])
         return torch.zeros_like(hidden).index_copy(0, routing.order, hidden)[None]
@@ -90,9 +90,10 @@ class BagelTrainingMixin:
             )
         return routing.to(self.device, non_blocking=True)
 
-    def _run_pack(self, splits: Splits, routing: PackRouting, inputs_embeds, features: dict[str, Any]):
+    def _run_pack(self, splits: Splits, routing: PackRouting, inputs_embeds, features, reads_und: bool):
         """Hidden states (U, D) and (G, D) of both experts before the final norms, and the velocities (G, C) that are
-        to be predicted, `None` without noise."""
+        to be predicted, `None` without noise. Unless `reads_und`, the last layer leaves understanding tokens out where
+        none carries a loss and nothing of it is trained."""
         self.check_stored_views(features.get("stored_by") or ())
         tokens, time, target = self._noised_latents(routing, features)
         if inputs_embeds is None:
@@ -100,8 +101,11 @@ class BagelTrainingMixin:
             und, gen = self.model.embed_pack(routing, features.get("vit_patches"), tokens, time, *stored)
         else:
             und, gen = inputs_embeds[0][routing.order].split([routing.num_und, routing.num_gen])
-        layout = self._pack_layout(splits, routing, und.dtype)
-        und, gen = self.model.language_model.run_layers(und, gen, routing.positions, layout)
+        decoder, layout = self.model.language_model, self._pack_layout(splits, routing, und.dtype)
+        by_splits, trained = layout.mask is routing.splits, torch.is_grad_enabled() and decoder.layers[-1].writes
+        alone = by_splits and routing.gen_splits is not None and not reads_und and not trained
+        last = Packed(routing.gen_splits, gen_asks_alone=True) if alone else None
+        und, gen = decoder.run_layers(und, gen, routing.positions, layout, last_layout=last)
         return und, gen, target
 
     def _pack_layout(self, splits: Splits, routing: PackRouting, dtype: torch.dtype):
