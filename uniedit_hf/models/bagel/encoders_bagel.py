@@ -16,6 +16,9 @@ from uniedit_hf.split_attention import NAME as SPLITS, SplitPlan
 from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
 
 
+CACHED_PIXELS = 2**16  # of the images that a CPU encodes at once
+
+
 class Fp32Autoencoder(AutoencoderKL):
     """Moves with the model but stays in fp32 when the model is cast: bf16 would leave visible errors in images."""
 
@@ -48,6 +51,14 @@ def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
     for parameter in vae.parameters():
         parameter.data = parameter.data.float()  # transformers builds whole models in the asked dtype
     return vae
+
+
+def as_encoded(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Images (n, 3, h, w) in the parts that the autoencoder encodes at once. On a CPU few, so that they stay in its
+    caches, and with the channels last: that is three times as fast."""
+    if images.device.type != "cpu":
+        return (images,)
+    return images.contiguous(memory_format=torch.channels_last).chunk(-(-images[:, 0].numel() // CACHED_PIXELS))
 
 
 class BagelVisionTransformer(nn.Module):
