@@ -1,8 +1,10 @@
 """Drawing, editing and writing of this tree against another one: `python -m benchmarks.inference_versions OTHER`.
 
 OTHER is the folder of another checkout of this repository, for example of a release. One process for each loads the
-small BAGEL; they work alternately, never at the same time, so that a busy machine is equally busy for both. Prints one
-JSON line for each kind of work: the median seconds of both and the median of their ratios.
+same model, by default a deep and narrow one with random weights, whose time goes into operations and not into matrix
+products, as on a GPU. They work alternately, never at the same time, so that a busy machine is equally busy for both.
+Prints one JSON line for each kind of work: the median seconds of both and the median of their ratios, by the clock and
+by the time that the processes had a CPU, which other work disturbs less.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import torch
+
+from uniedit_hf.models.bagel.modeling_bagel import BagelForConditionalGeneration
+from uniedit_hf.pipeline import UniEditPipeline
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,9 +53,9 @@ work = {
 print("ready", flush=True)
 for line in sys.stdin:
     kind = line.strip()
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     work[kind]()
-    print(json.dumps(time.perf_counter() - start), flush=True)
+    print(json.dumps([time.perf_counter() - start[0], time.process_time() - start[1]]), flush=True)
 """
 
 
@@ -62,11 +70,11 @@ class Tree:
         )  # fmt: skip
         self._answer()
 
-    def seconds(self, kind: str) -> float:
-        """Does a piece of work and says how long it took."""
+    def seconds(self, kind: str) -> list[float]:
+        """Does a piece of work and says how long it took, by the clock and of a CPU."""
         self.process.stdin.write(f"{kind}\n")
         self.process.stdin.flush()
-        return float(self._answer())
+        return json.loads(self._answer())
 
     def _answer(self) -> str:
         answer = self.process.stdout.readline()
@@ -80,21 +88,44 @@ class Tree:
         self.process.wait()
 
 
+def deep_model(folder: Path) -> Path:
+    """The small BAGEL's processor with 12 layers of 64 channels of random weights."""
+    torch.manual_seed(0)
+    pipe = UniEditPipeline.from_pretrained(ROOT / "assets" / "small_bagel")
+    config = pipe.model.config
+    text = config.text_config.to_dict() | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 12}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config.text_config = type(config.text_config)(**{name: text[name] for name in text if name != "layer_types"})
+    model = BagelForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.llm2vae.weight, std=0.1)  # which starts as zero
+    UniEditPipeline(model, pipe.processor).save_pretrained(folder)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path)
-    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "small_bagel")
+    parser.add_argument("--model", type=Path, help="a folder such as assets/small_bagel, in place of random weights")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    trees = [Tree(folder.resolve(), options.model.resolve(), options.threads) for folder in (options.other, ROOT)]
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.model or deep_model(Path(made))
+        compare([Tree(each.resolve(), folder.resolve(), options.threads) for each in (options.other, ROOT)], options)
+
+
+def compare(trees: list[Tree], options: argparse.Namespace) -> None:
+    """Prints a line for each kind of work."""
     for kind in KINDS:
         for tree in trees:  # what is compiled or loaded at first use
             tree.seconds(kind), tree.seconds(kind)
         rounds = [[tree.seconds(kind) for tree in trees] for _ in range(options.rounds)]
-        other, ours = (statistics.median(column) for column in zip(*rounds))
-        ratio = statistics.median(before / after for before, after in rounds)
-        print(json.dumps({"work": kind, "other_seconds": other, "our_seconds": ours, "times_as_fast": ratio}))
+        row: dict = {"work": kind}
+        for index, name in enumerate(("seconds", "cpu_seconds")):
+            pairs = [(other[index], ours[index]) for other, ours in rounds]
+            row[f"other_{name}"], row[f"our_{name}"] = (statistics.median(column) for column in zip(*pairs))
+            row[f"times_as_fast_by_{name}"] = statistics.median(other / ours for other, ours in pairs)
+        print(json.dumps(row), flush=True)
     for tree in trees:
         tree.close()
 

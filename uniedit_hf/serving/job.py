@@ -44,7 +44,8 @@ class Drawing:
     @property
     def kind(self) -> Hashable:
         """What drawings of one batch have in common."""
-        return self.verb, self.settings.get("num_timesteps"), self.source_views, self.thinking_budget > 0
+        steps = self.settings.get("num_timesteps"), self.settings.get("sampler")
+        return self.verb, steps, self.source_views, self.thinking_budget > 0
 
 
 @dataclass(frozen=True)

@@ -137,13 +137,16 @@ def compiled_code() -> TokenCode:
 
 
 def _compiled(piece: Callable) -> Callable:
-    code = torch.compile(piece)
+    code, known = torch.compile(piece, options={"size_asserts": False}), set()
 
     @functools.wraps(piece)
     def run(*arguments):
-        for tensor in arguments:
-            if isinstance(tensor, torch.Tensor):
+        tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
+        many = len(tensors[0]) > 1  # compilers take one row for a constant
+        if many not in known:
+            for tensor in tensors:
                 torch._dynamo.maybe_mark_dynamic(tensor, (0, 2) if tensor.ndim > 2 else 0)  # rows and keys
+            known.add(many)
         return code(*arguments)
 
     return run
