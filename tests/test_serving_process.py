@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_models import picture
 
@@ -31,6 +32,8 @@ from uniedit_hf.cli import main  # noqa: E402
 from uniedit_hf.cli.parsing import CommandParser  # noqa: E402
 from uniedit_hf.cli.serve import run  # noqa: E402
 from uniedit_hf.serving.limits import Limits, limits_from  # noqa: E402
+from uniedit_hf.serving.server import load_pipeline  # noqa: E402
+from uniedit_hf.serving.server_settings import ServerSettings  # noqa: E402
 
 
 KEY = "a-key-that-nobody-may-read"
@@ -236,3 +239,41 @@ def test_the_container_copies_what_is_there_and_starts_the_server():
     assert entry[:2] == ["uniedit", "serve"]
     (settings,) = CommandParser("serve", "", run).parse([*entry[2:], "--model", "x"])
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)
+
+
+def test_the_code_of_the_page_runs(folder, tmp_path, monkeypatch):
+    """The page's program, with a small model in place of its own and sizes that it draws."""
+    page = (ROOT / "docs" / "serving.md").read_text()
+    code = re.search(r"```python\n(.+?)```", page, re.S)[1]
+    picture(64, 48).save(tmp_path / "shop.png")
+    monkeypatch.chdir(tmp_path)
+    with running(folder, tmp_path) as (_, address, _):
+        for own, small in (
+            ("http://127.0.0.1:8000", address),
+            ("me/bagel-uniedit", "tiny"),
+            ("1024x768", "64x48"),
+            ('"num_timesteps": 50', '"num_timesteps": 3'),
+        ):
+            assert own in code
+            code = code.replace(own, small)
+        found: dict = {"KEY": KEY, "print": lambda *words, **options: told.append(words[0])}
+        told: list[str] = []
+        exec(code, found)  # the page's own
+    assert found["drawn"].data[0].seed == 7 and "".join(told).strip()
+
+
+# ---- loading
+
+
+def test_what_the_file_says_about_loading(tmp_path):
+    pipe = tiny_pipe()
+    pipe.save_pretrained(tmp_path)
+    pipe.model.save_pretrained(tmp_path / "ema")
+    settings = ServerSettings(
+        str(tmp_path), dtype="bfloat16", load={"subfolder": "ema"}, autoencoder={"dtype": "bfloat16", "tile": 64}
+    )
+    loaded = load_pipeline(settings)
+    assert loaded.model.dtype == torch.bfloat16 and loaded.model.vae.dtype == torch.bfloat16
+    for wrong, words in (({"tiel": 64}, "no option tiel"), ({"dtype": "int8"}, "'int8': choose from float32")):
+        with pytest.raises(ValueError, match=words):
+            load_pipeline(ServerSettings(str(tmp_path), autoencoder=wrong))

@@ -23,6 +23,7 @@ from .service import Service
 
 
 logger = logging.getLogger("uniedit.serving")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def serve(settings: ServerSettings) -> None:
@@ -113,8 +114,28 @@ def load_pipeline(settings: ServerSettings) -> UniEditPipeline:
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    pipe = UniEditPipeline.from_pretrained(settings.model, batch_size=settings.batch_size, dtype=getattr(torch, dtype))
-    return pipe.to(device)
+    options = {"dtype": getattr(torch, dtype)} | settings.load
+    pipe = UniEditPipeline.from_pretrained(settings.model, batch_size=settings.batch_size, **options)
+    if not options.keys() & {"device_map", "quantization_config"}:  # these say where the weights go
+        pipe = pipe.to(device)
+    if settings.autoencoder:
+        pipe.set_autoencoder(**_with_dtype(settings.autoencoder))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _with_dtype(options: dict) -> dict:
+    """Options of `set_autoencoder`, the dtype by its name.
+
+    Raises:
+        ValueError: If an option or the dtype is unknown.
+    """
+    if unknown := sorted(options.keys() - {"dtype", "tile"}):
+        raise ValueError(f"autoencoder has no option {unknown[0]}: choose from dtype and tile.")
+    name = options.get("dtype")
+    if name not in (None, *DTYPES):
+        raise ValueError(f"The dtype of autoencoder is {name!r}: choose from {', '.join(DTYPES)}.")
+    return options | ({"dtype": getattr(torch, name)} if name else {})
 
 
 def _log_to_stderr() -> None:

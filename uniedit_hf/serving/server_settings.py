@@ -26,6 +26,12 @@ class ServerSettings:
     fetch_images: bool = field(
         default=False, metadata={"help": "take images by address, too, but never from a private network"}
     )
+    load: dict = field(
+        default_factory=dict, metadata={"help": "what else from_pretrained of the pipeline takes; in the file"}
+    )
+    autoencoder: dict = field(
+        default_factory=dict, metadata={"help": "dtype and tile of the autoencoder; in the file"}
+    )
     limits: dict = field(default_factory=dict, metadata={"help": "see docs/serving.md; in the file"})
 
     def __post_init__(self):
