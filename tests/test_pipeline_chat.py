@@ -103,7 +103,7 @@ class Forbids(LogitsProcessor):
         return scores.scatter(1, scores.argmax(-1, keepdim=True), -torch.inf)
 
 
-def test_a_logits_processor_of_ones_own_works_beside_the_thinking_budget():
+def test_a_logits_processor_works_with_a_thinking_budget():
     pipe = UniEditPipeline(tiny_bagel(), tiny_bagel_processor())
     own = Forbids()
     options = {"thinking_budget": 4, "max_new_tokens": 5, "min_new_tokens": 9}

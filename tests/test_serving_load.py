@@ -196,11 +196,11 @@ def test_time_runs_out(stream):
 
 
 class Crowd:
-    """Clients that ask, leave, break off and stall, and what each of them expected and got.
+    """Clients that ask, leave and break off, with what they received and what the pipeline gives.
 
     Args:
-        server: Whom they ask.
-        family: Of its model.
+        server: The server under test.
+        family: The family of its model.
         seed: Decides everything that they do.
     """
 
@@ -327,7 +327,7 @@ class Crowd:
 
 @pytest.mark.parametrize(("family", "requests"), [("bagel", 10), pytest.param("janus", 10, marks=pytest.mark.slow)])
 def test_a_crowd_is_served(family, requests):
-    """200 requests of 20 clients beside one that never reads: none lost, none mixed up, memory and queue bounded."""
+    """200 requests of 20 clients, and one that never reads: none lost, none mixed up, memory and queue bounded."""
     with served(
         tiny_pipe(family), max_timesteps=5000, max_requests=12, send_seconds=2.0, upload_seconds=5.0
     ) as server:

@@ -1,4 +1,4 @@
-"""What the server does not take: hostile images and requests, wrong keys, addresses, and clients that stall."""
+"""Refusals: hostile images and requests, wrong keys, addresses, and clients that stall."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def conversation_sample(messages: Sequence[dict], open_source: Callable[..., Any
         open_source: Opens an image for the model; takes the image and its `name` for errors.
 
     Raises:
-        ValueError: If a message or a part is not of this form, or there is no text.
+        ValueError: If a message or a part does not have this form, or no message has text.
     """
     segments: list[TextSegment | ImageSegment] = []
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:

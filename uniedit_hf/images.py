@@ -112,7 +112,7 @@ def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
 
 def is_animation(image: Image.Image) -> bool:
     """Whether an opened file has several frames. A JPEG with further images of the same scene (MPO), as phones and
-    stereo cameras save it, is none."""
+    stereo cameras save it, does not count."""
     return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 

@@ -1,8 +1,8 @@
 """The rows of a batch of answers: each has its own length, stop texts, draws and grammar, so that requests of any
 settings are written side by side, and each gets what it would get alone.
 
-Both classes are passed to `generate()` of transformers: one chooses the next token of every row, the other sees what
-was chosen and says which rows have ended.
+Both classes are passed to `generate()` of transformers: `RowChoices` chooses the next token of every row, `RowEnds`
+records it and says which rows have ended.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .job import Job, Outcome, Writing
 
 
 class AnswerRow:
-    """What one job has written so far.
+    """The answer of one job as it is written.
 
     Args:
-        job: Whose answer it is.
+        job: The job.
         decode: Token ids to text.
         ends: Ids of the tokens that end an answer.
         longest: Tokens at most, thoughts included.
@@ -101,7 +101,7 @@ class RowEnds(StoppingCriteria):
     """Which rows have ended.
 
     Raises:
-        Stopped: When nobody waits for any of them.
+        Stopped: When every client has left.
     """
 
     def __init__(self, rows: Sequence[AnswerRow]):

@@ -1,4 +1,4 @@
-"""What is wrong with a request, as a status and the body that OpenAI's clients read."""
+"""Errors with an HTTP status and the body that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ApiError(HTTPException):
     """A request that is refused or failed.
 
     Args:
-        status: Of HTTP.
+        status: The HTTP status.
         message: What was found, what was expected, and the remedy.
         code: A word for programs, such as `"model_not_found"`.
         param: The field of the request that is wrong.
-        headers: Further headers of the response.
+        headers: Additional headers of the response.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class ApiError(HTTPException):
 
 
 def closing() -> ApiError:
-    """The refusal of a server that is about to end."""
+    """The error for requests that arrive or wait while the server shuts down."""
     return ApiError(503, "The server is shutting down: send the request again.", code="shutting_down")
 
 
 def timed_out(seconds: float) -> ApiError:
-    """The end of a request that took too long."""
+    """The error for a request that took too long."""
     return ApiError(
         504,
         f"The request took longer than {seconds:g} seconds, waiting included, and was stopped: ask for fewer "

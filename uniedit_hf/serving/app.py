@@ -1,4 +1,4 @@
-"""The web application: routes, what stands around them, and errors as OpenAI's clients read them."""
+"""The web application: routes, middleware, and error handlers that answer in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
     """The application.
 
     Args:
-        service: The parts that it serves.
-        keys: API keys; without any all may ask.
+        service: The model and its queue.
+        keys: API keys; an empty list lets everybody in.
     """
     app = FastAPI(title="uniedit_hf", version=__version__, docs_url=None, redoc_url=None)
     for router in (image_router(service), chat_router(service), status_router(service)):

@@ -1,7 +1,7 @@
-"""A bounded queue before the model, and the thread that joins what waits into batches.
+"""A bounded queue in front of the model, and the thread that joins waiting jobs into batches.
 
 The oldest job decides the kind of a batch; younger ones of the same kind join it, whatever their settings, up to the
-number and the tokens that a batch may have. So nobody is overtaken for ever, and one thread alone runs the model.
+number and the tokens that a batch may have. So every job gets its turn, and only one thread runs the model.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ FAILURES = 3  # batches in a row that failed, after which the server no longer c
 
 
 class Stopped(Exception):
-    """Raised while a batch runs for which nobody waits any more."""
+    """Raised to end a batch when every client of it has left."""
 
 
 class Batcher:
     """Runs jobs on the model.
 
     Args:
-        run: Makes the results of jobs of one kind and tells them.
+        run: Runs jobs of one kind and tells each its result.
         size: Jobs in a batch at most.
-        limits: Of tokens, waiting and requests.
-        metrics: Where figures go.
+        limits: `batch_tokens`, `batch_wait` and `max_requests` are used here.
+        metrics: Receives the figures.
     """
 
     def __init__(self, run: Callable[[Sequence[Job]], None], size: int, limits: Limits, metrics: Metrics):
@@ -42,13 +42,13 @@ class Batcher:
         self.changed = threading.Condition()
         self.closed = False
         self.failures = 0
-        self.batch_seconds = 1.0  # of late
+        self.batch_seconds = 1.0  # moving average
         self.thread = threading.Thread(target=self._serve, name="uniedit-model", daemon=True)
         self.thread.start()
 
     @property
     def healthy(self) -> bool:
-        """Whether the model's thread lives and has not failed of late."""
+        """Whether the model's thread is alive and its last batches did not all fail."""
         return self.thread.is_alive() and self.failures < FAILURES
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -76,7 +76,7 @@ class Batcher:
             self.changed.notify()
 
     def busy(self) -> ApiError:
-        """The refusal of a full queue, with the seconds until it will be shorter."""
+        """The error for a full queue, with an estimate of when to try again."""
         batches = len(self.waiting) / self.size
         wait = min(60, max(1, math.ceil(batches * self.batch_seconds)))
         return ApiError(
@@ -87,7 +87,7 @@ class Batcher:
         )
 
     def close(self) -> None:
-        """Refuses what waits and what comes; what runs is finished."""
+        """Refuses waiting and new jobs; the running batch is finished."""
         with self.changed:
             self.closed = True
             waiting, self.waiting = self.waiting, []
@@ -114,7 +114,7 @@ class Batcher:
             self.metrics.running.set(0)
 
     def _next_batch(self) -> list[Job] | None:
-        """The next jobs, waiting for some, without those that nobody waits for; None once the queue is closed."""
+        """The next batch: waits for jobs and drops those whose client left. None once the queue is closed."""
         with self.changed:
             self.changed.wait_for(lambda: self.waiting or self.closed)
             if len(self.waiting) < self.size and not self.closed:
@@ -138,14 +138,14 @@ class Batcher:
         )
 
     def _still_wanted(self) -> list[Job]:
-        """The jobs that somebody waits for; the others are told that their time is over."""
+        """The waiting jobs that are still wanted; the others are told that their time ran out."""
         for job in (gone := [job for job in self.waiting if job.gone]):
             self.metrics.cancelled.inc()
             job.tell(timed_out(job.seconds))
         return [job for job in self.waiting if job not in gone]
 
     def _run(self, batch: list[Job]) -> None:
-        """Runs a batch; if it fails, each of its jobs alone, so that none suffers from another."""
+        """Runs a batch. If it fails, runs each of its jobs alone, so that one job cannot fail the others."""
         try:
             self.run(batch)
             self.failures = 0
@@ -161,7 +161,7 @@ class Batcher:
         self.metrics.cancelled.inc(sum(not job.ended for job in batch))
 
     def _as_api_error(self, error: Exception) -> ApiError:
-        """The pipeline says with a ValueError, in a sentence, what is wrong with a request; all else is our fault."""
+        """The pipeline raises ValueError for mistakes in a request; any other error is the server's."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, ValueError):

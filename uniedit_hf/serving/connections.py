@@ -1,5 +1,5 @@
-"""HTTP connections that nobody can hold open: uvicorn's own, with a time for requests to begin and for clients to take
-what they are sent."""
+"""HTTP connections that a stalling client cannot hold open: uvicorn's own, with time limits for the head of a request
+and for reading the response."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def bounded_protocol(send_seconds: float, begin_seconds: float) -> type[H11Proto
     """The class of such connections.
 
     Args:
-        send_seconds: A client that has not taken what was sent by then is cut off.
-        begin_seconds: So is one that does not finish the head of a request.
+        send_seconds: A client that has not read what was sent by then is disconnected.
+        begin_seconds: So is one that has not finished the head of a request.
     """
 
     class BoundedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:
             self.begin, self.send = _Cut(transport, begin_seconds), _Cut(transport, send_seconds)
-            transport.set_write_buffer_limits(high=0)  # so that anything not taken is noticed
+            transport.set_write_buffer_limits(high=0)  # so that unread data is noticed
             super().connection_made(transport)
             self.begin.start()
 
@@ -48,7 +48,7 @@ def bounded_protocol(send_seconds: float, begin_seconds: float) -> type[H11Proto
 
 
 class _Cut:
-    """Cuts a connection off after some seconds, unless it is stopped before."""
+    """Disconnects after some seconds, unless it is stopped before."""
 
     def __init__(self, transport: asyncio.Transport, seconds: float):
         self.transport, self.seconds = transport, seconds

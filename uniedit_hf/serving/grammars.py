@@ -1,4 +1,4 @@
-"""Answers in JSON: a schema becomes a matcher that says after every token which tokens may follow (llguidance)."""
+"""Answers in JSON: llguidance turns a schema into a matcher, which says after every token which tokens may follow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Grammars:
     """Makes matchers for the tokens of a model.
 
     Args:
-        tokenizer: Of transformers.
-        vocab_size: Tokens that the model knows; it may be more than the tokenizer has.
+        tokenizer: A tokenizer of transformers.
+        vocab_size: Size of the model's vocabulary; it may be larger than the tokenizer's.
     """
 
     def __init__(self, tokenizer, vocab_size: int):

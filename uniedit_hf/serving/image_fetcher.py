@@ -1,4 +1,4 @@
-"""Images from addresses, without becoming a door into the network that the server stands in.
+"""Fetches images from addresses without giving access to the server's own network.
 
 A name is resolved here, every address that it has must be public, and the connection goes to the address that was
 checked. Redirects are not followed, proxies of the environment are not used, and bytes and time are limited.
@@ -21,7 +21,7 @@ NOT_PUBLIC = ipaddress.ip_network("192.0.0.0/24")  # of protocols, some of which
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, and so is the IPv4 address that it may carry inside."""
+    """Whether an IP address belongs to the public internet, and so does an IPv4 address embedded in it."""
     found = ipaddress.ip_address(address.partition("%")[0])
     own = found.is_global and not (found.is_multicast or found.is_reserved or found in NOT_PUBLIC)
     if isinstance(found, ipaddress.IPv4Address):
@@ -32,7 +32,7 @@ def is_public(address: str) -> bool:
 
 
 class NotPublic(OSError):
-    """A name leads into a private network."""
+    """A name resolves to a private network."""
 
 
 class CheckedBackend(httpcore2.AsyncNetworkBackend):
@@ -65,8 +65,8 @@ class ImageFetcher:
     """Gets the bytes behind an address.
 
     Args:
-        max_bytes: At most.
-        seconds: At most, for everything.
+        max_bytes: Largest size of an image file.
+        seconds: Time for the whole request.
         allowed: Whether an IP address may be connected to.
     """
 

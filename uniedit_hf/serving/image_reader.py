@@ -1,5 +1,5 @@
-"""From what a client sends to an image: uploads, base64, data URLs and, where allowed, addresses. What is not an image
-of one frame and a bearable size is refused before it is decoded."""
+"""Opens the images of requests: uploads, base64, data URLs and, where allowed, addresses. Files that are not images,
+have too many pixels or several frames are refused before they are decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model is asked to do, and one such job on its way from the request to the model and back."""
+"""A job for the model: the drawing or writing that is asked for, and the events that come back to its request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Drawing:
         settings: All fields of the model's `ImageSettings`, `size` in place of width and height.
         source_views: Which encoders see the source.
         thinking_budget: Tokens of reasoning before the drawing at most.
-        num_previews: How many are shown on the way.
+        num_previews: Number of previews, evenly spaced.
     """
 
     verb: str
@@ -43,7 +43,7 @@ class Drawing:
 
     @property
     def kind(self) -> Hashable:
-        """What drawings of one batch have in common."""
+        """Drawings of the same kind can share a batch."""
         steps = self.settings.get("num_timesteps"), self.settings.get("sampler")
         return self.verb, steps, self.source_views, self.thinking_budget > 0
 
@@ -58,10 +58,10 @@ class Writing:
         thinking_budget: Tokens of reasoning before the answer at most.
         temperature: 0 takes the likeliest token.
         top_p: Tokens are drawn from the likeliest ones that together have this probability.
-        seed: Of the draws.
+        seed: Seed of sampling.
         stop: Texts that end the answer, which leaves them out.
-        grammar: What the answer must match; every run takes a copy.
-        streamed: Whether pieces are told as they come.
+        grammar: Matcher of the answer's JSON schema; every run uses a copy.
+        streamed: Whether pieces are told as they are written.
     """
 
     messages: list[dict]
@@ -78,7 +78,7 @@ class Writing:
 
     @property
     def kind(self) -> Hashable:
-        """What writings of one batch have in common."""
+        """Writings of the same kind can share a batch."""
         return self.verb, self.thinking_budget
 
 
@@ -88,8 +88,8 @@ class Outcome:
 
     Args:
         result: The image or the answer.
-        thoughts: What was thought before it.
-        tokens: How many were written.
+        thoughts: The reasoning before it.
+        tokens: Number of tokens written.
         finish_reason: `"stop"` or `"length"`.
     """
 
@@ -107,11 +107,11 @@ class Job:
     """One thing asked of the model. Made in the event loop; `tell` and `gone` are called from the model's thread.
 
     Args:
-        asked: What it is.
-        tokens: How many it takes of a batch.
+        asked: The drawing or writing.
+        tokens: Its share of `batch_tokens`.
         seconds: Time for it, waiting included.
-        prompt_tokens: How many of the tokens are read and not written.
-        loop: Where it is waited for.
+        prompt_tokens: Those of the tokens that are read.
+        loop: The event loop of its request.
     """
 
     asked: Drawing | Writing
@@ -128,23 +128,23 @@ class Job:
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits for the result any more, or it has been told."""
+        """Whether the result is no longer wanted: the client left, the time ran out, or the job has ended."""
         return self.ended or self.left or time.monotonic() > self.made + self.seconds
 
     def tell(self, event: Event | Exception) -> None:
-        """Hands an event, or the error that ends the job, to whoever waits."""
+        """Passes an event, or the error that ends the job, to its request."""
         self.ended = self.ended or isinstance(event, (Outcome, Exception))
         if not self.left:
             self.loop.call_soon_threadsafe(self.inbox.put_nowait, event)
 
     def tell_text(self, thought: bool, whole: str) -> None:
-        """Tells what is new in a text; a job that is run again says nothing twice."""
+        """Tells the new part of a text; a job that is run again repeats nothing."""
         if new := whole[self.told[thought] :]:
             self.told[thought] = len(whole)
             self.tell(TextPiece(new, thought))
 
     async def events(self) -> AsyncIterator[Event]:
-        """Everything that is told, the last one an `Outcome`. Closing it ends the job.
+        """The events of the job; the last one is an `Outcome`. Closing the generator cancels the job.
 
         Raises:
             ApiError: If it fails, or its time runs out.
@@ -165,7 +165,7 @@ class Job:
             self.left = True
 
     async def outcome(self) -> Outcome:
-        """The end, see `events`."""
+        """The outcome; raises as `events` does."""
         async for event in self.events():
             if isinstance(event, Outcome):
                 return event

@@ -1,4 +1,4 @@
-"""How much one request, and all together, may take: the section `limits` of the server's YAML file."""
+"""Limits of one request and of all together: the section `limits` of the server's YAML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request goes through before its route: log line and figures, key, a place, and limits of its body."""
+"""Middleware for every request: log line and metrics, API key, number of requests, size and duration of the upload."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN = ("/health", "/metrics")  # without a key
 
 
 class Watched:
-    """Counts and logs responses. A line has the route and never the address as it was sent, which may hold a key."""
+    """Counts and logs responses. A line has the route, never the address as it was sent, which may contain a key."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.metrics = app, service.metrics
@@ -53,7 +53,7 @@ class Watched:
 
 
 class Keyed:
-    """Lets in requests that carry one of the keys, as `Authorization: Bearer KEY`. Without keys all may ask."""
+    """Lets in requests that carry one of the keys, as `Authorization: Bearer KEY`. Without keys, lets everybody in."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self.app, self.hashes = app, [_hash(key.encode()) for key in keys]
@@ -77,7 +77,7 @@ class Keyed:
 
 
 class Bounded:
-    """Takes a bounded number of requests at a time, each with a body of bounded size that arrives in bounded time."""
+    """Limits the number of requests under way, and the size and upload time of each."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service, self.limits = app, service, service.limits

@@ -1,4 +1,4 @@
-"""From requests to jobs: what is asked is checked against the model and the limits before it waits for its turn."""
+"""Turns requests into jobs, after checking them against the model and the limits."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Preparer:
     """Makes jobs of requests.
 
     Args:
-        pipe: The model; only asked about sizes, tokens and settings here.
-        limits: Of one request.
+        pipe: The pipeline; only sizes, tokens and settings are read here.
+        limits: The limits of a request.
         reader: Opens images.
     """
 
@@ -56,8 +56,8 @@ class Preparer:
         """The jobs of a request to edit, one for each result.
 
         Args:
-            request: All but the files.
-            uploads: The files; else the image is in the request.
+            request: The fields other than files.
+            uploads: The files; if there are none, the image is in the request.
         """
         self._check_drawing(request)
         references = [each for each in (request.image, *(image.image_url for image in request.images)) if each]
@@ -118,7 +118,7 @@ class Preparer:
             raise ApiError(400, str(error), param="source_views") from None
 
     def _image_settings(self, request: ImageRequest, image: Image.Image | None) -> dict[str, Any]:
-        """All settings of the drawing, those that were not asked for as the model has them."""
+        """All settings of the drawing: the requested ones, and the model's defaults for the others."""
         kind = self.pipe.model.image_settings
         given = self._own_settings(request.model_extra or {})
         if given.get("num_timesteps", 0) > self.limits.max_timesteps:
@@ -140,7 +140,7 @@ class Preparer:
         if unknown := sorted(set(extra) - set(known)):
             raise ApiError(
                 400,
-                f"There is no field {unknown[0][:100]!r}: beside OpenAI's there are {', '.join(known)}, "
+                f"There is no field {unknown[0][:100]!r}: in addition to OpenAI's there are {', '.join(known)}, "
                 "thinking_budget and, of edits, source_views.",
                 param=unknown[0][:100],
             )
@@ -257,7 +257,7 @@ class Preparer:
 
 
 class _Loop:
-    """Makes jobs of the event loop in another thread."""
+    """Creates jobs in another thread for the event loop that it was made in."""
 
     def __init__(self):
         self.loop = asyncio.get_running_loop()
@@ -267,7 +267,7 @@ class _Loop:
 
 
 def _settings_model(image_settings: type) -> type[BaseModel]:
-    """The fields of a family's `ImageSettings` that a request may set, as a model that checks their types."""
+    """A pydantic model of the fields of a family's `ImageSettings` that a request may set."""
     hints = get_type_hints(image_settings)
     left_out = ("width", "height", "seed")
     taken: Any = {
@@ -278,7 +278,7 @@ def _settings_model(image_settings: type) -> type[BaseModel]:
 
 
 def invalid(error: ValidationError) -> ApiError:
-    """The first mistake of a request, without what was sent."""
+    """The first mistake of a request, without the value that was sent."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part)[:100] for part in first["loc"])
     message = f"{place}: {first['msg']}" if place else first["msg"]

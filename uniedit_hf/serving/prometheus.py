@@ -1,4 +1,4 @@
-"""The figures behind `/metrics`."""
+"""The metrics of `/metrics`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Metrics:
         self.request_seconds = Histogram(
             "request_seconds", "Seconds from a request to the end of its response", ["route"], buckets=SECONDS, **own
         )
-        self.in_flight = Gauge("requests_in_flight", "Requests that upload, wait, run or are sent", **own)
+        self.in_flight = Gauge("requests_in_flight", "Requests that are being received, run or answered", **own)
         self.waiting = Gauge("jobs_waiting", "Drawings and answers that wait for the model", **own)
         self.running = Gauge("jobs_running", "Drawings and answers that the model makes", **own)
         self.wait_seconds = Histogram("wait_seconds", "Seconds before a job begins", buckets=SECONDS, **own)

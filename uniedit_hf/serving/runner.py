@@ -1,4 +1,4 @@
-"""Runs the jobs of a batch in one call of the pipeline, and tells each what came of it."""
+"""Runs the jobs of a batch in one call of the pipeline, and tells each its result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Runner:
     """Runs batches.
 
     Args:
-        pipe: The model.
-        metrics: Where figures go.
+        pipe: The pipeline.
+        metrics: Receives the figures.
     """
 
     def __init__(self, pipe: UniEditPipeline, metrics: Metrics):
@@ -32,8 +32,8 @@ class Runner:
         """Runs jobs of one kind.
 
         Raises:
-            Stopped: When nobody waits for any of them.
-            ValueError: What the pipeline finds wrong.
+            Stopped: When every client has left.
+            ValueError: If the pipeline refuses a request.
         """
         self.metrics.tokens.labels("read").inc(sum(job.prompt_tokens for job in jobs))
         if isinstance(jobs[0].asked, Writing):
@@ -63,7 +63,7 @@ class Runner:
             job.tell(Outcome(image, split_thoughts(thought)[0] or thought, tokens))
 
     def _think(self, jobs: Sequence[Job], texts: list[str], images: list, views: dict) -> tuple[list[str], list[int]]:
-        """The thoughts of all drawings, each within its own budget, and how many tokens they took."""
+        """The thoughts before all drawings, each within its own budget, and their numbers of tokens."""
         rows = [self._row(job, job.asked.thinking_budget) for job in jobs]
         longest = max(row.longest for row in rows)
         about = None if images[0] is None else images
@@ -101,8 +101,8 @@ def _criteria(rows: Sequence[AnswerRow]) -> StoppingCriteriaList:
 
 
 class _Watch:
-    """Called after every step of a drawing: shows previews to those that asked for some, and ends a drawing that
-    nobody waits for."""
+    """Called after every step of a drawing: tells previews to the jobs that want some, and stops when every client has
+    left."""
 
     def __init__(self, jobs: Sequence[Job]):
         self.jobs = jobs

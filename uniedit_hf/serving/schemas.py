@@ -1,6 +1,6 @@
-"""What requests look like: OpenAI's fields as far as they mean something here, and the pipeline's own settings.
+"""The bodies of requests: the fields of OpenAI's API that these models support, and the pipeline's own settings.
 
-Nothing is ignored in silence: a field that a model of this kind has no use for is taken with its neutral value only.
+Nothing is ignored silently: fields that are not supported are accepted only with their neutral value.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Body(BaseModel):
-    """A request; mistakes never show the value that was sent."""
+    """Base class of requests; error messages never contain the value that was sent."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: Any) -> Any:
-        """A field that is null is one that was not given, as OpenAI's clients mean it."""
+        """Treats null as not given, as OpenAI's clients mean it."""
         return (
             {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
         )
 
 
 class ImageRequest(Body):
-    """`/v1/images/generations`. Further fields are settings of the pipeline, such as `text_guidance_scale`."""
+    """`/v1/images/generations`. Other fields are settings of the pipeline, such as `text_guidance_scale`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -57,7 +57,7 @@ class ImageReference(Body):
 
 
 class EditRequest(ImageRequest):
-    """`/v1/images/edits` as JSON, or the fields beside the files of its multipart form."""
+    """`/v1/images/edits` as JSON, or the fields of its multipart form other than files."""
 
     image: str | None = None
     images: list[ImageReference] = []
@@ -82,7 +82,7 @@ class ImagePart(Body):
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
-    reasoning_content: str | None = None  # of earlier turns, which models of this kind are not shown again
+    reasoning_content: str | None = None  # accepted in earlier turns, but not shown to the model
 
 
 class JsonSchema(Body):
@@ -100,7 +100,7 @@ class ResponseFormat(Body):
     @model_validator(mode="after")
     def _with_schema(self) -> ResponseFormat:
         if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("json_schema is missing beside the type json_schema")
+            raise ValueError("type is json_schema, but json_schema is missing")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Loads the model, listens, and ends in order: SIGTERM finishes what runs and refuses the rest."""
+"""Loads the model, serves it, and shuts down gracefully: SIGTERM finishes the running batch and refuses the rest."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def serve(settings: ServerSettings) -> None:
     service = Service(load_pipeline(settings), settings, limits)
     _log_to_stderr()
     if not keys and settings.host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning("Everybody who reaches %s may ask: set %s.", settings.host, settings.api_keys_env)
+        warning = "No API keys: everybody who can reach %s can use this server. Set %s."
+        logger.warning(warning, settings.host, settings.api_keys_env)
     host, port = listener.getsockname()[:2]
     logger.info("Serving %s at http://%s:%d/v1", settings.name, f"[{host}]" if ":" in host else host, port)
     Server(service, keys).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which on a signal closes the queue first.
+    """uvicorn's server; a signal closes the queue before the server shuts down.
 
     Args:
-        service: What it serves.
+        service: The model and its queue.
         keys: API keys.
     """
 
@@ -74,7 +75,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the signal."""
+        """Signal handler."""
         if self.loop is not None:
             self.loop.call_soon_threadsafe(self.batcher.close)
         super().handle_exit(sig, frame)

@@ -1,4 +1,4 @@
-"""Responses that come piece by piece, as server-sent events."""
+"""Streamed responses, as server-sent events."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventResponse(StreamingResponse):
-    """A stream of events of a job. However it ends, and be it that the client left, the job ends with it.
+    """A stream of events of a job. The job ends with the stream, also when the client leaves.
 
     Args:
-        events: The events as text; what goes wrong on the way is told as the last one.
-        job: What they tell of.
+        events: The events as text; an error is sent as the last one.
+        job: The job behind them.
     """
 
     def __init__(self, events: AsyncIterator[str], job: Job):
@@ -50,7 +50,7 @@ async def _with_error(events: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def begun(events: AsyncIterator) -> AsyncIterator:
-    """The same events, the first one waited for, so that what goes wrong before it has a status of its own."""
+    """The same events, after waiting for the first, so that an error before it gets its own HTTP status."""
     first = await anext(events)
 
     async def again() -> AsyncIterator:

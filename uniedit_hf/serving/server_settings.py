@@ -1,4 +1,4 @@
-"""The settings of the server: flags of `uniedit serve`, or lines of its YAML file."""
+"""Settings of the server: flags of `uniedit serve`, or lines of its YAML file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ServerSettings:
     )
     api_keys_env: str = field(
         default="UNIEDIT_API_KEYS",
-        metadata={"help": "environment variable with API keys, separated by commas; without any all may ask"},
+        metadata={"help": "environment variable with API keys, separated by commas; if empty, everybody may ask"},
     )
     batch_size: int = field(default=8, metadata={"help": "requests that run side by side"})
     fetch_images: bool = field(
-        default=False, metadata={"help": "take images by address, too, but never from a private network"}
+        default=False, metadata={"help": "accept image addresses, but never of a private network"}
     )
     load: dict = field(
         default_factory=dict, metadata={"help": "what else from_pretrained of the pipeline takes; in the file"}
@@ -42,5 +42,5 @@ class ServerSettings:
 
     @property
     def name(self) -> str:
-        """What the model is called in requests and replies."""
+        """The name of the model in requests and responses."""
         return self.served_name or self.model

@@ -1,4 +1,4 @@
-"""The parts of a server, put together for the routes."""
+"""The parts of a server that the routes use."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ClientLeft(Exception):
 
 
 class Service:
-    """Everything that the routes need.
+    """The model behind its queue, with what prepares requests for it.
 
     Args:
-        pipe: The model; from now on only the batcher's thread runs it.
-        settings: Of the server.
-        limits: Of its requests.
+        pipe: The pipeline; from now on only the batcher's thread runs it.
+        settings: Settings of the server.
+        limits: Limits of requests.
     """
 
     def __init__(self, pipe: UniEditPipeline, settings: ServerSettings, limits: Limits):
@@ -52,17 +52,17 @@ class Service:
         if name is not None and name != self.settings.name:
             raise ApiError(
                 404,
-                f"There is no such model here: name {self.settings.name!r}, or none.",
+                f"There is no such model here: use {self.settings.name!r}, or leave model out.",
                 code="model_not_found",
                 param="model",
             )
 
 
 async def while_connected(request: Request, work: Awaitable[Value]) -> Value:
-    """What comes of `work`, which is cancelled when the client leaves. The request's body must have been read.
+    """The result of `work`, which is cancelled when the client leaves. The request's body must have been read.
 
     Raises:
-        ClientLeft: When it does.
+        ClientLeft: If the client leaves.
     """
     working, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:

@@ -12,7 +12,7 @@ from .service import Service
 
 
 def status_router(service: Service) -> APIRouter:
-    """The routes that say what runs and how."""
+    """The routes that report what is served and how it is doing."""
     router = APIRouter(tags=["status"])
     model = {"id": service.settings.name, "object": "model", "created": int(time.time()), "owned_by": "uniedit_hf"}
 
