@@ -495,7 +495,5 @@ class BagelForConditionalGeneration(
             raise ValueError("noise and timesteps are of a pack to learn from, which needs labels too: give labels.")
         if inputs_embeds is None:
             inputs_embeds = self._embed_context(input_ids, token_type_ids, **images)
-        return self.next_token(
-            inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache,
-            logits_to_keep,
-        )  # fmt: skip
+        context = (attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache)
+        return self.next_token(inputs_embeds, *context, logits_to_keep)
