@@ -50,6 +50,7 @@ class Behaviour:
         image_as: How an editor of OpenAI's form sends the image: one of `IMAGE_FORMS`, "mixed" for all of them in
             turn, "elsewhere" for an address of another host, "unknown" for a form that nobody knows.
         download: The status of downloads.
+        prose: Whether chat models answer with a sentence instead of JSON, once `after` has passed.
         cut: Share of requests whose every reply is cut, once `after` has passed.
     """
 
@@ -67,6 +68,7 @@ class Behaviour:
     image_as: str | None = None
     download: int = 200
     cut: float = 0.0
+    prose: bool = False
 
 
 @dataclass
@@ -192,6 +194,8 @@ class Handler(BaseHTTPRequestHandler):
             owner.struck[other] += 1
         if behaviour.image_as and "data" in content and content["data"]:
             content = self.sent_as(owner, key, behaviour.image_as, content)
+        if behaviour.prose and struck and "choices" in content:
+            content["choices"][0]["message"]["content"] = "Sure, here is what you asked for."
         if behaviour.image_as == "data url" and "image" in content:
             content = content | {"image": f"data:image/png;base64,{content['image']}"}
         if struck and draw.share("cut") < behaviour.cut:

@@ -14,7 +14,9 @@ from datasets import load_dataset
 from model_server import IMAGE_FORMS, Behaviour, ModelServer
 from synthesis_runs import CHAT, EDITOR, killed_run, result_of, settings_for, start, write_settings
 
+from uniedit_hf.calls.caller import MALFORMED_AT_FIRST
 from uniedit_hf.calls.messages import BackendError
+from uniedit_hf.cli import main
 from uniedit_hf.dataset_builder.uniedit_148k import UniEdit148k
 from uniedit_hf.release.build import build
 from uniedit_hf.schema import row_features, stable_id
@@ -235,6 +237,55 @@ def test_a_run_through_every_fault_is_whole_and_pays_no_image_twice(tmp_path):
     rows, rejects = result_of(tmp_path / "out")
     assert rows == whole[0] and "\ufffdSeen." in {each["detail"].removeprefix("grade 2: ") for each in rejects}
     assert _reasons(rejects) == _reasons(whole[1]) and len(rows) + len(rejects) == 24
+
+
+def test_a_server_that_cannot_give_the_form_stops_early_and_is_asked_again(tmp_path):
+    with ModelServer() as server:
+        run(settings_from(with_key(settings_for(server, tmp_path / "whole", 40)), "it"))
+        whole = result_of(tmp_path / "whole")
+    with ModelServer(Behaviour(prose=True)) as server:
+        settings = settings_from(with_key(settings_for(server, tmp_path / "out", 40)), "it")
+        with pytest.raises(
+            BackendError, match="none of its first 2. replies in the requested form.*same command again"
+        ):
+            run(settings)
+        assert server.calls <= MALFORMED_AT_FIRST + 2 * CHAT
+        server.behaviour = Behaviour()
+        run(settings)
+    assert result_of(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_what_was_refused_or_unreadable_is_asked_again_by_retry(tmp_path):
+    with ModelServer() as server:
+        run(settings_from(with_key(settings_for(server, tmp_path / "whole", 24)), "it"))
+        whole = result_of(tmp_path / "whole")
+    with ModelServer(Behaviour(others=0.3, prose=True, after=60, image_as="unknown")) as server:
+        config = write_settings(with_key(settings_for(server, tmp_path / "out", 24)), tmp_path / "out.yaml")
+        assert main(["synthesize", "--config", str(config)]) == 0
+        reasons = {each["reason"] for each in result_of(tmp_path / "out")[1]}
+        assert {"the model refused", "the reply cannot be read"} <= reasons
+        server.behaviour = Behaviour()
+        calls, spent = server.calls, json.loads((tmp_path / "out/report.json").read_text())["backends"]
+        assert main(["synthesize", "--config", str(config)]) == 0
+        assert server.calls == calls
+        assert not main(["synthesize", "--config", str(config), "--retry", "failed"])
+        assert server.calls > calls
+        again = json.loads((tmp_path / "out/report.json").read_text())["backends"]
+    assert all(new["calls"] > old["calls"] for new, old in zip(again, spent, strict=True))  # paid calls stay counted
+    assert result_of(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_a_server_that_is_not_running_is_told_soon(tmp_path):
+    with ModelServer() as server:
+        settings = with_key(settings_for(server, tmp_path / "out", 40))
+    for backend in settings["backends"].values():
+        backend |= {"attempts": 6, "first_wait": 1.0, "timeout": 120.0}
+    start_at = time.monotonic()
+    with pytest.raises(BackendError, match="chat cannot be reached .no connection .ConnectError.*base_url"):
+        run(settings_from(settings, "it"))
+    assert time.monotonic() - start_at < 30
 
 
 def _reasons(rejects: list[dict]) -> list[tuple[str, str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,10 @@ CREATE TABLE IF NOT EXISTS reply (
     tokens_in INTEGER, tokens_out INTEGER, money REAL
 ) WITHOUT ROWID
 """
+# Replies that could not be used; one that is set aside keeps its cost and is asked for again.
+MARKS = "CREATE TABLE IF NOT EXISTS unusable (key BLOB PRIMARY KEY) WITHOUT ROWID"
+SET_ASIDE = "UPDATE reply SET key = randomblob(32) WHERE key = ?"
+FAILED = "SELECT key FROM reply WHERE backend = ? AND (refusal IS NOT NULL OR key IN (SELECT key FROM unusable))"
 READ = "SELECT model, text, picture, refusal, tokens_in, tokens_out FROM reply WHERE key = ?"
 WRITE = "INSERT OR IGNORE INTO reply VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SPENT = "SELECT COUNT(*), COALESCE(SUM(tokens_in + tokens_out), 0), COALESCE(SUM(money), 0) FROM reply"
@@ -55,6 +60,7 @@ class CallCache:
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = NORMAL")
             self.connection.execute(SCHEMA)
+            self.connection.execute(MARKS)
         except sqlite3.OperationalError as error:
             raise ValueError(
                 f"{file} is in use ({error}): expected to be the only run in this folder; wait for the other one or "
@@ -84,6 +90,20 @@ class CallCache:
     def read_at_last(self, key: bytes, image: EncodedImage) -> None:
         """Adds the image to a reply that could not be read when it came."""
         self.connection.execute("UPDATE reply SET picture = ?, text = NULL WHERE key = ?", (self._keep(image), key))
+
+    def mark(self, keys: Iterable[bytes]) -> None:
+        """Marks replies as such that could not be used."""
+        self.connection.executemany("INSERT OR IGNORE INTO unusable VALUES (?)", [(key,) for key in keys])
+
+    def set_aside(self, keys: Iterable[bytes]) -> None:
+        """Makes replies unknown, so that the same is asked again; they stay in the file with what they cost."""
+        keys = [(key,) for key in keys]
+        self.connection.executemany(SET_ASIDE, keys)
+        self.connection.executemany("DELETE FROM unusable WHERE key = ?", keys)
+
+    def failed(self, backends: Iterable[str]) -> list[bytes]:
+        """Keys of refusals and of replies that could not be used."""
+        return [key for name in backends for (key,) in self.connection.execute(FAILED, (name,))]
 
     def spent(self) -> dict[str, Spent]:
         """What all replies have cost, by backend."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import httpx2
 from pydantic import Field, PositiveInt, model_validator
 
 from uniedit_hf.calls.section import Section, Weight
 from uniedit_hf.renamed import renamed
+
+
+CONNECTING = 10.0  # seconds
 
 
 class Price(Section):
@@ -53,6 +57,11 @@ class BackendSettings(Section):
     malformed_attempts: PositiveInt = 3
     timeout: Annotated[float, Field(gt=0)] = 120.0
     price: Price | None = None
+
+
+def time_limits(timeout: float) -> httpx2.Timeout:
+    """The limits of a call: `timeout` seconds for its reply, and less for the connection."""
+    return httpx2.Timeout(timeout, connect=min(timeout, CONNECTING))
 
 
 class BudgetSettings(Section):

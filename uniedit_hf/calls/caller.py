@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ from uniedit_hf.calls.messages import (
 # So many calls in a row whose last attempt failed mean that the server is down, and so many calls without a single
 # reply that the settings are wrong: the run stops.
 FAILURES_IN_A_ROW = 20
+# Seconds of failed connections after which a server that has never replied is taken for one that is not running.
+STARTED_BY = 10.0
+# So many replies in another form than requested, and none in it, mean that the server cannot give it.
+MALFORMED_AT_FIRST = 20
 LONGEST_WAIT = 60.0
 # What local servers take for a key, such as "EMPTY", is no secret and may be a word of a reply.
 SHORTEST_KEY = 12
@@ -71,6 +76,9 @@ class Caller:
         self.next_start = 0.0
         self.failures = self.unanswered = 0
         self.made = self.cached = self.failed = 0
+        self.first_unconnected: float | None = None
+        self.malformed: list[bytes] = []  # keys of replies in another form
+        self.well_formed = self.formless = False
 
     async def reply(self, request: ChatRequest | EditRequest) -> Reply:
         """The reply, from the cache if the same has been asked before.
@@ -116,6 +124,8 @@ class Caller:
             money = price_of(reply, self.settings.price)
             if self.cache:
                 self.cache.put(key, self.name, reply, money)
+                if self.formless:
+                    self.cache.set_aside([key])
             self.budget.end_call(reply, money)
             self.made += 1
             return await self._read(key, reply, request)
@@ -155,11 +165,36 @@ class Caller:
                 return NoAnswer("the model refused", reply.refusal)
             text = reply.text or ""
             try:
-                return request.answer.model_validate_json(without_fence(text))
+                answer = request.answer.model_validate_json(without_fence(text))
+                self.well_formed = True
+                return answer
             except ValidationError as error:
                 first = error.errors(include_input=False, include_url=False)[0]
                 detail = f"{'.'.join(map(str, first['loc'])) or 'the reply'}: {first['msg']}"
+                self._note_malformed(again, detail)
         return NoAnswer("the reply has not the form that was asked for", detail, text)
+
+    def set_unusable(self, request: ChatRequest | EditRequest) -> None:
+        """Marks the reply to a request as one that could not be used, so that `retry` asks again."""
+        if self.cache:
+            self.cache.mark([request_key(self.backend.parameters, request)])
+
+    def _note_malformed(self, request: ChatRequest, detail: str) -> None:
+        """Marks a reply in another form. Raises `BackendError` if there is no other; the next run asks again."""
+        self.malformed.append(request_key(self.backend.parameters, request))
+        if self.cache:
+            self.cache.mark(self.malformed[-1:])
+        if len(self.malformed) < MALFORMED_AT_FIRST or self.well_formed:
+            return
+        self.formless = True
+        if self.cache:
+            self.cache.set_aside(self.malformed)
+        self.stopped = self.stopped or BackendError(
+            f"{self.who} gave none of its first {len(self.malformed)} replies in the requested form; the last: "
+            f"{detail}. Check that its server follows response_format with a JSON schema (docs/synthesis.md lists the "
+            "schemas), then run the same command again: it asks the same again."
+        )
+        raise self.stopped
 
     async def _paid(self, request: ChatRequest | EditRequest) -> Reply:
         self.budget.begin_call()
@@ -178,9 +213,12 @@ class Caller:
     async def _retried(self, request: ChatRequest | EditRequest) -> Reply:
         for attempt in range(self.settings.attempts):
             try:
-                return await self._paced(request)
+                reply = await self._paced(request)
+                self.first_unconnected = math.inf
+                return reply
             except PassingFailure as failure:
                 last = failure
+                self._note_connection(failure)
             if self.stopped:
                 raise self.stopped
             if attempt + 1 < self.settings.attempts:
@@ -194,6 +232,19 @@ class Caller:
                 "command again: what has been answered is kept."
             ) from last
         raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {last}") from last
+
+    def _note_connection(self, failure: PassingFailure) -> None:
+        """Raises `BackendDown` if the server has not been there from the start."""
+        now = time.monotonic()
+        if failure.connected:
+            self.first_unconnected = math.inf
+        elif self.first_unconnected is None:
+            self.first_unconnected = now
+        elif now - self.first_unconnected >= STARTED_BY:
+            raise BackendDown(
+                f"{self.who} cannot be reached ({failure}, for {now - self.first_unconnected:.0f} s): check base_url "
+                "and start its server, then run the same command again: what has been answered is kept."
+            ) from failure
 
     def _note_unanswered(self, failure: RowFailure) -> None:
         self.unanswered += 1

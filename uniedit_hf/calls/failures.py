@@ -99,6 +99,16 @@ def failure_in_body(who: str, model: str, error: ErrorBody, key: str) -> Excepti
     return sorted_failure(who, model, status, error.said, "", key, error.code)
 
 
+def transport_failure(error: Exception) -> PassingFailure:
+    """The failure of a call that got no reply, from the exception of an HTTP client (httpx, httpx2)."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    connected = not {"ConnectError", "ConnectTimeout"} & set(names)
+    if connected and "TimeoutException" in names:
+        return PassingFailure("no reply in time", reached=False)
+    what = "the connection broke" if connected else "no connection"
+    return PassingFailure(f"{what} ({names[0]})", reached=False, connected=connected)
+
+
 def html_failure(who: str, address: str, status: int, answered: bool) -> Exception:
     """The exception for a page instead of JSON: a gateway's in between, or that of another address."""
     if answered:

@@ -179,11 +179,12 @@ class PassingFailure(Exception):
         message: What was found.
         wait: Seconds that the server asks to wait.
         reached: Whether the server replied at all.
+        connected: Whether there was a connection; without one the server is probably not running.
     """
 
-    def __init__(self, message: str, wait: float = 0.0, reached: bool = True):
+    def __init__(self, message: str, wait: float = 0.0, reached: bool = True, connected: bool = True):
         super().__init__(message)
-        self.wait, self.reached = wait, reached
+        self.wait, self.reached, self.connected = wait, reached, connected
 
 
 class RowFailure(Exception):

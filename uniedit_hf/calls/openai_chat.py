@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import AfterValidator, PositiveInt, field_validator
 
-from uniedit_hf.calls.call_settings import BackendSettings
+from uniedit_hf.calls.call_settings import BackendSettings, time_limits
 from uniedit_hf.calls.chat_bodies import ErrorBody, error_of, read_completion
 from uniedit_hf.calls.failures import (
     failure_in_body,
@@ -18,6 +18,7 @@ from uniedit_hf.calls.failures import (
     is_refusal,
     key_for,
     sorted_failure,
+    transport_failure,
     without_key,
 )
 from uniedit_hf.calls.messages import BackendError, ChatRequest, PassingFailure, Reply, RowFailure, data_url
@@ -106,7 +107,7 @@ class OpenAiChatBackend:
         self.base_url = (settings.base_url or OPENAI).rstrip("/")
         self.key = key_for(self.who, settings.api_key_env or (None if settings.base_url else "OPENAI_API_KEY"))
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx2.AsyncClient(timeout=settings.timeout, headers=headers)
+        self.client = httpx2.AsyncClient(timeout=time_limits(settings.timeout), headers=headers)
         self.answered = False
 
     async def reply(self, request: ChatRequest) -> Reply:
@@ -145,10 +146,8 @@ class OpenAiChatBackend:
     async def _ask(self, body: dict) -> Reply:
         try:
             response = await self.client.post(f"{self.base_url}/chat/completions", json=body)
-        except httpx2.TimeoutException as error:
-            raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:
-            raise PassingFailure(f"the connection broke ({type(error).__name__})", reached=False) from error
+            raise transport_failure(error) from error
         message, code = error_of(response.text) if response.status_code != 200 else ("", "")
         if is_refusal(response.status_code, message, code):
             return Reply(self.settings.model, refusal=without_key(message, self.key))

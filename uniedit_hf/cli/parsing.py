@@ -125,6 +125,8 @@ class CommandParser(TrlParser):
             self.error(f"cannot read the options in {path}: {error.strerror}.")
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}.")
+        if config is None:
+            self.error(f"{path} is empty: write one option a line, such as `seed: 0`.")
         if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
             self.error(f"{path} must hold one option a line, such as `seed: 0`, with `env` a mapping of its own.")
         return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class SynthesizeOptions:
     seed: int = field(default=0, metadata={"help": "seed of every random choice"})
     shards: int = field(default=1, metadata={"help": "number of independent parts"})
     window: int = field(default=64, metadata={"help": "most rows of a shard in progress at a time"})
+    retry: Literal["failed"] | None = field(
+        default=None, metadata={"help": "ask again, once, what was refused or got a reply that could not be used"}
+    )
     dry_run: bool = field(default=False, metadata={"help": "print an upper bound of the cost and exit"})
 
 
@@ -50,12 +53,12 @@ def run(options: SynthesizeOptions) -> None:
     from uniedit_hf.synthesis.settings import settings_from
 
     given = asdict(options)
-    dry_run = given.pop("dry_run")
+    dry_run, retry = given.pop("dry_run"), given.pop("retry")
     settings = settings_from(given, "the settings")
     if dry_run:
         print(estimate(settings))
         return
-    merged = run_synthesis(settings)
+    merged = run_synthesis(settings, retry=retry is not None)
     if merged is None:
         print("Submitted to Slurm. A final job merges the shards when all of them are done.")
         return

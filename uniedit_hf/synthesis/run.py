@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 
-from uniedit_hf.calls.cache import Spent
+from uniedit_hf.calls.cache import CallCache, Spent
 from uniedit_hf.synthesis.report import write_report
 from uniedit_hf.synthesis.settings import Settings
-from uniedit_hf.synthesis.shard import make_shard
+from uniedit_hf.synthesis.shard import calls_of, make_shard
 from uniedit_hf.synthesis.writer import Merged, ShardFiles, fingerprint, merge
 
 
-def run(settings: Settings) -> Merged | None:
+def run(settings: Settings, retry: bool = False) -> Merged | None:
     """Makes the set of edits that the settings describe, or resumes the run.
+
+    Args:
+        settings: Of the run.
+        retry: Whether to ask again, once, what was refused or got a reply that could not be used.
 
     Returns:
         What came of it; None if Slurm makes it later.
@@ -21,6 +25,8 @@ def run(settings: Settings) -> Merged | None:
         ValueError: The source cannot be read, a backend cannot answer, or the folder contains another run.
     """
     _check_folder(settings)
+    if retry:
+        _set_failed_aside(settings)
     if settings.engine.kind == "datatrove":
         try:
             from uniedit_hf.synthesis.datatrove_engine import run_on_datatrove
@@ -56,6 +62,20 @@ def _check_folder(settings: Settings) -> None:
             f"{settings.output_dir} contains a run with {shards} shards, the settings say {settings.shards}: choose "
             f"another output_dir, or set shards: {shards}."
         )
+
+
+def _set_failed_aside(settings: Settings) -> None:
+    """Makes every shard's refusals and unusable replies unknown, and the shard unfinished."""
+    work = settings.output_dir / "work"
+    for number in range(settings.shards):
+        files = ShardFiles(settings.output_dir, number)
+        cache = CallCache(calls_of(settings.output_dir, number), work / "pictures")
+        try:
+            cache.set_aside(cache.failed(settings.backends))
+        finally:
+            cache.close()
+        if (summary := files.read_summary()) is not None:
+            files.summary.write_text(json.dumps(summary | {"complete": False}), encoding="utf-8")
 
 
 def _spent_by_others(settings: Settings, number: int) -> list[Spent]:

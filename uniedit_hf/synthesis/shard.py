@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from uniedit_hf.calls.budget import Budget, BudgetReached
@@ -80,7 +81,7 @@ class Shard:
     async def make(self, files: ShardFiles) -> dict[str, Any]:
         settings, work = self.settings, self.settings.output_dir / "work"
         async with AsyncExitStack() as closing:
-            cache = CallCache(work / "calls" / f"{self.number:05d}.sqlite", work / "pictures")
+            cache = CallCache(calls_of(settings.output_dir, self.number), work / "pictures")
             closing.callback(cache.close)
             spent = cache.spent()
             of_backends = [spent[name] for name in spent if name in settings.backends]  # reading text costs nothing
@@ -215,6 +216,11 @@ class Shard:
         except BudgetReached as reached:
             self.stopped = str(reached)
             return draft.rejected(NOT_REACHED, "the budget is used up")
+
+
+def calls_of(output_dir: Path, number: int) -> Path:
+    """The file of a shard's calls."""
+    return output_dir / "work" / "calls" / f"{number:05d}.sqlite"
 
 
 def _finished(making: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from google import genai
 from google.genai import errors, types
 from pydantic import ValidationError
 
-from uniedit_hf.calls.failures import key_for, sorted_failure
+from uniedit_hf.calls.failures import key_for, sorted_failure, transport_failure
 from uniedit_hf.calls.messages import BackendError, ChatRequest, EditRequest, EncodedImage, PassingFailure, Reply
 from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
@@ -36,10 +36,8 @@ class _Gemini:
         except errors.APIError as error:
             message = str(error.message or error.status)
             raise sorted_failure(self.who, self.settings.model, error.code, message, "", self.key) from None
-        except httpx2.TimeoutException as error:
-            raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:
-            raise PassingFailure("the connection broke", reached=False) from error
+            raise transport_failure(error) from error
         except json.JSONDecodeError as error:
             raise PassingFailure("the reply is not in the format of the API") from error
 

@@ -11,8 +11,9 @@ import json
 
 import httpx2
 
+from uniedit_hf.calls.call_settings import time_limits
 from uniedit_hf.calls.chat_bodies import error_of, parsed_body
-from uniedit_hf.calls.failures import key_for, sorted_failure
+from uniedit_hf.calls.failures import key_for, sorted_failure, transport_failure
 from uniedit_hf.calls.image_bodies import decoded_image
 from uniedit_hf.calls.messages import EditRequest, EncodedImage, PassingFailure, Reply
 from uniedit_hf.synthesis.settings import HttpEditor
@@ -28,7 +29,7 @@ class HttpEditorBackend:
         self.parameters = json.dumps(["http_editor", settings.model])
         self.key = key_for(self.who, settings.api_key_env)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx2.AsyncClient(timeout=settings.timeout, headers=headers)
+        self.client = httpx2.AsyncClient(timeout=time_limits(settings.timeout), headers=headers)
 
     async def reply(self, request: EditRequest) -> Reply:
         width, height = request.size
@@ -42,10 +43,8 @@ class HttpEditorBackend:
         }
         try:
             response = await self.client.post(self.settings.base_url, json=body)
-        except httpx2.TimeoutException as error:
-            raise PassingFailure("no reply in time", reached=False) from error
         except httpx2.HTTPError as error:
-            raise PassingFailure("the connection broke", reached=False) from error
+            raise transport_failure(error) from error
         if response.status_code != 200:
             wait, (message, code) = response.headers.get("retry-after", ""), error_of(response.text)
             raise sorted_failure(self.who, self.settings.model, response.status_code, message, wait, self.key, code)

@@ -19,6 +19,7 @@ from uniedit_hf.calls.failures import (
     is_refusal,
     key_for,
     sorted_failure,
+    transport_failure,
     without_key,
 )
 from uniedit_hf.calls.image_bodies import read_image
@@ -152,9 +153,8 @@ def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiEdit
             return Reply(settings.model, refusal=without_key(message, key))
         wait, who = error.response.headers.get("retry-after", ""), f"The backend {name}"
         raise sorted_failure(who, settings.model, error.status_code, message, wait, key, code) from None
-    if isinstance(error, (openai.APITimeoutError, openai.APIConnectionError)):
-        reason = "no reply in time" if isinstance(error, openai.APITimeoutError) else "the connection broke"
-        raise PassingFailure(reason, reached=False) from error
+    if isinstance(error, openai.APIConnectionError):
+        raise transport_failure(error.__cause__ or error) from error
     if isinstance(error, openai.APIResponseValidationError):
         raise PassingFailure("the reply is not in the format of the API") from error
     raise RowFailure(f"the client failed ({type(error).__name__})") from error

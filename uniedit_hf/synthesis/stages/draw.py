@@ -39,11 +39,13 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
     if reply.refusal is not None:
         return draft.rejected(STAGE, "the editor refused", reply.refusal)
     if reply.image is None:
+        caller.set_unusable(request)
         detail = "it holds no image in a form that is known here, and is kept."
         return draft.rejected(STAGE, "the reply cannot be read", detail, reply.text[:LONGEST_REPLY])
     try:
         result = await off_loop(EncodedImage.pixels, reply.image)
     except ImageError as error:
+        caller.set_unusable(request)
         return draft.rejected(STAGE, "the editor gave no image", str(error))
     drawn, target, resized = result.size, reply.image, "none"
     if draft.canvas == "scene":
