@@ -67,6 +67,8 @@ def test_every_way_to_pass_a_picture(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(data)
     gone = str(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="is a folder: expected the path of one image file"):
+        open_image(tmp_path)
     ways = [
         Image.fromarray(pixels),
         Image.open(path),

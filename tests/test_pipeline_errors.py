@@ -142,6 +142,8 @@ def test_odd_modes_are_converted(pipe, mode):
         (lambda pipe: pipe.generate("a", **FAST, size=(40, 64)), "40 x 64 pixels cannot be drawn.*multiples of 16"),
         (lambda pipe: pipe.generate("a", **FAST, size=(0, 64)), "0 x 64 pixels cannot be drawn.*for example 16 x 64"),
         (lambda pipe: pipe.generate("a", **FAST, size=(256, 64)), "256 x 64.*from 16 to 128, for example 128 x 64"),
+        (lambda pipe: pipe.generate("a", **FAST | {"seed": "a"}), r"seed is 'a', but must be a whole number"),
+        (lambda pipe: pipe.generate("a", **FAST | {"seed": 1.5}), r"seed is 1.5, but must be a whole number"),
         (lambda pipe: pipe.generate("a", **FAST, size=64), r"size is 64, but must be two whole numbers"),
         (lambda pipe: pipe.generate("a", **FAST, size=(64.0, 64)), r"size is \(64.0, 64\), but must be two"),
         (lambda pipe: pipe.edit(picture(), "a", **FAST, size=(64, 30)), "64 x 30 pixels cannot be drawn"),

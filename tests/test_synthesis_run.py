@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from model_server import IMAGE_FORMS, Behaviour, ModelServer
@@ -19,6 +20,7 @@ from uniedit_hf.calls.messages import BackendError
 from uniedit_hf.cli import main
 from uniedit_hf.dataset_builder.uniedit_148k import UniEdit148k
 from uniedit_hf.release.build import build
+from uniedit_hf.release.raw import find_release
 from uniedit_hf.schema import row_features, stable_id
 from uniedit_hf.synthesis.run import run
 from uniedit_hf.synthesis.settings import settings_from
@@ -87,6 +89,21 @@ def test_the_set_loads(whole, tmp_path):
         assert row["source_image"].size == tuple(row["source_size"])
         assert row["target_image"].size == tuple(row["target_size"])
         assert row["variant"].count("=") > 3 and "depth=" in row["variant"]
+
+
+def test_the_folder_of_a_run_is_read_as_its_data_set(whole, tmp_path):
+    """And not its work as well, which holds every row a second time."""
+    output_dir, merged, _, _ = whole
+    release = find_release(output_dir)
+    files = [file for splits in release.tables.values() for files in splits.values() for file in files]
+    assert files and {file.parent for file in files} == {output_dir / "dataset"}
+    build(output_dir, tmp_path / "built")
+    rows = [pq.read_metadata(file).num_rows for file in (tmp_path / "built").rglob("*.parquet")]
+    assert sum(rows) == merged.counts.records
+    (tmp_path / "half/work").mkdir(parents=True)
+    (tmp_path / "half/work/plan.json").write_text('{"shards": 1}')
+    with pytest.raises(ValueError, match="half is an unfinished run of `uniedit synthesize`"):
+        find_release(tmp_path / "half")
 
 
 def test_the_official_export_is_read_back_to_the_same_rows(whole, tmp_path):

@@ -64,6 +64,7 @@ def planned(**changes) -> dict:
         (planned(instruct={"backend": "rules", "unchanged": 1.5}), "instruct.unchanged"),
         (planned(source={"kind": "planned_edits", "asking": "riddle"}), "source.asking"),
         (planned(source={"kind": "plain_edits", "of": "x"}), "plain_edits makes one edit of each image: leave out"),
+        ({"balance": {"shares": "149k"}}, "^it: balance.shares: Input should be '148k' or '40k'"),
         ({"backends": {"c": {"kind": "openai", "model": "m", "price": {"picture": 1}}}},
          "backends.c.price: picture is now called image: use the new name"),
         ({"backends": {"c": {"kind": "openai", "model": "m", "arguments": {"extra_headers": {"k": "sk-oops"}}}}},

@@ -228,6 +228,19 @@ def test_duplicates_are_found_and_others_kept(tmp_path):
     assert not (tmp_path / "seen.sqlite").exists()
 
 
+def test_drawings_that_look_alike_are_kept_where_their_answers_differ(tmp_path):
+    """A perceptual hash does not see what a question about a drawing asks, such as its color."""
+    look, seen = ImageInspection([], near=True), SeenBefore(tmp_path / "seen.sqlite", similarity=0.8)
+    pictures = [photo(1), photo(1).convert("L").convert("RGB"), photo(1).point(lambda level: level * 0.97)]
+    rows = [
+        draft(n, image=EncodedImage(encoded(picture)), question="what color?", answer=answer)
+        for n, (picture, answer) in enumerate(zip(pictures, ("green", "gray", "green"), strict=True))
+    ]
+    results = [seen.question(asyncio.run(look(row))) for row in rows]
+    assert [getattr(each, "reason", "kept") for each in results] == ["kept", "kept", "near-duplicate image"]
+    seen.close()
+
+
 def test_pictures_of_a_benchmark_are_kept_out(tmp_path):
     (tmp_path / "bench").mkdir()
     photo(5).resize((192, 128)).save(tmp_path / "bench" / "x.jpg", quality=70)

@@ -132,6 +132,8 @@ def _opened(image: Any, name: str, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise ImageError(f"{label} does not exist: check the path, or the folder that it is relative to.") from None
+    except IsADirectoryError:
+        raise ImageError(f"{label} is a folder: expected the path of one image file.") from None
     except UnidentifiedImageError:
         raise ImageError(
             f"{label} begins with {_first_bytes(source)} and is not an image that can be read here: expected a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from numbers import Integral
 from typing import Any
 
 
@@ -67,6 +68,15 @@ def checked_size(size: Any) -> tuple[int, int]:
     return tuple(size)
 
 
+def checked_seed(seed: Any) -> int:
+    """The seed, drawn at random for None, or a ValueError."""
+    if seed is None:
+        return secrets.randbits(31)
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise ValueError(f"seed is {seed!r}, but must be a whole number such as 7, or None for a random one.")
+    return int(seed)
+
+
 def checked_text(text: Any, name: str) -> str:
     """The text, or a ValueError if there is none."""
     if not isinstance(text, str) or not text.strip():
@@ -94,7 +104,7 @@ def checked_settings(model, known: set[str], count: int, settings: dict) -> list
         values = {name: column[index] for name, column in columns.items()}
         try:
             width, height = checked_size(values.pop("size"))
-            seed = secrets.randbits(31) if values["seed"] is None else values["seed"]
+            seed = checked_seed(values["seed"])
             requests.append(model.image_settings(width=width, height=height, **values | {"seed": seed}))
             model.check_image_settings(requests[-1:])
         except ValueError as error:

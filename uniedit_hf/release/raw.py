@@ -140,7 +140,8 @@ def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str
     source = Path(source)
     if not source.is_dir():
         raise RawReleaseError(f"There is no folder {source}: expected the folder of a raw release.")
-    release = RawRelease(source)
+    release = RawRelease(_rows_of_synthesis(source))
+    source = release.source
     for config, names in (manifests or {}).items():
         for name in names:
             if not (source / name).is_file():
@@ -187,6 +188,24 @@ def read_table(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
                         return
                     if number > part.first_row:
                         yield number, row
+
+
+def _rows_of_synthesis(source: Path) -> Path:
+    """The folder of the data set in the output folder of `uniedit synthesize`, whose other files are its work; any
+    other folder as it is.
+
+    Raises:
+        RawReleaseError: The synthesis has not finished.
+    """
+    if not (source / "work" / "plan.json").is_file():
+        return source
+    rows = source / "dataset"
+    if not rows.is_dir():
+        raise RawReleaseError(
+            f"{source} is an unfinished run of `uniedit synthesize`, without the folder dataset: run the same command "
+            "again first; it resumes."
+        )
+    return rows
 
 
 def _unreadable(error: OSError) -> None:

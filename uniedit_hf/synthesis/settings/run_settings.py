@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from uniedit_hf.synthesis.settings.stages import (
 )
 
 
+# The name that pydantic gives to one type of a union, such as `literal['148k','40k']`; no setting is called so.
+TYPE = re.compile(r"\w+\[")
 # Where the place of a mistake names the kind of a union, which the reader did not write there.
 KIND_AT = {"source": 1, "backends": 2}
 
@@ -163,7 +166,9 @@ def settings_from(options: dict[str, Any], where: str) -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         kind_at = KIND_AT.get(str(first["loc"][0])) if first["loc"] else None
-        place = ".".join(str(part) for index, part in enumerate(first["loc"]) if index != kind_at)
+        place = ".".join(
+            str(part) for index, part in enumerate(first["loc"]) if index != kind_at and not TYPE.match(str(part))
+        )
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "there is no such setting"

@@ -27,8 +27,8 @@ class Decontaminate(Section):
     Args:
         benchmarks: Folders of benchmark images.
         benchmark_datasets: Benchmark data sets.
-        near_duplicates: Drop the same question about an image that looks the same. The same question about the very
-            same image is always dropped.
+        near_duplicates: Whether the same question with the same answer about an image that looks alike is dropped;
+            the same question about the very same image always is.
     """
 
     benchmarks: list[Path] = []

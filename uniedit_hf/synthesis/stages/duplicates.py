@@ -52,7 +52,8 @@ class SeenBefore:
         self.connection.execute("BEGIN")  # never committed: it is of no use to another run
 
     def question(self, draft: Draft) -> Draft | Rejection:
-        """The draft, unless the same question was asked about the same image or one that looks like it."""
+        """The draft, unless the same question was asked about the same image, or has the same answer about an image
+        that looks like it: where the answers differ, so do the images in what is asked."""
         key = stable_id(draft.hashes[0], normalised(draft.question))
         if self._run("SELECT 1 FROM question WHERE id = ?", key):
             return draft.rejected(STAGE, "duplicate question", "the same was asked about the same image before.")
@@ -88,7 +89,7 @@ class SeenBefore:
         """The id of an earlier draft with the same question, whose image looks the same; the draft is kept if there
         is none."""
         hashed = np.frombuffer(draft.hashes[1], np.uint64)
-        keys = _pieces(draft.hashes[1], normalised(draft.question))
+        keys = _pieces(draft.hashes[1], f"{normalised(draft.question)}\n{normalised(draft.answer or '')}")
         marks = ",".join("?" * len(keys))
         query = f"SELECT hash, id FROM image WHERE number IN (SELECT number FROM piece WHERE key IN ({marks}))"
         for other, draft_id in self._run(query, *keys):
@@ -105,7 +106,7 @@ class SeenBefore:
 
 
 def _pieces(hashed: bytes, question: str) -> list[bytes]:
-    """A key for every piece of a hash, of the same question."""
+    """A key for every piece of a hash, of the same question and answer."""
     bits = np.unpackbits(np.frombuffer(hashed, np.uint8))
     return [
         bytes.fromhex(stable_id(question, str(piece), np.packbits(bits[PIECE_OF_BIT == piece]).tobytes()))
