@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -58,24 +61,30 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("family", ["bagel", "janus"])
-@pytest.mark.parametrize("case", CASES)
-def test_a_plan_is_what_a_run_takes(tmp_path, family, case):
-    """The peak of counted tensors over two whole steps of the trainer, within 10 %."""
+def planned_and_counted(folder: Path, family: str, case: str) -> tuple[int, int]:
+    """The planned peak of a run of two steps, and that of its counted tensors."""
     changes = {"activation_checkpointing": True} | CASES[case]
     dtype = torch.bfloat16 if case == "half" else torch.float32
     adapters = LoraConfig(r=8) if "adapters" in case else None
     options = {"max_steps": 2, "max_tokens_per_pack": 640, "packing_window": 32} | changes
     model = wider(family, dtype)
-    run = trainer(tmp_path, edit_rows(200), model=model, family=family, peft_config=adapters, **options)
+    run = trainer(folder, edit_rows(200), model=model, family=family, peft_config=adapters, **options)
     with CountedMemory([*run.model.parameters(), *run.model.buffers()]) as counted:
         run.train()
     rows = [[(run.parts[0].recipe, run.parts[0].row(r.row), r.epoch) for r in pack] for pack in run.data.plan.packs]
     work = max((workload(run.reader.read(pack, "", 0)) for pack in rows), key=lambda work: work.tokens)
     way = Way("as it runs", dtype, adapters=adapters is not None)
-    checkpointing = checkpointing_of(run.args)
-    planned = plan_row(model.config, 640, way, checkpointing, args=run.args, adapters=adapters, work=work)
-    assert planned.peak == pytest.approx(counted.peak, rel=0.1)
+    kept = checkpointing_of(run.args)
+    planned = plan_row(model.config, 640, way, kept, args=run.args, adapters=adapters, work=work)
+    return planned.peak, counted.peak
+
+
+@pytest.mark.parametrize("family", ["bagel", "janus"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_is_what_a_run_takes(tmp_path, family, case):
+    """The peak of counted tensors over two whole steps of the trainer, within 10 %."""
+    planned, counted = planned_and_counted(tmp_path, family, case)
+    assert planned == pytest.approx(counted, rel=0.1)
 
 
 def test_the_plan_agrees_with_an_h200():
@@ -159,6 +168,70 @@ def test_the_best_that_fits_is_taken(tmp_path):
     args = settings(tmp_path, plan="auto", plan_memory=f"{between}GiB")
     choice = follow_plan(str(folder), args, None, None)
     assert choice.row.way.name in ("full-8bit", "lora") and choice.sentence.startswith(choice.row.way.name)
+
+
+def released(folder: Path) -> str:
+    """A folder with the configuration of the released BAGEL and no weights."""
+    BagelConfig().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def with_torchao(tmp_path, monkeypatch):
+    """Whether it is installed is all that planning asks of it."""
+    if find_spec("torchao") is None:
+        (tmp_path / "site" / "torchao").mkdir(parents=True)
+        (tmp_path / "site" / "torchao" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+GPU = {"use_cpu": True, "bf16": True}
+
+
+def test_one_gpu_does_not_try_fp32(tmp_path, with_torchao):
+    args = settings(tmp_path, max_tokens_per_pack=11520, **GPU)
+    choice = follow_plan(released(tmp_path / "m"), args, None, None, card=Card("H100", memory_of("80GB"), 989, 3.35))
+    assert choice.row.way.name == "full-4bit" and choice.row.checkpointing == "full"
+    assert args.model_init_kwargs == {"dtype": torch.bfloat16} and args.activation_checkpointing is True
+    assert args.optim == "adamw_torch_4bit" and args.optim_args == "bf16_stochastic_round=True"
+    assert choice.sentence.startswith("full-4bit (bf16 weights with stochastic rounding, 4-bit states")
+    args = settings(tmp_path, max_tokens_per_pack=11520, torch_compile=False, **GPU)
+    choice = follow_plan(released(tmp_path / "m"), args, None, None, card=Card("H200", memory_of("140GiB"), 989, 4.8))
+    assert choice.row.way.name == "full-8bit" and choice.row.checkpointing == "none"
+
+
+def test_what_is_set_stays_as_it_is(tmp_path, with_torchao):
+    card, model = Card("H200", memory_of("140GiB"), 989, 4.8), released(tmp_path / "m")
+    options = {"activation_checkpointing": "full", "optim": "adamw_torch_4bit", "max_tokens_per_pack": 11520}
+    args = settings(tmp_path, **GPU, **options)
+    row = follow_plan(model, args, None, None, card=card).row
+    assert row.way.name == "full-4bit" and row.checkpointing == "full"
+    args = settings(tmp_path, model_init_kwargs={"dtype": "float32"}, max_tokens_per_pack=11520, **GPU)
+    with pytest.raises(ValueError, match="full-fp32 of .* takes .* for tensors: use .*lora"):
+        follow_plan(model, args, None, None, card=card)
+    args = settings(tmp_path, max_tokens_per_pack=11520, **GPU)
+    choice = follow_plan(model, args, LoraConfig(r=16), None, card=Card("L40S", memory_of("48GB"), 362, 0.864))
+    assert choice.row.way.name == "lora" and args.model_init_kwargs == {"dtype": torch.bfloat16}
+    assert args.optim == "adamw_torch_fused"
+
+
+def test_a_package_that_is_missing_is_named(tmp_path):
+    if find_spec("torchao") is not None:
+        pytest.skip("torchao is installed")
+    args = settings(tmp_path, max_tokens_per_pack=11520, **GPU)
+    with pytest.raises(ValueError, match="full-4bit fits H100, but needs the package torchao, .* pip install torchao"):
+        follow_plan(released(tmp_path / "m"), args, None, None, card=Card("H100", memory_of("80GB"), 989, 3.35))
+    with pytest.raises(ValueError, match="optim='adamw_torch_8bit' needs the package torchao: pip install torchao"):
+        trainer(tmp_path, edit_rows(4), optim="adamw_torch_8bit")
+
+
+def test_flash_adamw_is_for_gpus(tmp_path):
+    args = settings(tmp_path, optim="flash_adamw")
+    assert args.optim == "flash_adamw" and settings(tmp_path, **args.to_dict() | {"optim": None}).left_open == {
+        "optim"
+    }
+    with pytest.raises(ValueError, match="optim='flash_adamw' runs on NVIDIA GPUs alone"):
+        UniEditTrainer.get_optimizer_cls_and_kwargs(args)
 
 
 def test_on_a_cpu_nothing_changes_by_itself(tmp_path):

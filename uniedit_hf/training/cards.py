@@ -16,12 +16,14 @@ class Card:
         memory: Bytes; of a CPU those of the machine.
         tflops: Dense bf16 matrix products with fp32 accumulation, 10^12 operations a second; `None` if unknown.
         bandwidth: Of its memory, 10^12 bytes a second; `None` if unknown.
+        kind: Of the device, as torch calls it.
     """
 
     name: str
     memory: int
     tflops: float | None = None
     bandwidth: float | None = None
+    kind: str = "cuda"
 
 
 # What a device's name contains, the first match decides -> dense bf16 TFLOP/s and TB/s.
@@ -69,7 +71,7 @@ def card_at_hand(device: torch.device) -> Card:
         return card_named(properties.name, properties.total_memory)
     import psutil
 
-    return Card(f"the {device.type.upper()} of this machine", psutil.virtual_memory().total)
+    return Card(f"the {device.type.upper()} of this machine", psutil.virtual_memory().total, kind=device.type)
 
 
 def peak_memory(device: torch.device) -> int | None:

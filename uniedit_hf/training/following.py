@@ -14,7 +14,7 @@ from uniedit_hf.models.loading import load_config
 from uniedit_hf.models.workload import ROWS, typical_workload
 
 from .activations import Checkpointing
-from .cards import card_at_hand
+from .cards import Card, card_at_hand
 from .config import UniEditConfig
 from .layer_options import checkpointing_mode
 from .memory_plan import Planner, PlanRow, Way
@@ -70,7 +70,12 @@ def plan_of(model: str, args: UniEditConfig, adapters: PeftConfig | None = None,
 
 
 def follow_plan(
-    model: str, args: UniEditConfig, adapters: PeftConfig | None, quantization, draws: bool = True
+    model: str,
+    args: UniEditConfig,
+    adapters: PeftConfig | None,
+    quantization,
+    draws: bool = True,
+    card: Card | None = None,
 ) -> Choice:
     """Chooses what is left open, writes it into the settings, and refuses what cannot fit.
 
@@ -80,6 +85,7 @@ def follow_plan(
         adapters: What is trained in place of the weights, if it is set.
         quantization: How the weights under them are stored, if it is set.
         draws: Whether any sample is drawn.
+        card: What each process trains on, by default the device at hand.
 
     Raises:
         OSError: If there is no such model.
@@ -88,10 +94,11 @@ def follow_plan(
     config = load_config(model, **(args.model_init_kwargs or {}))
     if args.plan is None and (config.model_type not in ROWS or _uses_deepspeed(args)):
         return Choice(None, None, adapters, quantization)
-    card = planned_card(args, card_at_hand(args.device))
+    card = planned_card(args, card or card_at_hand(args.device))
     tokens = args.per_device_train_batch_size * args.max_tokens_per_pack
     planner = Planner(config, args, typical_workload(config, tokens), adapters, draws)
-    ways, checkpointing = _allowed_ways(args, adapters, quantization), _allowed_checkpointing(args)
+    ways = _allowed_ways(args, adapters, quantization, card)
+    checkpointing = _allowed_checkpointing(args, card)
     rows = [lightest(planner, way, card.memory, checkpointing) for way in ways]
     fitting = [row for row in rows if row.fits(card.memory)]
     if not fitting:
@@ -99,9 +106,12 @@ def follow_plan(
         raise ValueError(refusal(min(rows, key=lambda row: row.peak), plan))
     row = next((row for row in fitting if installed(row.way)), None)
     if row is None:
-        name, package = fitting[0].way.name, fitting[0].way.needs
-        raise ValueError(f"{name} fits {card.name}, but needs the package {package}: pip install {package}.")
-    return _applied(row, card.name, args, adapters, quantization)
+        usual = next((each.way for each in fitting if each.way.needs != "flashoptim"), fitting[0].way)
+        raise ValueError(
+            f"{usual.name} fits {card.name}, but needs the package {usual.needs}, which is not installed: pip install "
+            f"{usual.needs}."
+        )
+    return _applied(row, card, args, adapters, quantization)
 
 
 def is_sharded(args: UniEditConfig) -> bool:
@@ -114,9 +124,9 @@ def _uses_deepspeed(args: UniEditConfig) -> bool:
     return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
-def _allowed_ways(args: UniEditConfig, adapters, quantization) -> Sequence[Way]:
+def _allowed_ways(args: UniEditConfig, adapters, quantization, card: Card) -> Sequence[Way]:
     """The ways that agree with what is set, best first."""
-    on_cpu = args.device.type == "cpu"
+    on_cpu = card.kind == "cpu"
     dtype = _dtype(args)
     optim = None if "optim" in args.left_open else str(getattr(args.optim, "value", args.optim))
     if adapters is not None:
@@ -125,6 +135,7 @@ def _allowed_ways(args: UniEditConfig, adapters, quantization) -> Sequence[Way]:
         return [replace(LORA, name=name, dtype=dtype or usual, bits=bits, optim=optim or LORA.optim)]
     if is_sharded(args) and args.world_size > 1:
         ways = [replace(FULL[0], name=f"fsdp over {args.world_size}", shards=args.world_size)]
+        dtype = None if args.bf16 or args.fp16 else dtype  # accelerate keeps what is trained in fp32 then
     elif args.plan == "auto":
         ways = [way for way in WAYS if not (way.gen_only and (args.freeze_und or args.freeze_gen))]
     else:
@@ -145,9 +156,9 @@ def _dtype(args: UniEditConfig) -> torch.dtype | None:
     return getattr(torch, asked) if isinstance(asked, str) else asked
 
 
-def _allowed_checkpointing(args: UniEditConfig) -> Sequence[Checkpointing]:
+def _allowed_checkpointing(args: UniEditConfig, card: Card) -> Sequence[Checkpointing]:
     """What is set, or what a GPU may choose among."""
-    if "activation_checkpointing" in args.left_open and args.device.type != "cpu":
+    if "activation_checkpointing" in args.left_open and card.kind != "cpu":
         return CHECKPOINTING
     return [checkpointing_of(args)]
 
@@ -158,7 +169,7 @@ def checkpointing_of(args: UniEditConfig) -> Checkpointing:
     return asked if isinstance(asked, str) else "full" if asked or args.gradient_checkpointing else "none"
 
 
-def _applied(row: PlanRow, card: str, args: UniEditConfig, adapters, quantization) -> Choice:
+def _applied(row: PlanRow, card: Card, args: UniEditConfig, adapters, quantization) -> Choice:
     """Writes a way into the settings."""
     way, open_ = row.way, set(args.left_open)
     if _dtype(args) is None:
@@ -174,10 +185,10 @@ def _applied(row: PlanRow, card: str, args: UniEditConfig, adapters, quantizatio
         adapters = LoraConfig(r=16, lora_alpha=32)
     if way.bits is not None and quantization is None:
         quantization = quantized_weights(way.bits)
-    if args.plan != "auto" and args.device.type == "cpu" or not open_:
+    if args.plan != "auto" and card.kind == "cpu" or not open_:
         return Choice(row, None, adapters, quantization)
     sentence = (
         f"{way.name} ({meaning_of(way)}), optimizer {args.optim}, activation checkpointing {row.checkpointing}: "
-        f"{size_of(row.peak)} planned on {card}"
+        f"{size_of(row.peak)} planned on {card.name}"
     )
     return Choice(row, sentence, adapters, quantization)
