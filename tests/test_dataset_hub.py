@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard
 from raw_releases import make_release
 
 from uniedit_hf.release.build import build
+from uniedit_hf.release.dataset_card import write_card
 from uniedit_hf.release.dataset_publishing import publish
 
 
@@ -176,6 +177,17 @@ def test_an_upload_killed_half_way_goes_on(built, tmp_path):
         small = {"README.md", "LICENSE.md", ".gitattributes"}
         assert set(listed) == {str(path.relative_to(built)) for path in files} | small
         assert tags == ["v1.0.0"]
+
+
+def test_the_card_of_ones_own_rows_has_ones_own_title(built, tmp_path):
+    """And no shares of the paper, which say nothing about them."""
+    folder = tmp_path / "built"
+    shutil.copytree(built, folder)
+    card = DatasetCard.load(write_card(folder, "me/my-drawings"))
+    assert card.data.pretty_name == "my-drawings" and "# my-drawings\n" in card.text
+    assert "published" not in card.text and "| count | 15 | 12.5 % |\n" in card.text
+    card = DatasetCard.load(write_card(folder, "me/uniedit-148k"))
+    assert card.data.pretty_name == "Uni-Edit 148k" and "| count | 15 | 12.5 % | 13.5 % |\n" in card.text
 
 
 def test_an_unfinished_build_is_not_published(built, tmp_path):

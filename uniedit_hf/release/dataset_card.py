@@ -55,7 +55,8 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
 
     Args:
         folder: The folder.
-        repo_id: The repository that the card's examples load from.
+        repo_id: The repository that the card's examples load from, and whose name is the title. Only a repository
+            called uniedit-148k, or none, is compared with the published shares.
         terms: Licences.
 
     Raises:
@@ -63,17 +64,19 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
     """
     counted = statistics(folder)
     terms = terms or Terms()
+    title = NAME if repo_id is None else repo_id.rpartition("/")[2]
+    own = title.lower() != NAME  # somebody else's rows: the paper's shares say nothing about them
     _example_sheet(folder)
     card = DatasetCard.from_template(
-        _metadata(counted, terms),
+        _metadata(counted, terms, title if own else "Uni-Edit 148k"),
         template_path=str(TEMPLATE),
-        name=NAME,
+        name=title,
         repo_id=repo_id or NAME,
         bare=repo_id is None,
         version=VERSION,
         counted=counted,
         categories=[*TASK_CATEGORIES, UNKNOWN],
-        published=PUBLISHED_SHARES,
+        published=dict.fromkeys(PUBLISHED_SHARES, {}) if own else PUBLISHED_SHARES,
         sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
         terms=terms,
         upstream=OFFICIAL_REPO,
@@ -86,10 +89,10 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
     return path
 
 
-def _metadata(counted: list[Statistics], terms: Terms) -> DatasetCardData:
+def _metadata(counted: list[Statistics], terms: Terms, title: str) -> DatasetCardData:
     total = max(result.total for result in counted)
     data = DatasetCardData(
-        pretty_name="Uni-Edit 148k",
+        pretty_name=title,
         language=["en"],
         license="other",
         license_name="mixed-terms",
