@@ -75,9 +75,11 @@ class Activations:
         return inputs + norms + 2 * c * (q + k) + 4 * self.text.num_attention_heads
 
     def _mlp(self) -> float:
-        """Inputs of the products, and what SwiGLU multiplies."""
+        """Inputs of the products, and what SwiGLU multiplies; BAGEL's makes one of its factors again."""
         d, f, c = self.text.hidden_size, self.text.intermediate_size, self.compute
-        return self.adapters * (2 * d + f) + 3 * c * f if self.adapters else c * (d + 4 * f)
+        factors = 2 if self.config.model_type == "bagel" else 3
+        inputs = self.adapters * (2 * d + f) if self.adapters else c * (d + f)
+        return inputs + factors * c * f
 
     def working(self) -> float:
         """The backward pass of one layer: all that it keeps, and the gradients on their way."""
