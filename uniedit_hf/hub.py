@@ -80,8 +80,18 @@ def _page(name: str, kind: str) -> str:
     return f"{constants.ENDPOINT}/{'' if kind == 'model' else 'datasets/'}{name}"
 
 
+# Files of rows -> the loader of datasets that reads them.
+ROW_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
 def load_split(name: str, config: str | None = None, split: str = "train", streaming: bool = False):
-    """A split of a data set, from a folder or the Hub.
+    """A split of a data set, from a folder, a file of rows or the Hub.
+
+    Args:
+        name: Folder, Hub id, or a JSON Lines, CSV or Parquet file. Image paths in a file are relative to its folder.
+        config: Of a folder or a repository.
+        split: A file has the split `train`, or a part of it such as `train[:100]`.
+        streaming: Whether rows are read as they are needed.
 
     Raises:
         OSError: If it is not there or the Hub cannot be reached.
@@ -90,11 +100,31 @@ def load_split(name: str, config: str | None = None, split: str = "train", strea
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+    path = Path(name).expanduser()
+    loader = ROW_FILES.get(path.suffix.lower())
+    if not path.exists() and (loader or path.is_absolute() or name.startswith((".", "~"))):
+        raise OSError(f"There is no file or folder {name}: check the path of the data.")
     try:
-        return load_dataset(name, config, split=split, streaming=streaming)
+        if loader is None or not path.is_file():
+            return load_dataset(name, config, split=split, streaming=streaming)
+        if config is not None:
+            raise ValueError(f"{name} is a file, which has no configuration {config!r}: leave out dataset_config.")
+        rows = load_dataset(loader, data_files=str(path), split=split, streaming=streaming)
+        return _with_image_paths(rows, path.parent)
     except DatasetNotFoundError:
         raise  # one sentence of its own
     except ConnectionError as error:
         raise hub_error(name, "data set", error) from error
     except DatasetGenerationError as error:
         raise ValueError(f"The data set {name} cannot be read: {error.__cause__ or error}") from error
+
+
+def _with_image_paths(rows, folder: Path):
+    """Rows whose image paths, relative to a folder, open from anywhere."""
+    first = next(iter(rows), {})
+    images = [name for name, value in first.items() if name.endswith("image") and isinstance(value, str)]
+
+    def absolute(row: dict) -> dict:
+        return {name: row[name] and str(folder.absolute() / row[name]) for name in images}
+
+    return rows.map(absolute) if images else rows

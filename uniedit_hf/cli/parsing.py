@@ -66,9 +66,13 @@ class CommandParser(TrlParser):
             if base.__module__.partition(".")[0] == package
             for name in inspect.get_annotations(base)
         }
+        shown = {name: words for kind in hints.values() for name, words in getattr(kind, "SHOWN_OPTIONS", {}).items()}
         for action in self._actions:
+            action.help = shown.get(action.dest, action.help)
             # `--no_x` does the same as `--x false`, which the help shows.
-            if action.dest != "help" and (action.nargs == 0 or not (show_inherited or action.dest in own)):
+            if action.dest != "help" and (
+                action.nargs == 0 or not (show_inherited or action.dest in own | shown.keys())
+            ):
                 action.help = SUPPRESS
         self.add_argument("--config", metavar="FILE", type=str, default=SUPPRESS, help="a YAML file of options")
         self.add_argument("--help_all", action="help", help="show the options of the libraries underneath, too")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from uniedit_hf.recipes import RECIPES
 from uniedit_hf.training.config import UniEditConfig
+from uniedit_hf.training.output_folder import check_unused, claimed
 
 
 if TYPE_CHECKING:
@@ -77,7 +78,21 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
     if training.plan == "show":
         print(UniEditTrainer.plan(model.model_name_or_path, training, adapters))
         return
+    if "output_dir" in training.left_open:
+        raise ValueError("output_dir is missing: name a folder for checkpoints and the model, as in runs/bagel.")
     quantization = _quantization(model)
+    with claimed(training.output_dir):
+        checkpoint = _checkpoint(training.resume_from_checkpoint)
+        if checkpoint is None:
+            check_unused(training.output_dir)
+        _train(model, data, training, quantization, adapters, checkpoint)
+
+
+def _train(
+    model: ModelOptions, data: DataOptions, training: UniEditConfig, quantization, adapters, checkpoint
+) -> None:
+    from uniedit_hf.training import UniEditTrainer
+
     train_dataset, eval_dataset = _data_sets(data, training)
     trainer = UniEditTrainer(
         model.model_name_or_path,
@@ -87,7 +102,7 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
         quantization_config=quantization,
         peft_config=adapters,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(training.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     _finish(trainer, [data.dataset_name] if data.dataset_name else [part["name"] for part in _mix(data).values()])
 
 
@@ -107,6 +122,13 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
         if trainer.stop_signal.received == signal.SIGINT:
             raise KeyboardInterrupt
         return
+    if trainer.first_step >= state.max_steps:
+        if trainer.is_world_process_zero():
+            print(
+                f"0 new steps: the run in {folder} had reached step {trainer.first_step} of {state.max_steps}, and "
+                "nothing was changed. Raise max_steps or num_train_epochs to train on, or name another output_dir."
+            )
+        return
     on_hub = [name for name in dataset_names if not Path(name).exists()]
     trainer.save_model()
     trainer.save_state()
@@ -114,7 +136,8 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=on_hub)
     if trainer.is_world_process_zero():
-        print(f"Trained {state.global_step} steps; the model is in {folder}.")
+        resumed = f" ({state.global_step - trainer.first_step} new ones)" if trainer.first_step else ""
+        print(f"Trained {state.global_step} steps{resumed}; the model is in {folder}.")
 
 
 def _checkpoint(value: str | None) -> str | bool | None:

@@ -24,6 +24,21 @@ CONDITIONING = tuple(each.name for each in fields(Conditioning))
 BOTH_VIEWS = Conditioning(source_views=(UNDERSTANDING, DRAWING))
 # What `report_to` may name and carries the name of its package.
 REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+# Options of `TrainingArguments` that count something, and those that `uniedit train --help` shows with ours.
+COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+SHOWN_OPTIONS = {
+    "output_dir": "folder for checkpoints, the model and its card (required)",
+    "max_steps": "optimizer steps; -1 trains for num_train_epochs",
+    "num_train_epochs": "passes over the data",
+    "learning_rate": "peak of the schedule",
+    "seed": "of every random draw",
+    "save_steps": "a checkpoint every so many steps",
+    "save_total_limit": "checkpoints that are kept",
+    "logging_steps": "a line of the log every so many steps",
+    "resume_from_checkpoint": "true for the newest checkpoint in output_dir, or the path of one",
+    "push_to_hub": "whether the model and its card are pushed to the Hub",
+    "report_to": "where the log goes, such as tensorboard or wandb",
+}
 
 
 @refuse_former_names
@@ -196,6 +211,7 @@ class UniEditConfig(TrainingArguments):
     sample_timesteps: int = field(default=20, metadata={"help": "Timesteps of the sample images."})
 
     FORMER_NAMES = Conditioning.FORMER_NAMES
+    SHOWN_OPTIONS = SHOWN_OPTIONS
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     def __post_init__(self):
@@ -204,7 +220,7 @@ class UniEditConfig(TrainingArguments):
 
             self.bf16 = not self.fp16 and torch.cuda.is_available() and not self.use_cpu
         checkpointing = (self.activation_checkpointing, self.gradient_checkpointing)
-        self.left_open = {"optim"} if self.optim is None else set()
+        self.left_open = {name for name in ("optim", "output_dir") if getattr(self, name) is None}
         if checkpointing == (None, None):
             self.left_open.add("activation_checkpointing")
         asked = next((each for each in checkpointing if each is not None), "full")
@@ -272,11 +288,15 @@ class UniEditConfig(TrainingArguments):
             raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
         if self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
-        counts = ("max_tokens_per_pack", "packing_window", "num_samples", "sample_timesteps")
+        counts = ("max_tokens_per_pack", "packing_window", "num_samples", "sample_timesteps", *COUNTS)
         optional = ("sample_steps", "vit_longest_edge")
         for name in (*counts, *(name for name in optional if getattr(self, name) is not None)):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 1 or more.")
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0: use 1 or more, or -1 to train for num_train_epochs.")
+        if self.max_steps < 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}: use a number above 0, or give max_steps.")
         if self.freeze_vit and self.freeze_und and self.freeze_gen:
             raise ValueError("freeze_vit, freeze_und and freeze_gen leave nothing to train: set one of them to false.")
 

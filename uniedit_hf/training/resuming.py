@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
@@ -70,12 +70,35 @@ class CheckpointMixin:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_sharded_checkpoint(checkpoint):
+        if checkpoint is not None and is_sharded_checkpoint(checkpoint):
+            load_optimizer(checkpoint, self.model, self._plain_optimizer)
+            schedule = torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)
+        else:
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._tell_what_continues(checkpoint)
+
+    def _tell_what_continues(self, checkpoint: str) -> None:
+        """Says so where the optimizer of a checkpoint decides, and not a setting that was changed since; the settings
+        then say what is trained with."""
+        stored = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN)
+        if not is_sharded_checkpoint(checkpoint) and not any(Path(checkpoint, name).is_file() for name in stored):
+            logger.warning(
+                f"{checkpoint} holds weights without states of the optimizer (save_only_model): the optimizer starts "
+                "anew, and so does its warm-up."
+            )
             return
-        load_optimizer(checkpoint, self.model, self._plain_optimizer)
-        schedule = torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
-        self.lr_scheduler.load_state_dict(schedule)
+        group = max(self._plain_optimizer.param_groups, key=lambda each: each.get("weight_decay", 0))
+        for name, key in (("learning_rate", "initial_lr"), ("weight_decay", "weight_decay")):
+            wanted, stored = getattr(self.args, name), group.get(key)
+            if stored is None or abs(stored - wanted) <= 1e-9 * max(abs(wanted), abs(stored)):
+                continue
+            logger.warning(
+                f"{name} is {wanted}, but {checkpoint} continues with the {stored} of its optimizer: to train with "
+                "another one, start a new run from its weights with model_name_or_path."
+            )
+            setattr(self.args, name, float(stored))
 
     def _load_average(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -89,6 +112,17 @@ class CheckpointMixin:
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer inside what accelerate wraps around it."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _finalize_training(self, *args, **kwargs):
+        """As in `Trainer`, which would delete the checkpoint of a run that was stopped if another one is better: it is
+        what the run resumes from."""
+        limit = self.args.save_total_limit
+        if self.state.global_step < self.state.max_steps:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     # --- writing ------------------------------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         self.stop_signal = StopSignalCallback()
         self.begin_evaluations()
         self._step_packs: list[PackNotes] = []
-        self._first_step = 0
+        self.first_step = 0
         self._average_from: str | None = None
         self._encoders: list[FSDPModule] = []
         super().__init__(
@@ -206,7 +206,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
 
     def get_train_dataloader(self) -> PackLoader:
         """The packs of this process, from where the run stands to its end."""
-        return training_loader(self.parts, self.reader, self.args, self.data, self._first_step)
+        return training_loader(self.parts, self.reader, self.args, self.data, self.first_step)
 
     def set_initial_training_values(self, args, dataloader):
         """One long epoch, as many steps as the plan has or as were asked for."""
@@ -335,14 +335,14 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         """
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
         self.args.ignore_data_skip = True  # the loader begins where the run stands
-        self._first_step, self._average_from = 0, checkpoint
+        self.first_step, self._average_from = 0, checkpoint
         self.sums.clear()
         if checkpoint is None:
             self.data.begin()
         else:
-            self._first_step = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())["global_step"]
+            self.first_step = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text())["global_step"]
             state = load_state(checkpoint, self.args.process_index)
-            self.data.load_state_dict(state["data"], self._first_step)
+            self.data.load_state_dict(state["data"], self.first_step)
             if state["data"]["processes"] == self.args.world_size:
                 self.sums.load_state_dict(state["sums"])
         try:
