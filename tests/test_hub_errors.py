@@ -79,6 +79,7 @@ def test_a_model_without_a_network(tmp_path):
 
 def test_a_data_set_without_a_network(tmp_path):
     train = ["train", "--dataset_name", "some/data", "--model_name_or_path", "some/model", "--use_cpu", "true"]
+    train += ["--output_dir", str(tmp_path / "out")]
     found = complaint(command(*train), **NOWHERE, HF_HOME=str(tmp_path / "home"))
     assert found.startswith("uniedit train: some/data is not a local folder, and the Hub at http://127.0.0.1:9 ")
     assert found.endswith(REMEDY)

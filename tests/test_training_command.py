@@ -126,8 +126,9 @@ def test_adapters_on_quantised_weights(data, tmp_path, capsys, bits):
 
 
 def mistakes(data):
-    edits, model = ["--dataset_name", str(data / "edits")], ["--model_name_or_path", str(data / "model")]
-    good = [*edits, *model, "--output_dir", "unused", "--use_cpu", "true"]
+    edits = ["--dataset_name", str(data / "edits")]
+    model = ["--model_name_or_path", str(data / "model"), "--output_dir", "unused"]
+    good = [*edits, *model, "--use_cpu", "true"]
     part = {"name": str(data / "edits")}
     return {
         "no data": ([*model], 1, "Training needs data: give dataset_name or, for a mix of several, datasets"),

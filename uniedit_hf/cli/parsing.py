@@ -19,6 +19,9 @@ from uniedit_hf.renamed import renamed
 class OptionFormatter(ArgumentDefaultsHelpFormatter):
     """An option under one name, with what it takes: `--steps int`; required options say so."""
 
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
     def _format_action_invocation(self, action: Action) -> str:
         name = ", ".join(option for option in action.option_strings if "-" not in option.lstrip("-"))
         if action.nargs == 0:

@@ -40,7 +40,7 @@ class SynthesizeOptions:
     export: dict = field(default_factory=dict, metadata={"help": "further output files (set in the YAML file)"})
     seed: int = field(default=0, metadata={"help": "seed of every random choice"})
     shards: int = field(default=1, metadata={"help": "number of independent parts"})
-    window: int = field(default=64, metadata={"help": "most rows of a shard in progress at a time"})
+    window: int = field(default=64, metadata={"help": "most rows of a shard in progress"})
     retry: Literal["failed"] | None = field(
         default=None, metadata={"help": "ask again, once, what was refused or got a reply that could not be used"}
     )

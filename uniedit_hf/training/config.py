@@ -27,17 +27,14 @@ REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 # Options of `TrainingArguments` that count something, and those that `uniedit train --help` shows with ours.
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 SHOWN_OPTIONS = {
-    "output_dir": "folder for checkpoints, the model and its card (required)",
-    "max_steps": "optimizer steps; -1 trains for num_train_epochs",
+    "output_dir": "folder of the run (required)",
+    "max_steps": "optimizer steps; -1: by epochs",
     "num_train_epochs": "passes over the data",
     "learning_rate": "peak of the schedule",
     "seed": "of every random draw",
     "save_steps": "a checkpoint every so many steps",
-    "save_total_limit": "checkpoints that are kept",
-    "logging_steps": "a line of the log every so many steps",
-    "resume_from_checkpoint": "true for the newest checkpoint in output_dir, or the path of one",
-    "push_to_hub": "whether the model and its card are pushed to the Hub",
-    "report_to": "where the log goes, such as tensorboard or wandb",
+    "resume_from_checkpoint": "true for the newest one, or its path",
+    "push_to_hub": "push the model and its card",
 }
 
 
