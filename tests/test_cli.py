@@ -155,11 +155,17 @@ def test_wrong_values_in_a_file(capsys, tmp_path, text, sentence):
     assert complaint(capsys, "--config", str(path)) == f"{path}: {sentence}"
 
 
-@pytest.mark.parametrize("text", ["", "- a", "just words", "env: 3"])
+@pytest.mark.parametrize("text", ["- a", "just words", "env: 3"])
 def test_files_without_options(capsys, tmp_path, text):
     path = tmp_path / "options.yaml"
     path.write_text(text)
     assert complaint(capsys, "--config", str(path)).startswith(f"{path} must hold one option a line")
+
+
+def test_an_empty_file(capsys, tmp_path):
+    path = tmp_path / "options.yaml"
+    path.touch()
+    assert complaint(capsys, "--config", str(path)).startswith(f"{path} is empty: write one option a line")
 
 
 @pytest.mark.parametrize("content", [b"name: [1", b"name: a: b", b"\xff\xfe\x00", b"name: '\x00'"])
