@@ -231,7 +231,7 @@ class RowsSeen:
         self.rows: list[int] = []
         self.hooks = [
             module.register_forward_pre_hook(lambda _, arguments, of=of: self.rows.append(len(arguments[0]) // of))
-            for module, of in ((model.model, 1), (model.model.llm2vae, 4))
+            for module, of in ((model.model.language_model, 1), (model.model.llm2vae, 4))
         ]
 
     def __enter__(self):

@@ -233,3 +233,26 @@ def test_a_checkpoint_that_cannot_be_gone_on_from(tmp_path):
     (torn / "complete.json").write_text(json.dumps({"trainer_state.json": 18}))
     with pytest.raises(ValueError, match="the checkpoint was made by another trainer"):
         trainer(tmp_path, ROWS).train(resume_from_checkpoint=str(torn))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("compute_metrics", "uniedit evaluate"),
+        ("data_collator", "write a recipe"),
+        ("model_init", "a trainer for every trial"),
+        ("preprocess_logits_for_metrics", "keeps no logits"),
+        ("compute_loss_func", "image_loss_weight"),
+    ],
+)
+def test_arguments_of_trainer_that_packs_have_no_place_for(tmp_path, name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        UniEditTrainer(tiny_bagel(), settings(tmp_path), edit_rows(2), **{name: lambda *arguments: None})
+
+
+def test_predict_measures_the_losses_of_other_rows(tmp_path):
+    ours = trainer(tmp_path, edit_rows(4), eval_dataset=edit_rows(3))
+    expected, found = ours.evaluate(), ours.predict(edit_rows(3)).metrics
+    assert {name: found[f"test_{name}"] for name in ("loss", "image_loss")} == pytest.approx(
+        {name: expected[f"eval_{name}"] for name in ("loss", "image_loss")}
+    )

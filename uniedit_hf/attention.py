@@ -67,6 +67,7 @@ class Grid:
         rows: Number of rows.
         columns: Tokens in a row.
         mask: (rows, 1, columns, S) booleans.
+        attentions: Gets the weights (rows, heads, columns, S) of each layer, if there is such a list.
     """
 
     place: torch.Tensor
@@ -74,6 +75,7 @@ class Grid:
     columns: int
     mask: torch.Tensor
     gen_asks_alone = False
+    attentions: list[torch.Tensor] | None = None
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """Routed states (N, heads, size) to the grid: (rows, heads, columns, size), zero at padding."""
@@ -96,6 +98,7 @@ class Packed:
 
     mask: object
     gen_asks_alone: bool = False
+    attentions = None  # nobody asks for those of a pack
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """Routed states (N, heads, size) as the one row that FlexAttention takes: (1, heads, N, size)."""

@@ -6,7 +6,7 @@ Shapes: B rows of contexts, L tokens of a row, T tokens of an image, h and w pix
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from uniedit_hf.images import open_image, pixels_to_pil
+from uniedit_hf.models.chats import call_options, chat_sample, is_batch
 from uniedit_hf.recipes import PAPER, Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
 
@@ -25,8 +26,8 @@ from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
 PADDING, TEXT = 0, 1
 IGNORED = -100  # the label of a token that nothing is learned from
 
-# What a sequence of tokens is for: training on it, writing text behind it, or drawing an image behind it.
-Purpose = Literal["train", "write", "draw"]
+# What a sequence of tokens is for: training on it, writing text behind it, drawing an image behind it, or none of it.
+Purpose = Literal["train", "write", "draw", "read"]
 
 
 class PreparedImage(NamedTuple):
@@ -353,8 +354,81 @@ class SampleProcessor:
         """Contexts to write text behind: what `generate()` takes."""
         return self.contexts([samples] if isinstance(samples, Sample) else list(samples), "write")
 
-    def contexts(self, samples: Sequence[Sample], purpose: Purpose) -> BatchFeature:
+    def with_image_settings(self, **settings) -> SampleProcessor:
+        """A processor whose image processor has some settings changed.
+
+        Raises:
+            TypeError: If there is no such setting.
+        """
+        if settings:
+            names = ", ".join(sorted(settings))
+            raise TypeError(f"{type(self).__name__} takes no {names} with samples or chats: leave it out.")
+        return self
+
+    def contexts_as(self, samples: Sequence[Sample], options: dict[str, Any]) -> BatchFeature:
+        """`contexts` with the arguments that users of transformers know, see `CallOptions`."""
+        chosen = call_options(options, self.tokenizer)
+        processor = self.with_image_settings(**chosen.images)
+        purpose = "write" if chosen.add_generation_prompt else "read"
+        return processor.contexts(samples, purpose, chosen.row_length)
+
+    def apply_chat_template(
+        self, conversation, chat_template=None, *, tokenize=False, return_dict=False, return_tensors="auto",
+        add_generation_prompt=False, continue_final_message=False, processor_kwargs=None, **kwargs,
+    ):  # fmt: skip
+        """A chat, or a list of chats, as text, or with `tokenize` as what `generate()` takes.
+
+        Tokens are those of the segments that `UniEditPipeline.answer` reads; texts are what the template makes.
+
+        Args:
+            conversation: Messages with roles and contents, see `uniedit_hf.models.chats`.
+            chat_template: For text alone.
+            tokenize: Whether to return tokens.
+            return_dict: Whether to return images and masks with the ids.
+            return_tensors: Without `"pt"` and `return_dict`, ids are lists.
+            add_generation_prompt: Whether the assistant's answer comes next.
+            continue_final_message: For text alone.
+            processor_kwargs: Arguments of `__call__`.
+            kwargs: Likewise, or for text those of transformers.
+
+        Raises:
+            ValueError: If a message cannot be read, or something asked for has no meaning.
+        """
+        if not tokenize:
+            return super().apply_chat_template(
+                conversation, chat_template, add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message, **kwargs,
+            )  # fmt: skip
+        if chat_template is not None or continue_final_message or kwargs.pop("return_assistant_tokens_mask", False):
+            raise ValueError(
+                "Chats become tokens as their segments do, so chat_template, continue_final_message and "
+                "return_assistant_tokens_mask have no effect with tokenize=True: leave them out."
+            )
+        chats = conversation if is_batch(conversation) else [conversation]
+        samples = [chat_sample(chat, self.open_source) for chat in chats]
+        options = {"add_generation_prompt": add_generation_prompt, **(processor_kwargs or {}), **kwargs}
+        if return_tensors != "auto":
+            options["return_tensors"] = return_tensors
+        features = self.contexts_as(samples, options)
+        if return_dict:
+            return features
+        ids = features["input_ids"]
+        if return_tensors == "pt":
+            return ids
+        return ids.tolist() if is_batch(conversation) else ids[0].tolist()
+
+    def contexts(
+        self,
+        samples: Sequence[Sample],
+        purpose: Purpose,
+        row_length: Callable[[Sequence[int]], int] = max,
+    ) -> BatchFeature:
         """Samples as rows, padded on the left: the context columns (B, L), `attention_mask` (B, L) and the images.
+
+        Args:
+            samples: One a row.
+            purpose: What comes behind them.
+            row_length: L, from the lengths of all rows.
 
         Raises:
             ValueError: If there is no sample, or a view is unknown.
@@ -364,7 +438,7 @@ class SampleProcessor:
             raise ValueError("There is nothing to do: the list of requests is empty.")
         images = [self.prepare_images(sample) for sample in samples]
         rows = [self.lay_out(self.in_own_terms(sample), each, purpose) for sample, each in zip(samples, images)]
-        length = max(len(row["input_ids"]) for row in rows)
+        length = row_length([len(row["input_ids"]) for row in rows])
         features: dict[str, Any] = {
             name: torch.from_numpy(
                 np.stack([np.pad(row[name], (length - len(row[name]), 0), constant_values=value) for row in rows])

@@ -19,6 +19,30 @@ from .optimizers import PACKAGES
 from .planning import PartLengths
 
 
+# Arguments of transformers' Trainer that packs leave no place for, with what to use instead.
+INSTEAD = {
+    "compute_metrics": "evaluate() returns the losses; `uniedit evaluate` measures what a model draws and writes",
+    "compute_loss_func": "the losses are the model's; weigh them with image_loss_weight and text_loss_weight",
+    "data_collator": "rows become packs by recipe and processor: write a recipe, or subclass the processor",
+    "model_init": "make a trainer for every trial, each with a model of its own",
+    "preprocess_logits_for_metrics": "evaluate() returns the losses and keeps no logits",
+}
+
+
+def check_arguments(unsupported: dict) -> None:
+    """Refuses arguments of transformers' `Trainer` that would be ignored.
+
+    Raises:
+        ValueError: Naming one, and what to use instead.
+        TypeError: If one is not known to `Trainer` either.
+    """
+    for name, value in unsupported.items():
+        if name not in INSTEAD:
+            raise TypeError(f"UniEditTrainer has no argument {name!r}: see its docstring for those it has.")
+        if value is not None:
+            raise ValueError(f"UniEditTrainer takes no {name}: {INSTEAD[name]}.")
+
+
 def check_devices(args: UniEditConfig) -> None:
     """One process drives one device."""
     if args.n_gpu > 1:

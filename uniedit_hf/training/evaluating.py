@@ -37,6 +37,10 @@ class EvaluationMixin:
         (part,) = checks.evaluation_parts(eval_dataset, self.args.make_recipe()).values()
         return evaluation_loader(part.for_model(self.processing_class), self.reader, self.args)
 
+    def get_test_dataloader(self, test_dataset) -> PackLoader:
+        """The rows of `predict()`, whose metrics are the losses."""
+        return self.get_eval_dataloader(test_dataset)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of one batch; the parts are summed for the means over all of them."""
         inputs = {name: value for name, value in inputs.items() if not name.startswith("num_")}

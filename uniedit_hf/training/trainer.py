@@ -77,6 +77,8 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
             To load the model with; trains adapters only, so it needs `peft_config`.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Train adapters. Without `target_modules`: the linear layers that would be trained without adapters.
+        unsupported (*optional*):
+            Other arguments of `Trainer` are refused, each with what to use instead.
 
     Raises:
         ValueError: If the settings, the model and the data do not go together; the message says what to change.
@@ -105,7 +107,9 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         optimizers: tuple = (None, None),
         quantization_config=None,
         peft_config: PeftConfig | None = None,
+        **unsupported,
     ):
+        checks.check_arguments(unsupported)
         name = model if isinstance(model, str) else model.config._name_or_path
         args = args or UniEditConfig(output_dir=f"{Path(name).name or 'model'}-UniEdit")
         checks.check_devices(args)

@@ -191,6 +191,21 @@ def open_safetensors(path: str | PathLike, backend: str = "mmap") -> safe_open:
         raise OSError(f"{path} is not a complete safetensors file ({error}): download it again.") from error
 
 
+def check_safetensors(files: Iterable[str]) -> None:
+    """Refuses weights in any other format: a pickle runs what its author put in.
+
+    Raises:
+        OSError: Naming the file.
+    """
+    for file in files:
+        if not str(file).endswith(".safetensors"):
+            raise OSError(
+                f"{file} is no safetensors file, and pickled weights are not read, since loading one runs code: "
+                "convert it where you trust its author (torch.load with weights_only=True, then "
+                "safetensors.torch.save_file), or take a release in safetensors."
+            )
+
+
 class StoredTensor:
     """A tensor that is read from its file when it is sliced, with the three methods that transformers calls."""
 

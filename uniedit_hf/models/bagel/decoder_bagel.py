@@ -99,13 +99,17 @@ class BagelAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(_implementation(self.config, layout), eager_attention_forward)
-        output, _ = attend(self, query, key, value, layout.mask, scaling=self.scaling, dropout=0.0)
+        output, weights = attend(self, query, key, value, layout.mask, scaling=self.scaling, dropout=0.0)
+        if layout.attentions is not None:
+            layout.attentions.append(weights)
         return layout.gather(output)
 
 
 def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
     """What serves packed sequences alone leaves rows with a cache to SDPA; SDPA takes a pack split by split."""
     chosen = config._attn_implementation
+    if layout.attentions is not None:  # which no other kernel returns
+        return "eager"
     if isinstance(layout, Grid):
         return "sdpa" if chosen in ("flex_attention", SPLITS) else chosen
     return SPLITS if chosen == "sdpa" else chosen
@@ -219,6 +223,7 @@ class BagelTextModel(BagelPreTrainedModel):
         layout: Grid | Packed,
         past_key_values: Cache | None = None,
         last_layout: Packed | None = None,
+        record: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All layers over the routed tokens of both experts, without the final norms.
 
@@ -229,11 +234,14 @@ class BagelTextModel(BagelPreTrainedModel):
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
             last_layout: Of the last layer, where no understanding token is read behind it.
+            record: Gets what each layer but the last returns.
         """
         cos, sin = rotary_tables(self.rotary_emb, und, positions)
         rotary = tuple(zip(cos.split([len(und), len(gen)]), sin.split([len(und), len(gen)])))
         for layer in self.layers[:-1]:
             und, gen = layer(und, gen, rotary, layout, past_key_values=past_key_values)
+            if record is not None:
+                record.append((und, gen))
         return self.layers[-1](und, gen, rotary, last_layout or layout, past_key_values=past_key_values)
 
     def forward(
@@ -244,8 +252,9 @@ class BagelTextModel(BagelPreTrainedModel):
         num_und: int,
         layout: Grid | Packed,
         past_key_values: Cache | None = None,
-    ) -> torch.Tensor:
-        """Hidden states after the final norm.
+        output_hidden_states: bool = False,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Hidden states after the final norm, and if asked for those before every layer and after the last.
 
         Args:
             inputs_embeds: (B, L, D).
@@ -254,13 +263,23 @@ class BagelTextModel(BagelPreTrainedModel):
             num_und: How many of them take the understanding expert.
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
+            output_hidden_states: Whether to keep them.
 
         Returns:
-            (B, L, D), zero at padding.
+            (B, L, D), zero at padding; and as many of these as there are layers, and one more, the first being
+            `inputs_embeds` and the last the first result.
         """
+
+        def spread(streams) -> torch.Tensor:
+            hidden = torch.cat(streams)
+            flat = hidden.new_zeros(inputs_embeds.shape[0] * inputs_embeds.shape[1], hidden.shape[-1])
+            return flat.index_copy(0, order, hidden).view(inputs_embeds.shape)
+
         routed = inputs_embeds.flatten(0, 1)[order]
         und, gen = routed.split([num_und, len(routed) - num_und])
-        und, gen = self.run_layers(und, gen, position_ids.flatten()[order], layout, past_key_values)
-        hidden = torch.cat([self.norm(und), self.norm_moe_gen(gen)])
-        flat = hidden.new_zeros(inputs_embeds.shape[0] * inputs_embeds.shape[1], hidden.shape[-1])
-        return flat.index_copy(0, order, hidden).view(inputs_embeds.shape)
+        record: list | None = [] if output_hidden_states else None
+        und, gen = self.run_layers(und, gen, position_ids.flatten()[order], layout, past_key_values, record=record)
+        hidden = spread([self.norm(und), self.norm_moe_gen(gen)])
+        if record is None:
+            return hidden, None
+        return hidden, (inputs_embeds, *(spread(each) for each in record), hidden)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,23 +20,32 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uniedit_hf.attention import Splits
+from uniedit_hf.models.assisted import is_assisted, mark_read, unread
 from uniedit_hf.split_attention import NAME as SPLITS
 
-from .configuration_bagel import PADDING, TEXT
 from .decoder_bagel import rotary_tables
 from .denoising_bagel import on_device_of
+from .reading_bagel import text_positions
 from .regions import EAGER, compiled_regions
 from .token_step import CapturedStep, is_static, token_logits
 
+
+# What the processor returns for each token of a context, other than ids and mask
+CONTEXT_COLUMNS = ("token_type_ids", "position_ids", "sample_ids", "split_ids", "split_kinds")
 
 # cuDNN makes a plan for every number of keys, which here is another one for every token
 GROWING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+def kept(places: int | torch.Tensor) -> slice | torch.Tensor:
+    """The places of `logits_to_keep`: so many of the last, all for 0, or those of a tensor."""
+    return slice(-places, None) if isinstance(places, int) else places
+
+
 @dataclass
 class BagelOutput(CausalLMOutputWithPast):
-    """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary) and the cache."""
+    """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary), the cache, and what else was
+    asked for."""
 
 
 def text_states(
@@ -107,30 +117,26 @@ class BagelTextGenerationMixin:
 
     compile_layers: bool | None
 
-    def next_token(
-        self, inputs_embeds, attention_mask, position_ids, token_type_ids, splits: Splits | None, past_key_values,
-        use_cache, keep: int,
-    ) -> BagelOutput:  # fmt: skip
-        """Logits behind text and images, which are routed to their experts."""
-        rows, length = inputs_embeds.shape[:2]
-        if use_cache is not False and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.text_config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if attention_mask is None:
-            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=inputs_embeds.device)
-        if token_type_ids is None:
-            token_type_ids = torch.where(attention_mask[:, -length:].bool(), TEXT, PADDING)
-        if position_ids is None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        hidden = self.model(
-            inputs_embeds, token_type_ids, position_ids, splits, attention_mask, past_key_values
-        ).last_hidden_state
-        return BagelOutput(logits=self.lm_head(hidden[:, -keep:]), past_key_values=past_key_values)
+    def next_token(self, keep: int | torch.Tensor, **context) -> BagelOutput:
+        """Logits behind text and images, which are routed to their experts; `context` as `BagelModel` takes it."""
+        read = self.model(**context)
+        logits = self.lm_head(read.last_hidden_state[:, kept(keep)])
+        return BagelOutput(None, logits, read.past_key_values, read.hidden_states, read.attentions)
+
+    def text_loss(self, logits: torch.Tensor, labels: torch.Tensor, **options) -> torch.Tensor:
+        """The mean cross entropy of the tokens behind each place, as transformers' causal models compute it."""
+        size = self.config.text_config.vocab_size
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **options)
+        if torch.is_grad_enabled():  # what only draws stays in the graph
+            weight = self.model.llm2vae.weight
+            loss = loss + self.model.llm2vae(weight.new_zeros(0, weight.shape[1])).sum().to(loss)
+        return loss
 
     def next_of_text(
-        self, input_ids, inputs_embeds, attention_mask, position_ids, cache, use_cache, keep: int
+        self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, keep
     ) -> BagelOutput:
         """Logits behind text alone; nothing is routed."""
+        cache = past_key_values
         if inputs_embeds is None and position_ids is not None and input_ids.shape[1] == 1 and is_static(cache):
             logits = token_logits(self, input_ids, position_ids, attention_mask, cache, bool(self.compile_layers))
             return BagelOutput(logits=logits, past_key_values=cache)
@@ -139,20 +145,11 @@ class BagelTextGenerationMixin:
         if use_cache is not False and cache is None:
             cache = DynamicCache(config=self.config.text_config)
         if position_ids is None:
-            position_ids = self._text_positions(embeds, attention_mask, cache)
+            position_ids = text_positions(embeds, attention_mask, cache)
         grows = embeds.is_cuda and (cache is None or not cache.is_compileable)
         with sdpa_kernel(GROWING) if grows else nullcontext():
             hidden = text_states(decoder, embeds, position_ids, attention_mask, cache, bool(self.compile_layers))
-        return BagelOutput(logits=self.lm_head(hidden[:, -keep:]), past_key_values=cache)
-
-    @staticmethod
-    def _text_positions(embeds, attention_mask, cache) -> torch.Tensor:
-        """Rotary positions (B, L) of text alone, whose padding takes none."""
-        rows, length = embeds.shape[:2]
-        if attention_mask is not None:
-            return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        past = 0 if cache is None else cache.get_seq_length()
-        return (torch.arange(length, device=embeds.device) + past).expand(rows, -1)
+        return BagelOutput(logits=self.lm_head(hidden[:, kept(keep)]), past_key_values=cache)
 
     @property
     def writes_plainly(self) -> bool:
@@ -168,9 +165,34 @@ class BagelTextGenerationMixin:
         input_ids = kwargs.pop("input_ids", inputs)
         names = ("vit_patches", "vit_grids", "vae_images", "latents", "posterior_noise")
         images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
-        if images:
+        if images and kwargs.get("token_type_ids") is None:
+            raise ValueError(
+                "There are images but no token_type_ids, which say where they stand: give all that BagelProcessor "
+                "returns."
+            )
+        if is_assisted(kwargs, self.generation_config):
+            if kwargs.get("token_type_ids") is not None:
+                kwargs = self._read_ahead(input_ids, images, kwargs)
+            mark_read(kwargs.get("past_key_values"))
+        elif images:
             kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
         return super().generate(input_ids, **kwargs)
+
+    @torch.no_grad()
+    def _read_ahead(self, input_ids, images: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Reads the context up to its last token into a cache, see `uniedit_hf.models.assisted`."""
+        tokens = {name: kwargs.pop(name) for name in CONTEXT_COLUMNS if kwargs.get(name) is not None}
+        mask = kwargs.get("attention_mask")
+        cache = DynamicCache(config=self.config.text_config)
+        first = {name: column[:, :-1] for name, column in (tokens | {"input_ids": input_ids}).items()}
+        first["attention_mask"] = None if mask is None else mask[:, :-1]
+        self(**first, **images, past_key_values=cache, logits_to_keep=1)
+        return kwargs | {"past_key_values": cache}
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        """Positions of a context that goes on behind a cache with images, whose tokens share one each."""
+        positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        return (positions - getattr(model_kwargs.get("past_key_values"), "positions_saved", 0)).clamp(min=0)
 
     def prepare_inputs_for_generation(
         self, input_ids, next_sequence_length=None, inputs_embeds=None, is_first_iteration=False, sample_ids=None,
@@ -178,6 +200,8 @@ class BagelTextGenerationMixin:
     ):  # fmt: skip
         """Splits and token types matter to the context alone: what is written is text, which sees everything before
         it."""
+        if is_first_iteration and next_sequence_length is None:
+            next_sequence_length = unread(input_ids.shape[1], kwargs.get("past_key_values"))
         positions = kwargs.get("position_ids")
         here = input_ids.device == self.device
         if not is_first_iteration and next_sequence_length == 1 and positions is not None and here:

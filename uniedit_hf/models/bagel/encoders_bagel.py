@@ -11,6 +11,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
+from uniedit_hf.models.precision import Fp32Weights, fix_linears
 from uniedit_hf.split_attention import NAME as SPLITS, SplitPlan
 
 from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
@@ -19,17 +20,10 @@ from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
 CACHED_PIXELS = 2**16  # of the images that a CPU encodes at once
 
 
-class Fp32Autoencoder(AutoencoderKL):
-    """Moves with the model but stays in fp32 when the model is cast: bf16 would leave visible errors in images."""
+class Fp32Autoencoder(Fp32Weights, AutoencoderKL):
+    """Stays in fp32 when the model is cast: bf16 would leave visible errors in images."""
 
     _no_split_modules = None  # it is kept whole itself, and FSDP would look for every class that diffusers names
-
-    def _apply(self, fn, recurse=True):
-        def without_cast(tensor):
-            applied = fn(tensor)
-            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
-
-        return super()._apply(without_cast, recurse)
 
 
 def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
@@ -50,6 +44,7 @@ def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
     )
     for parameter in vae.parameters():
         parameter.data = parameter.data.float()  # transformers builds whole models in the asked dtype
+    fix_linears(vae)
     return vae
 
 
@@ -61,15 +56,32 @@ def as_encoded(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return images.contiguous(memory_format=torch.channels_last).chunk(-(-images[:, 0].numel() // CACHED_PIXELS))
 
 
+class LayerConfig:
+    """The encoder's configuration as its layers read it: SDPA is that of images laid end to end."""
+
+    def __init__(self, config: BagelVisionConfig):
+        self.config = config
+
+    def __getattr__(self, name: str):
+        if name == "config" or name.startswith("__"):  # not there yet while it is copied
+            raise AttributeError(name)
+        return getattr(self.config, name)
+
+    @property
+    def _attn_implementation(self) -> str:
+        chosen = self.config._attn_implementation
+        return SPLITS if chosen == "sdpa" else chosen
+
+
 class BagelVisionTransformer(nn.Module):
     """The layers of the understanding encoder under their official names."""
 
     def __init__(self, config: BagelVisionConfig):
         super().__init__()
-        self.config = config
+        self.config = LayerConfig(config)
         self.embeddings = BagelVisionEmbeddings(config)
         self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList([SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.encoder.layers = nn.ModuleList([SiglipEncoderLayer(self.config) for _ in range(config.num_hidden_layers)])
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(

@@ -15,7 +15,6 @@ import torch
 from torch.utils._triton import has_triton
 from transformers import DynamicCache
 
-from uniedit_hf.attention import Splits
 from uniedit_hf.models.family import DrawingCallback, DrawingStep
 
 from .denoising_bagel import MARKERS, Context, Denoiser, contexts_of
@@ -234,8 +233,11 @@ class BagelImageGenerationMixin:
         cache = DynamicCache(config=self.config.text_config)
         if input_ids.shape[1]:
             embeds = self.embed_context(input_ids, token_type_ids, **images)
-            splits = Splits(sample_ids, split_ids, split_kinds)
-            self.model(embeds, token_type_ids, position_ids, splits, attention_mask, cache)
+            self.model(
+                inputs_embeds=embeds, token_type_ids=token_type_ids, position_ids=position_ids,
+                attention_mask=attention_mask, sample_ids=sample_ids, split_ids=split_ids, split_kinds=split_kinds,
+                past_key_values=cache,
+            )  # fmt: skip
         taken = torch.where(attention_mask.bool(), position_ids + 1, 0)
         positions = torch.nn.functional.pad(taken, (0, 1)).amax(-1)
         rooms = [0] * len(input_ids)

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from uniedit_hf.images import open_image, pixels_to_pil
+from uniedit_hf.images import ImageError, open_image, pixels_to_pil
 
 
 # 14 * 14 * 9 * 1024, the reference's limit while it fits a size.
@@ -70,6 +70,11 @@ class BagelImageProcessorKwargs(TypedDict, total=False):
     latent_channels: int
     image_mean: list[float]
     image_std: list[float]
+    do_convert_rgb: bool
+    do_resize: bool
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
 
 
 class BagelImageProcessor(BaseImageProcessor):
@@ -84,10 +89,15 @@ class BagelImageProcessor(BaseImageProcessor):
         latent_channels: Channels of the VAE's latents, so that noise can be drawn before the model is called.
         image_mean: Per channel, subtracted from values in [0, 1].
         image_std: Per channel, what the difference is divided by; with both 0.5 pixels are in [-1, 1].
+        do_convert_rgb: Has to stay true: both views take three channels.
+        do_resize: Whether an image is fitted to the sizes; without it both sides must be multiples of the stride.
+        do_rescale: Whether values of 0 to 255 are multiplied by `rescale_factor`; off for images that are in [0, 1].
+        rescale_factor: See `do_rescale`.
+        do_normalize: Whether mean and deviation are applied.
 
     Raises:
-        ValueError: If a size or stride is not a positive whole number, or a longest edge is less than the shortest
-            edge or not a multiple of its stride.
+        ValueError: If images shall not be converted to RGB, a size or stride is not a positive whole number, or a
+            longest edge is less than the shortest edge or not a multiple of its stride.
     """
 
     model_input_names = ["pixel_values"]
@@ -102,6 +112,11 @@ class BagelImageProcessor(BaseImageProcessor):
         latent_channels: int = 16,
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        do_convert_rgb: bool = True,
+        do_resize: bool = True,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -112,6 +127,13 @@ class BagelImageProcessor(BaseImageProcessor):
         self.latent_channels = latent_channels
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
+        self.do_convert_rgb = do_convert_rgb
+        self.do_resize = do_resize
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        if not do_convert_rgb:
+            raise ValueError("do_convert_rgb is off, but both views take three channels: leave it on.")
         for view in ("vae", "vit"):
             _check_settings(view, *self._settings(view))
 
@@ -169,19 +191,60 @@ class BagelImageProcessor(BaseImageProcessor):
         return opened.resize(self.resized_size(*opened.size, view), Image.Resampling.BICUBIC)
 
     def prepare(self, image: Any, view: str, *, name: str = "image") -> torch.FloatTensor:
-        """Pixels (3, H, W) in fp32, in [-1, 1], of a view of an image; arguments and errors are those of `fit`."""
-        values = torch.from_numpy(np.array(self.fit(image, view, name=name)))
-        pixels = values.permute(2, 0, 1).contiguous().float() / 255
+        """Pixels (3, H, W) in fp32, in [-1, 1], of a view of an image; errors are those of `fit`.
+
+        Args:
+            image: As in `fit`, or an array or tensor (3, H, W) or (H, W, 3): integers from 0 to 255, or with
+                `do_rescale` off floating point in [0, 1].
+            view: `"vit"` or `"vae"`.
+            name: What to call the image in errors.
+        """
+        if is_floating(image):
+            pixels = self._fit_values(image, view, name)
+        else:
+            image = image if not _is_array(image) else Image.fromarray(_rows_first(image, name).numpy())
+            fitted = self.fit(image, view, name=name) if self.do_resize else self._as_it_is(image, view, name)
+            pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous().float()
+        if self.do_rescale:  # a division by 255 is what the reference computes
+            pixels = pixels / 255 if self.rescale_factor == 1 / 255 else pixels * self.rescale_factor
+        if not self.do_normalize:
+            return pixels
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
         return (pixels - mean) / std
 
-    def preprocess(self, images: Any, view: str = "vit", return_tensors: str | None = "pt") -> BatchFeature:
+    def _as_it_is(self, image: Any, view: str, name: str) -> Image.Image:
+        opened = open_image(image, name=name)
+        _check_divisible(*opened.size, self._settings(view)[1])
+        return opened
+
+    def _fit_values(self, image: Any, view: str, name: str) -> torch.Tensor:
+        """An image in floating point (3, H, W) at the size of a view."""
+        pixels = _rows_first(image, name).permute(2, 0, 1).float()
+        if self.do_rescale and pixels.max() <= 1:
+            raise ImageError(
+                f"{name} holds floating point up to {float(pixels.max()):g}, which do_rescale would make black: set "
+                "do_rescale=False for images in [0, 1]."
+            )
+        height, width = pixels.shape[1:]
+        if not self.do_resize:
+            _check_divisible(width, height, self._settings(view)[1])
+            return pixels
+        size = self.resized_size(width, height, view)[::-1]
+        if size == (height, width):
+            return pixels
+        fitted = torch.nn.functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+        return fitted.clamp(0, 255 if self.do_rescale else 1)
+
+    def preprocess(
+        self, images: Any, view: str = "vit", return_tensors: str | None = "pt", **settings
+    ) -> BatchFeature:
         """One view of one or several images, as `AutoImageProcessor` users expect it; also by calling the processor.
 
         Args:
-            images: An image or a list of images, each as in `fit`.
+            images: An image, a list of images or a batch (B, 3, H, W), each as in `prepare`.
             view: `"vit"` or `"vae"`.
             return_tensors: `"pt"` or `None`; either way torch tensors.
+            settings: Those of the processor, for this call.
 
         Returns:
             `pixel_values`: a list of (3, H, W), since sizes differ.
@@ -189,14 +252,30 @@ class BagelImageProcessor(BaseImageProcessor):
         Raises:
             ImageError: If an image cannot be used.
             ValueError: If the view is unknown, or other tensors are asked for.
+            TypeError: If there is no such setting.
         """
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}, but pixels come as torch tensors: use 'pt'.")
+        processor = self.with_settings(**settings)
+        if _is_array(images) and images.ndim == 4:
+            images = list(images)
         if not isinstance(images, (list, tuple)):
             images = [images]
         return BatchFeature(
-            {"pixel_values": [self.prepare(image, view, name=f"image {i}") for i, image in enumerate(images)]}
+            {"pixel_values": [processor.prepare(image, view, name=f"image {i}") for i, image in enumerate(images)]}
         )
+
+    def with_settings(self, **settings) -> BagelImageProcessor:
+        """A copy with some settings changed, or this one if there are none.
+
+        Raises:
+            TypeError: If there is no such setting.
+        """
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if unknown := sorted(set(settings) - set(BagelImageProcessorKwargs.__annotations__)):
+            known = ", ".join(BagelImageProcessorKwargs.__annotations__)
+            raise TypeError(f"BagelImageProcessor has no setting {', '.join(unknown)}: it has {known}.")
+        return type(self)(**self.to_dict() | settings) if settings else self
 
     def patchify_vit(self, pixels: torch.Tensor) -> torch.Tensor:
         """(3, H, W) to (R*C, p*p*3), row by row; within a patch by row, column, channel, the channel fastest.
@@ -228,6 +307,26 @@ class BagelImageProcessor(BaseImageProcessor):
         if view == "vae":
             return self.vae_size, self.vae_stride
         raise ValueError(f"The view is {view!r}, but BAGEL has the views 'vit' and 'vae': name one of them.")
+
+
+def _is_array(image: Any) -> bool:
+    return isinstance(image, (np.ndarray, torch.Tensor))
+
+
+def is_floating(image: Any) -> bool:
+    """Whether an image is an array or tensor in floating point."""
+    return _is_array(image) and torch.as_tensor(image).is_floating_point()
+
+
+def _rows_first(image: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+    """An array of three channels, wherever they are, as (H, W, 3)."""
+    values = torch.as_tensor(image)
+    if values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
+        raise ImageError(
+            f"{name} has the shape {tuple(values.shape)}, but an array needs three channels, (3, H, W) or (H, W, 3): "
+            "convert it to RGB."
+        )
+    return (values if values.shape[2] == 3 else values.permute(1, 2, 0)).contiguous().cpu()
 
 
 def _check_settings(view: str, size: dict[str, int], stride: int) -> None:

@@ -156,17 +156,23 @@ def _token_ids(folder: CheckpointFolder, vocab_size: int) -> dict[str, int | Non
     return {option: index if index < vocab_size else None for option, index in found.items()}
 
 
-def check_loading(info: dict[str, Any], name) -> None:
+def check_loading(info: dict[str, Any], name, any_shape: bool = False) -> None:
     """Refuses a checkpoint that does not fill the model exactly, which transformers would only warn about.
+
+    Args:
+        info: What loading found.
+        name: Of the checkpoint.
+        any_shape: Whether tensors may have another shape than the model's, and are left at random then.
 
     Raises:
         ValueError: Naming the tensors.
     """
     problems = []
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
     for kind, what in (("missing_keys", "missing from"), ("unexpected_keys", "not known to the model but in")):
-        if keys := sorted(to_official(key) for key in info[kind]):
+        if keys := sorted(to_official(key) for key in set(info[kind]) - mismatched):
             problems.append(f"{_few(keys)} {'is' if len(keys) == 1 else 'are'} {what} {name}")
-    for key, stored, expected in sorted(info["mismatched_keys"], key=str):
+    for key, stored, expected in [] if any_shape else sorted(info["mismatched_keys"], key=str):
         problems.append(
             f"{to_official(key)} in {name} has shape {tuple(stored)}, but the configuration asks for {tuple(expected)}"
         )

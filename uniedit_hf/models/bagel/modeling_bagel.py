@@ -15,14 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import Cache, GenerationMixin, initialization
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
-from uniedit_hf.attention import Grid, Splits, context_mask, dense_mask
+from uniedit_hf.attention import Splits
 from uniedit_hf.losses import Losses
 from uniedit_hf.split_attention import NAME as SPLITS, PickRows, SplitPlan
 
 from .checkpoint_bagel import CheckpointFolder
-from .configuration_bagel import LATENT, TEXT, VIT, BagelConfig, BagelVisionConfig
+from .configuration_bagel import LATENT, VIT, BagelConfig, BagelVisionConfig
 from .decoder_bagel import BagelTextModel
 from .decoding_bagel import BagelOutput, BagelTextGenerationMixin
 from .encoders_bagel import (
@@ -35,9 +35,9 @@ from .encoders_bagel import (
     cell_index,
     grid_index,
 )
-from .flow import patchify
 from .generation_bagel import BagelImageGenerationMixin
 from .pretrained_bagel import BagelPreTrainedModel
+from .reading_bagel import BagelReadingMixin, check_known, has_images
 from .routing_bagel import PackRouting, image_splits, same_size
 from .stored_views import with_stored
 from .training_bagel import BagelTrainingMixin
@@ -75,11 +75,11 @@ class BagelVisionModel(BagelPreTrainedModel):
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """SDPA where the decoder uses FlexAttention: an image sees all of itself, which needs no mask, and
         FlexAttention would be compiled anew for every size of image."""
-        own = SPLITS if requested_attention in (None, "sdpa", "flex_attention") else requested_attention
+        own = "sdpa" if requested_attention in (None, SPLITS, "flex_attention") else requested_attention
         return super().get_correct_attn_implementation(own, is_init_check)
 
 
-class BagelModel(BagelPreTrainedModel):
+class BagelModel(BagelReadingMixin, BagelPreTrainedModel):
     """BAGEL without the head that writes text and the autoencoder."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^vae\."]
@@ -174,12 +174,14 @@ class BagelModel(BagelPreTrainedModel):
         latents: torch.Tensor | None = None,
         latent_time: torch.Tensor | None = None,
         latent_index: torch.Tensor | None = None,
+        embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """All tokens of a batch, text and images, in place: (B, L, D). Images come in the order of their tokens.
 
-        While training, what leads in runs even on no images, so that every parameter stays in the graph.
+        While training, what leads in runs even on no images, so that every parameter stays in the graph. `embeds`
+        (B, L, D) stand in for those of `input_ids`.
         """
-        embeds = self.language_model.embed_tokens(input_ids)
+        embeds = self.language_model.embed_tokens(input_ids) if embeds is None else embeds
         if vit_patches is None and torch.is_grad_enabled():
             vit_patches = embeds.new_zeros(0, self.vit_model.vision_model.embeddings.patch_embedding.in_features)
             vit_grids = torch.zeros(0, 2, dtype=torch.long)
@@ -194,53 +196,15 @@ class BagelModel(BagelPreTrainedModel):
             embeds = embeds.masked_scatter((token_type_ids == LATENT)[..., None], tokens.to(embeds.dtype))
         return embeds
 
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        splits: Splits | None,
-        attention_mask: torch.Tensor,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """Hidden states of rows of new tokens behind a cached context; packs go through `embed_pack` and the layers.
-
-        Args:
-            inputs_embeds: (B, L, D) from `embed`.
-            token_type_ids: (B, L) padding, text, ViT or latent; decides the expert.
-            position_ids: (B, L) rotary positions.
-            splits: Who belongs to which sample and image, each (B, L). Text alone needs none.
-            attention_mask: (B, past + L) 1 at real tokens.
-            past_key_values: The cache that the new tokens attend to and are added to.
-        """
-        types = token_type_ids.flatten()
-        und, gen = ((types == TEXT) | (types == VIT)).nonzero()[:, 0], (types == LATENT).nonzero()[:, 0]
-        order = torch.cat([und, gen])
-        layout = self._row_layout(order, token_type_ids, splits, attention_mask, past_key_values)
-        if self.config.text_config._attn_implementation == "eager":
-            lowest = torch.finfo(inputs_embeds.dtype).min
-            layout.mask = torch.where(layout.mask, 0.0, lowest).to(inputs_embeds.dtype)
-        hidden = self.language_model(inputs_embeds, position_ids, order, len(und), layout, past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
-
-    def _row_layout(self, order, token_type_ids, splits, attention_mask, past_key_values) -> Grid:
-        rows, length = token_type_ids.shape
-        if splits is None:
-            real = attention_mask[:, -length:].bool()
-            own = real[:, None] & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-            own = own | torch.eye(length, dtype=torch.bool, device=real.device)
-        else:
-            own = dense_mask(splits)
-        num_keys = length if past_key_values is None else past_key_values.get_mask_sizes(length, 0)[0]
-        return Grid(order, rows, length, context_mask(attention_mask, own, num_keys))
-
 
 class BagelForConditionalGeneration(
     BagelPreTrainedModel, BagelTrainingMixin, BagelImageGenerationMixin, BagelTextGenerationMixin, GenerationMixin
 ):
     """BAGEL with its text head and its autoencoder: trains on packs, writes text, draws images."""
 
+    # Patterns that vae2llm and llm2vae do not match; the first is what quantizers skip, the second what bf16 spares.
+    _keep_in_fp32_modules = [r"vae\.(?:encoder|decoder)"]
+    _keep_in_fp32_modules_strict = [r"^vae\..*"]
     training_options = frozenset({"timestep_shift", "vit_longest_edge", "posterior", "sample_timesteps"})
 
     def __init__(self, config: BagelConfig):
@@ -390,37 +354,21 @@ class BagelForConditionalGeneration(
         """Pixels (3, h, w) as the model could draw them at best."""
         return self.decode_latents(self.encode_images(images))
 
-    def latent_tokens(self, latents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (16, h, w) as tokens (P, C) of all images in order, and their places (P,) in the position table."""
-        patch, side = self.config.latent_patch_size, self.config.max_latent_size
-        tokens = [patchify(latent, patch) for latent in latents]
-        index = [grid_index(x.shape[1] // patch, x.shape[2] // patch, side, x.device) for x in latents]
-        return torch.cat(tokens), torch.cat(index)
-
     @torch.no_grad()
     def embed_context(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, **images) -> torch.Tensor:
         """The tokens of a batch of contexts (B, L, D), whose images are all clean; `images` as in `forward`."""
         return self._embed_context(input_ids, token_type_ids, **images)
 
     def _embed_context(
-        self,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        vit_patches: torch.Tensor | None = None,
-        vit_grids: torch.Tensor | None = None,
-        vae_images: list[torch.Tensor] | None = None,
-        latents: list[torch.Tensor] | None = None,
-        posterior_noise: list[torch.Tensor] | None = None,
+        self, input_ids, token_type_ids, vae_images=None, latents=None, posterior_noise=None, **vit
     ) -> torch.Tensor:
-        images = {"vit_patches": vit_patches, "vit_grids": vit_grids}
-        if vae_images or latents:
-            tokens, index = self.latent_tokens(latents or self.encode_images(vae_images, posterior_noise))
-            images |= {"latents": tokens, "latent_time": torch.zeros(len(tokens), device=tokens.device)}
-            images["latent_index"] = index
-        return self.model.embed(input_ids, token_type_ids, **images)
+        if vae_images:
+            latents = self.encode_images(vae_images, posterior_noise)
+        return self.model.embed_views(input_ids, token_type_ids, latents=latents, **vit)
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -441,14 +389,17 @@ class BagelForConditionalGeneration(
         inputs_embeds: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 1,
+        logits_to_keep: int | torch.Tensor = 0,
         routing: PackRouting | None = None,
         vit_features: torch.Tensor | None = None,
         vit_is_stored: Sequence[bool] | None = None,
         stored_by: Sequence[tuple[str, str]] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs,
     ) -> Losses | BagelOutput:
-        """With `labels`, the losses of a packed sequence; without, next-token logits of a batch of contexts.
+        """The losses of a packed sequence, if it has `labels` and splits and no `attention_mask`; else next-token
+        logits of a batch of contexts or of plain text, with `labels` their mean loss too, as any causal model.
 
         Args:
             input_ids: (B, L) text and marker ids; what stands at image tokens is not read.
@@ -463,37 +414,56 @@ class BagelForConditionalGeneration(
             posterior_noise: Standard normal draws (16, h/8, w/8): take a sample of the posterior, not its mean.
             timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
             noise: Standard normal draws (P, C) of each VAE view; those of clean images are not used.
-            labels: (1, L) the token to predict at each position, -100 where text carries no loss.
+            labels: Of a pack (1, L), the token to predict at each position; else (B, L), the tokens themselves, as
+                transformers has it. -100 carries no loss.
+            logits_to_keep: How many of the last places get logits, 0 for all, or the indices of the places.
             routing: Of the pack, as a data worker makes it beforehand; made of the rest if not given.
             vit_features: (tokens, vision size) of the ViT views that were stored with the data; `vit_patches` has the
                 others. VAE views may be stored moments (2 * 16, h/8, w/8) among `vae_images`.
             vit_is_stored: For each ViT view whether it was stored.
             stored_by: Views that were stored, with the fingerprints of what made them.
+            kwargs: `num_items_in_batch`, which the loss is divided by in place of the number of tokens, and
+                `return_dict`.
 
         Returns:
-            `Losses` with `labels`, else a `BagelOutput` with logits (B, logits_to_keep, vocabulary).
+            `Losses` of a pack, else a `BagelOutput`.
 
         Raises:
-            ValueError: If there is noise to learn from but no `labels`.
+            ValueError: If images and their places in the sequence do not fit, or there is noise to learn from but no
+                pack.
+            TypeError: If there is an argument that means nothing here.
         """
-        given = (token_type_ids, split_ids, labels, vit_patches, vae_images, latents, noise, timesteps)
-        if self.writes_plainly and all(each is None for each in given):
-            return self.next_of_text(
-                input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, logits_to_keep
-            )
-        if token_type_ids is None and input_ids is not None:
-            token_type_ids = torch.full_like(input_ids, TEXT)
-        splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
+        tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "vae_images": vae_images, "latents": latents}
         images["posterior_noise"] = posterior_noise
-        if labels is not None:
+        if kwargs:
+            check_known(self, kwargs)
+        if labels is not None and attention_mask is None and (split_ids is not None or routing is not None):
+            if output_hidden_states or output_attentions:
+                raise ValueError(
+                    "A pack returns losses, neither hidden states nor attentions: call pack_hidden_states(), or give "
+                    "contexts, which have an attention_mask."
+                )
+            splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
             draws = {"timesteps": timesteps, "noise": noise, "stored_by": stored_by}
             draws |= {"vit_features": vit_features, "vit_is_stored": vit_is_stored}
-            tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
             return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
         if noise is not None or timesteps is not None:
             raise ValueError("noise and timesteps are of a pack to learn from, which needs labels too: give labels.")
-        if inputs_embeds is None:
-            inputs_embeds = self._embed_context(input_ids, token_type_ids, **images)
-        context = (attention_mask, position_ids, token_type_ids, splits, past_key_values, use_cache)
-        return self.next_token(inputs_embeds, *context, logits_to_keep)
+        cache = {"past_key_values": past_key_values, "use_cache": use_cache}
+        asked = self.model.asked_outputs(output_hidden_states, output_attentions)
+        plain = token_type_ids is None and split_ids is None and not has_images(images) and not any(asked.values())
+        if plain and self.writes_plainly and not torch.is_grad_enabled():
+            output = self.next_of_text(
+                input_ids, inputs_embeds, attention_mask, position_ids, **cache, keep=logits_to_keep
+            )
+        else:
+            if vae_images and token_type_ids is not None:
+                images |= {"vae_images": None, "latents": self.encode_images(vae_images, posterior_noise)}
+            splits = {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
+            rows = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+            images.pop("posterior_noise", None)
+            output = self.next_token(logits_to_keep, **tokens, **rows, **splits, **images, **cache, **asked)
+        if labels is not None:
+            output.loss = self.text_loss(output.logits, labels, **kwargs)
+        return output

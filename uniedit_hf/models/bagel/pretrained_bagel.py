@@ -6,7 +6,9 @@ import torch
 from transformers import PreTrainedModel, initialization
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from .checkpoint_bagel import CheckpointFolder, open_tensors
+from uniedit_hf.models.precision import FixedLinear
+
+from .checkpoint_bagel import CheckpointFolder, check_safetensors, open_tensors
 from .configuration_bagel import BagelConfig
 from .encoders_bagel import Fp32Autoencoder, SinCosPositions, sincos_table
 from .layouts_bagel import check_loading
@@ -22,9 +24,6 @@ class BagelPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BagelDecoderLayer", "SiglipEncoderLayer", "Fp32Autoencoder"]
     _skip_keys_device_placement = ["past_key_values"]
-    # Patterns: without the anchor and the dot, vae2llm and llm2vae would match. Quantizers skip the first as well.
-    _keep_in_fp32_modules = [r"^vae\."]
-    _keep_in_fp32_modules_strict = [r"^vae\."]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -33,12 +32,22 @@ class BagelPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, SinCosPositions):
             initialization.copy_(module.pos_embed, sincos_table(module.side, module.pos_embed.shape[1]))
+        elif isinstance(module, FixedLinear):  # as transformers does a linear layer
+            initialization.normal_(
+                module.weight, mean=0.0, std=getattr(self.config, "initializer_range", 0.02) or 0.02
+            )
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
         else:
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs
+    ):
         """Loads our own layout, the official one or sharded official key names, as `PreTrainedModel` does.
+
+        With `ignore_mismatched_sizes` tensors of another shape than the configuration's are left at random.
 
         Raises:
             ValueError: If a tensor is missing, unexpected or of a wrong shape; the message names it.
@@ -47,7 +56,7 @@ class BagelPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        check_loading(info, pretrained_model_name_or_path)
+        check_loading(info, pretrained_model_name_or_path, ignore_mismatched_sizes)
         model.freeze_fixed_parts()
         return (model, info) if output_loading_info else model
 
@@ -59,7 +68,9 @@ class BagelPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        if checkpoint_files is not None:
+        # An adapter states no dtype, and its files are read as they are.
+        if checkpoint_files is not None and load_config.dtype is not None:
+            check_safetensors(checkpoint_files)
             folder = CheckpointFolder(load_config.pretrained_model_name_or_path, load_config.download_kwargs)
             checkpoint_files = folder.complete(checkpoint_files)
             if not is_deepspeed_zero3_enabled():  # which reads the files on one process and takes nothing lazy

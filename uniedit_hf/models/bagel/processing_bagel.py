@@ -29,6 +29,19 @@ from .routing_bagel import PackRouting, latent_grids, route_pack
 from .stored_views import check_size, unpack_view
 
 
+# Every text between its markers, every image where it stands, as `lay_out` has them; roles leave no trace.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}<|im_start|>{{ message['content'] }}<|im_end|>"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'text' -%}<|im_start|>{{ part['text'] }}<|im_end|>"
+    "{%- else -%}<|vision_start|><|vision_end|>{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>{%- endif -%}"
+)
+
+
 class BagelRow:
     """The tokens of one sample, column by column, as segments are appended."""
 
@@ -112,7 +125,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
     }
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.bos_id, self.eos_id, self.start_id, self.end_id = (
             _marker(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
         )
@@ -321,31 +334,47 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     def __call__(
         self,
-        samples: Sample | Sequence[Sample] | None = None,
+        samples: Sample | Sequence[Sample] | str | Sequence[str] | None = None,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        add_generation_prompt: bool = True,
-        return_tensors: str = "pt",
+        videos: None = None,
+        **options,
     ) -> BatchFeature:
         """Contexts to write text from, padded on the left: what `generate()` takes.
 
         Args:
             samples: Contexts as samples; or instead
-            images: one image per text, seen by the ViT, before
-            text: one text or a list.
-            add_generation_prompt: Whether to append the marker that begins an answer.
-            return_tensors: Only `"pt"`.
+            images: one image per text, or a list of images per text, seen by the ViT, before
+            text: one text or a list, which may come first as well.
+            videos: Refused.
+            options: `add_generation_prompt` (true), whether to append the marker that begins an answer; `padding`,
+                `max_length`, `truncation` and `return_tensors`; settings of the image processor for this call.
 
         Raises:
-            ValueError: If there is nothing to read, or images and texts differ in number.
+            ValueError: If there is nothing to read, images and texts differ in number, or a context is too long.
+            TypeError: If an option is not known.
         """
-        if samples is None:
-            samples = _question_samples(images, text)
-        samples = [samples] if isinstance(samples, Sample) else list(samples)
-        features = self.contexts(samples, "write" if add_generation_prompt else "draw")
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors is {return_tensors!r}, but BAGEL's inputs are torch tensors: use 'pt'.")
-        return features
+        if videos is not None:
+            raise ValueError("BAGEL reads images and texts, but no videos: give frames as images.")
+        if isinstance(samples, str):
+            samples = [samples]
+        if isinstance(samples, Sample):
+            samples = [samples]
+        elif samples is None or len(samples) and all(isinstance(each, str) for each in samples):
+            samples = _question_samples(images, samples if text is None else text)
+        return self.contexts_as(samples, options) if options else self.contexts(samples, "write")
+
+    def with_image_settings(self, **settings) -> BagelProcessor:
+        """A processor whose image processor has some settings changed; this one if none is.
+
+        Raises:
+            TypeError: If there is no such setting.
+        """
+        if not settings:
+            return self
+        processor = copy.copy(self)
+        processor.image_processor = self.image_processor.with_settings(**settings)
+        return processor
 
     @property
     def context_padding(self) -> dict[str, int]:
@@ -378,15 +407,17 @@ def _marker(tokenizer, token: str) -> int:
 
 def _question_samples(images: Any, text: str | Sequence[str] | None) -> list[Sample]:
     texts = [text] if isinstance(text, str) else list(text or [])
-    images = images if isinstance(images, (list, tuple)) else [images] * (images is not None)
-    if images and texts and len(images) != len(texts):
+    images = list(images) if isinstance(images, (list, tuple)) else [images] * (images is not None)
+    nested = [list(each) if isinstance(each, (list, tuple)) else [each] for each in images]
+    if len(texts) == 1 and len(images) > 1 and not any(isinstance(each, (list, tuple)) for each in images):
+        nested = [images]
+    if nested and texts and len(nested) != len(texts):
         raise ValueError(
-            f"There are {len(images)} images and {len(texts)} texts: give one image for every text, or pass samples "
-            "for contexts with several images."
+            f"There are {len(nested)} images and {len(texts)} texts: give one image, or one list of images, for every "
+            "text, or pass samples."
         )
-    count = max(len(images), len(texts))
     samples = []
-    for i in range(count):
-        segments = [ImageSegment(images[i], "vit")] if images else []
+    for i in range(max(len(nested), len(texts))):
+        segments = [ImageSegment(image, "vit") for image in nested[i]] if nested else []
         samples.append(Sample(segments + ([TextSegment(texts[i])] if texts else [])))
     return samples

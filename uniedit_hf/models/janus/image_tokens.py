@@ -14,6 +14,14 @@ import hashlib
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from torch.nn import functional
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from uniedit_hf.models.precision import Fp32Weights
+
+
+class Fp32ImageTokenizer(Fp32Weights, JanusVQVAE):
+    """The VQ autoencoder of transformers, which keeps its precision when the model is cast: in bf16 it would make
+    other tokens of the same image."""
 
 
 IMAGE_COLUMNS = ("source_image", "target_image")

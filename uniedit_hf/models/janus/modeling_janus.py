@@ -13,17 +13,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig
 from transformers.models.janus.modeling_janus import (
     JanusForConditionalGeneration as TransformersJanusForConditionalGeneration,
 )
 
 from uniedit_hf.losses import Losses
+from uniedit_hf.models.assisted import is_assisted, mark_read, unread
 from uniedit_hf.models.bagel.token_step import CapturedStep
 from uniedit_hf.models.family import ModelDefaults
 
 from .generation_janus import JanusImageGenerationMixin, plain_attention
-from .image_tokens import decode_image_tokens, encode_image_tokens, fingerprint
+from .image_tokens import Fp32ImageTokenizer, decode_image_tokens, encode_image_tokens, fingerprint
 from .layout import SIGLIP, VQ
 
 
@@ -46,6 +47,7 @@ class JanusForConditionalGeneration(
 
     def __init__(self, config):
         super().__init__(config)
+        self.model.vqmodel.__class__ = Fp32ImageTokenizer
         self.model.vqmodel.requires_grad_(False)
         self._fingerprint: str | None = None
 
@@ -178,9 +180,14 @@ class JanusForConditionalGeneration(
         vq_tokens: torch.Tensor | None = None,
         vq_loss: torch.Tensor | None = None,
         vq_made_by: Sequence[str] | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         **kwargs,
     ):
-        """With `token_type_ids` and no `attention_mask` the losses of a packed sequence; else transformers' forward.
+        """With `token_type_ids` and no `attention_mask` the losses of a packed sequence; else transformers' forward,
+        over contexts of `JanusProcessor` or over what transformers' own returns.
 
         Args:
             input_ids: (1, L) text and marker ids; what stands at image tokens is not read.
@@ -194,21 +201,41 @@ class JanusForConditionalGeneration(
             vq_tokens: (M, T) tokens of all VQ views in order, -1 where they come as pixels; `None` if all do.
             vq_loss: (M,) whether a VQ view is drawn.
             vq_made_by: Fingerprints of what made the stored tokens.
-            kwargs: As in transformers.
+            logits_to_keep, inputs_embeds, past_key_values, use_cache: As in transformers.
+            kwargs: Likewise.
 
         Returns:
             `Losses`, or what transformers' forward returns.
 
         Raises:
-            ValueError: If stored tokens were made by another model.
+            ValueError: If stored tokens were made by another model, or images and their places do not fit.
         """
         if token_type_ids is None or attention_mask is not None:  # some tokenizers return token types as well
+            views = {"siglip_images": siglip_images, "vq_images": vq_images, "vq_tokens": vq_tokens}
+            if any(each is not None for each in views.values()):
+                self._check_context(token_type_ids, pixel_values)
+                inputs_embeds = self._embed_context(input_ids, token_type_ids, **views, vq_made_by=vq_made_by)
+                input_ids = None
             kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "position_ids": position_ids}
+            kwargs |= {"inputs_embeds": inputs_embeds, "logits_to_keep": logits_to_keep}
+            kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
             return super().forward(input_ids=input_ids, labels=labels, **kwargs)
         tokens = self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
         embeds = self.embed(input_ids, token_type_ids, siglip_images, tokens)
         hidden = self._hidden(embeds, position_ids)
         return self._losses(hidden, labels[0], token_type_ids[0], tokens, vq_loss)
+
+    @staticmethod
+    def _check_context(token_type_ids, pixel_values) -> None:
+        if token_type_ids is None:
+            raise ValueError(
+                "There are images but no token_type_ids, which say where they stand: give all that JanusProcessor "
+                "returns."
+            )
+        if pixel_values is not None:
+            raise ValueError(
+                "There are pixel_values beside the images of samples: give what JanusProcessor returns for either."
+            )
 
     def _hidden(self, embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states (L, D) of a pack (1, L, D), every sample by itself.
@@ -237,7 +264,14 @@ class JanusForConditionalGeneration(
             tokens = input_ids.new_zeros(0, self.config.vision_config.num_image_tokens)
         drawn = self.prepare_embeddings_for_image_generation(tokens)
         for kind, features in ((SIGLIP, self._seen(siglip_images)), (VQ, drawn)):
-            mask = (token_type_ids == kind)[..., None].expand_as(embeds)
+            places = token_type_ids == kind
+            found = features.shape[0] * features.shape[1]
+            if not torch.compiler.is_compiling() and int(places.sum()) != found:
+                raise ValueError(
+                    f"Images of {found} tokens are given for {int(places.sum())} places of token type {kind}: give "
+                    "the images that JanusProcessor returned with token_type_ids, all of them and no more."
+                )
+            mask = places[..., None].expand_as(embeds)
             embeds = embeds.masked_scatter(mask, features.to(embeds))
         return embeds
 
@@ -279,6 +313,9 @@ class JanusForConditionalGeneration(
         self, input_ids, token_type_ids, siglip_images=None, vq_images=None, vq_tokens=None, vq_made_by=None
     ) -> torch.Tensor:
         """The tokens of a batch of contexts: (B, L, D)."""
+        return self._embed_context(input_ids, token_type_ids, siglip_images, vq_images, vq_tokens, vq_made_by)
+
+    def _embed_context(self, input_ids, token_type_ids, siglip_images, vq_images, vq_tokens, vq_made_by):
         return self.embed(
             input_ids, token_type_ids, siglip_images, self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
         )
@@ -295,7 +332,11 @@ class JanusForConditionalGeneration(
             names = ("siglip_images", "vq_images", "vq_tokens", "vq_made_by")
             images = {name: kwargs.pop(name) for name in names if name in kwargs}
             inputs = kwargs.pop("input_ids", inputs)
-            kwargs["inputs_embeds"] = self.embed_context(inputs, kwargs.pop("token_type_ids"), **images)
+            embeds = self.embed_context(inputs, kwargs.pop("token_type_ids"), **images)
+            if is_assisted(kwargs, self.generation_config):
+                kwargs["past_key_values"] = self._read_ahead(embeds, attention_mask)
+            else:
+                kwargs["inputs_embeds"] = embeds
             kwargs["input_ids"], inputs = inputs, None
         elif kwargs.get("generation_mode") == "image":
             self._check_stock_drawing(kwargs)
@@ -304,6 +345,8 @@ class JanusForConditionalGeneration(
             if kwargs.get("generation_mode", "text") == "text":
                 # transformers' own leaves out the logits processors of texts
                 kwargs.pop("generation_mode", None)
+                if is_assisted(kwargs, self.generation_config):
+                    mark_read(kwargs.get("past_key_values"))
                 return GenerationMixin.generate(self, inputs, guidance_scale=None, **kwargs)
             return super().generate(inputs, **kwargs)
 
@@ -313,6 +356,29 @@ class JanusForConditionalGeneration(
         if compile_config is None and self.device.type == "cuda":
             return CapturedStep(self)
         return super().get_compiled_call(compile_config)
+
+    @torch.no_grad()
+    def _read_ahead(self, embeds, attention_mask) -> DynamicCache:
+        """A cache of embedded contexts (B, L, D) up to their last token, see `uniedit_hf.models.assisted`."""
+        cache = DynamicCache(config=self.config.text_config)
+        mask = None if attention_mask is None else attention_mask[:, :-1]
+        positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
+        with plain_attention(self.model.language_model):
+            self.model.language_model(
+                inputs_embeds=embeds[:, :-1], attention_mask=mask, position_ids=positions, past_key_values=cache
+            )
+        return cache
+
+    def prepare_inputs_for_generation(
+        self, input_ids, next_sequence_length=None, inputs_embeds=None, is_first_iteration=False, **kwargs
+    ):
+        """As in transformers, behind what was read ahead."""
+        if is_first_iteration and next_sequence_length is None:
+            next_sequence_length = unread(input_ids.shape[1], kwargs.get("past_key_values"))
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration,
+            **kwargs,
+        )  # fmt: skip
 
     def _check_stock_drawing(self, kwargs) -> None:
         remedy = "use generate_images(), or UniEditPipeline"

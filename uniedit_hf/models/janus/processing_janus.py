@@ -238,7 +238,9 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         """
         found = [samples] if isinstance(samples, Sample) else samples
         if isinstance(found, (list, tuple)) and all(isinstance(each, Sample) for each in found):
-            return self.contexts(found, "write")
+            if images is not None or text is not None:
+                raise ValueError("Samples hold their own images and texts: give samples, or images and text.")
+            return self.contexts_as(found, kwargs) if kwargs else self.contexts(found, "write")
         return TransformersJanusProcessor.__call__(self, samples if text is None else text, images, **kwargs)
 
     @property

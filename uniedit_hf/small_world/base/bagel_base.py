@@ -126,7 +126,7 @@ def learn_to_read(model, processor, pool: Pool, options: argparse.Namespace) -> 
             images = python_random(options.seed, "reading", step).sample(range(len(pool.scenes)), READING_BATCH)
             patches = [processor.image_processor.patchify_vit(x) for x in as_tensor(pool.pictures[images])]
             grids = torch.full((len(images), 2), SIDE // processor.image_processor.vit_stride)
-            wanted, _ = model.latent_tokens(list(pool.latents[images]))
+            wanted, _ = model.model.latent_tokens(list(pool.latents[images]))
             with cpu_arithmetic().autocast():
                 seen = model.model.embed_vit(torch.cat(patches), grids)
                 read, named = heads["latents"](seen), heads["scene"](seen.view(len(images), -1))

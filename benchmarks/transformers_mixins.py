@@ -1,0 +1,112 @@
+"""Runs transformers' own test mixins over our models and processors: `python -m benchmarks.transformers_mixins`.
+
+Fetches the source archive of the installed transformers release, takes its `tests/` folder, and runs
+`benchmarks/transformers_mixin_cases.py` with it. Prints a line for each class with the number of tests that passed,
+and one for each test that did not. Tests that the mixins skip by themselves are not counted. Exits with 1 if a test
+failed that `EXPECTED` does not name.
+
+The archive holds the common mixins alone. `--checkout FOLDER`, a checkout of transformers' repository at the same
+release, adds what they import from elsewhere, among it `GenerationTesterMixin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import transformers
+
+
+CASES = Path(__file__).with_name("transformers_mixin_cases.py")
+
+# What the archive leaves out, and empty stand-ins for it.
+LEFT_OUT = {
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+    "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
+    "fetch_hub_objects_for_ci.py": "def url_to_local_path(url):\n    return url\n",
+}
+
+# Tests that fail, each with the reason.
+EXPECTED: dict[str, str] = {}
+
+
+def main() -> None:
+    """Prints what passes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="where archive and tests are kept; a temporary folder by default")
+    parser.add_argument("--checkout", help="a checkout of transformers' repository at the installed release")
+    parser.add_argument("pytest", nargs="*", help="further arguments for pytest, such as -k NAME")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        make_tests(folder, Path(options.checkout) if options.checkout else None)
+        report = folder / "report.xml"
+        path = os.pathsep.join([str(folder), str(CASES.parent.parent / "tests"), str(CASES.parent.parent)])
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--tb=short", "-W", "ignore", "-p", "no:cacheprovider",
+             "--rootdir", str(folder), "-c", os.devnull, f"--junitxml={report}", str(CASES), *options.pytest],
+            env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}, check=False,
+        )  # fmt: skip
+        sys.exit(print_report(report))
+
+
+def make_tests(folder: Path, checkout: Path | None) -> None:
+    """The package `transformers_tests` in `folder`."""
+    package = folder / "transformers_tests"
+    if package.is_dir():
+        return
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    release = f"transformers=={transformers.__version__}"
+    subprocess.run(
+        [*pip, "download", "--no-binary", ":all:", "--no-deps", "--no-build-isolation", "--dest", folder, release],
+        check=True,
+    )
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder, "parameterized"], check=True)
+    archive = folder / f"transformers-{transformers.__version__}.tar.gz"
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder, filter="data")
+    shutil.copytree(archive.with_suffix("").with_suffix("") / "tests", package)
+    (package / "__init__.py").touch()
+    for name, stand_in in LEFT_OUT.items():
+        own_root = folder if "/" not in name else package
+        source = None if checkout is None else checkout / ("utils" if "/" not in name else "tests") / name
+        target = own_root / name
+        target.parent.mkdir(exist_ok=True)
+        if target.parent != folder:
+            (target.parent / "__init__.py").touch()
+        target.write_text(stand_in if source is None else source.read_text())
+
+
+def print_report(report: Path) -> int:
+    """Passed of all by class, and what failed; 1 if something failed that is not expected."""
+    passed: collections.Counter = collections.Counter()
+    failed: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        name = case.get("classname", "").rsplit(".", 1)[-1]
+        problem = next((each for each in case if each.tag in ("failure", "error")), None)
+        if problem is not None:
+            failed[name][case.get("name", "")] = (problem.get("message") or "").splitlines()[0][:150]
+        elif case.find("skipped") is None:
+            passed[name] += 1
+    unexpected = 0
+    for name in sorted({*passed, *failed}):
+        print(f"{name}: {passed[name]} of {passed[name] + len(failed[name])} passed")
+        for test, message in failed[name].items():
+            reason = EXPECTED.get(test)
+            unexpected += reason is None
+            print(f"  {test}: {reason or message}")
+    return int(unexpected > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""BAGEL called as any causal model of transformers: losses of plain text, all logits, hidden states, attentions,
+assisted generation, second turns; and nothing ignored in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tiny_models import (
+    FAMILIES,
+    picture,
+    tiny_bagel,
+    tiny_bagel_config,
+    tiny_bagel_processor,
+    tiny_janus,
+    tiny_tokenizer,
+)
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, GenerationConfig
+from trl import SFTConfig, SFTTrainer
+
+from uniedit_hf.models.bagel import BagelForConditionalGeneration
+from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_bagel()
+
+
+@pytest.fixture(scope="module")
+def texts() -> torch.Tensor:
+    return torch.randint(1, 20, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def context():
+    return contexts("bagel")
+
+
+def contexts(family: str, number: int = 0, count: int = 1):
+    views = ("understanding", "drawing")
+    return FAMILIES[family].processor()(
+        [
+            Sample(
+                [ImageSegment(picture(64, 48, number + i), view) for view in views]
+                + [TextSegment("what colour is this")]
+            )
+            for i in range(count)
+        ]
+    )
+
+
+def plain_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_plain_text_has_the_loss_of_a_causal_model(texts, attention):
+    model = tiny_bagel()
+    model.set_attn_implementation(attention)
+    labels = texts.clone()
+    labels[1, :3] = -100
+    mask = torch.ones_like(texts)
+    mask[1, :2] = 0
+    output = model(texts, attention_mask=mask, labels=labels)
+    assert output.logits.shape == (2, 7, model.config.text_config.vocab_size)
+    torch.testing.assert_close(output.loss, plain_loss(output.logits, labels))
+    alone = model(texts[1:, 2:]).logits
+    torch.testing.assert_close(output.logits[1:, 2:], alone, rtol=1e-4, atol=1e-4)
+    output.loss.backward()
+    missing = [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+    assert missing == []
+
+
+def test_without_gradients_plain_text_has_the_same_loss(model, texts):
+    with torch.no_grad():
+        fast = model(texts, labels=texts)
+    torch.testing.assert_close(fast.loss, model(texts, labels=texts).loss.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_contexts_have_a_loss_too(model, context):
+    labels = context["input_ids"].clone()
+    output = model(**context, labels=labels)
+    torch.testing.assert_close(output.loss, plain_loss(output.logits, labels))
+    many = model(**context, labels=labels, num_items_in_batch=torch.tensor(10))
+    torch.testing.assert_close(many.loss * 10, output.loss * (labels.shape[1] - 1))
+
+
+def test_every_place_has_logits_unless_some_are_chosen(model, texts):
+    with torch.no_grad():
+        every = model(texts).logits
+        torch.testing.assert_close(model(texts, logits_to_keep=2).logits, every[:, -2:])
+        places = torch.tensor([1, 4])
+        torch.testing.assert_close(model(texts, logits_to_keep=places).logits, every[:, places])
+
+
+def test_hidden_states_and_attentions_are_returned(model, context):
+    with torch.no_grad():
+        output = model(**context, output_hidden_states=True, output_attentions=True)
+        plain = model(**context)
+    layers, heads, length = 3, 4, context["input_ids"].shape[1]
+    assert len(output.hidden_states) == layers + 1 and len(output.attentions) == layers
+    assert {each.shape for each in output.hidden_states} == {(1, length, 64)}
+    assert {each.shape for each in output.attentions} == {(1, heads, length, length)}
+    for each in output.attentions:
+        torch.testing.assert_close(each.sum(-1), torch.ones(1, heads, length))
+    torch.testing.assert_close(model.lm_head(output.hidden_states[-1]), output.logits)
+    torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    assert plain.hidden_states is None and plain.attentions is None
+
+
+def test_the_configuration_asks_for_hidden_states(texts):
+    model = tiny_bagel(output_hidden_states=True)
+    assert len(model(texts).hidden_states) == 4
+
+
+def test_tuples_instead_of_dictionaries(model, texts):
+    with torch.no_grad():
+        first, *_ = model(texts, return_dict=False)
+        assert isinstance(first, torch.Tensor)
+        torch.testing.assert_close(first, model(texts).logits)
+
+
+def test_auto_model_takes_what_the_processor_returns(model, texts, tmp_path):
+    model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path).eval()
+    seen = contexts("bagel")
+    seen = {name: value for name, value in seen.items() if name != "vae_images"} | {
+        "latents": model.encode_images(seen["vae_images"])
+    }
+    with torch.no_grad():
+        hidden = base(**seen).last_hidden_state
+        torch.testing.assert_close(model.lm_head(hidden), model(**seen).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model.lm_head(base(texts).last_hidden_state), model(texts).logits, rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(ValueError, match="no autoencoder"):
+        base(**contexts("bagel"))
+
+
+ASSISTANTS = {
+    "lookup": lambda family: {"prompt_lookup_num_tokens": 2},
+    "same": lambda family: {"assistant_model": FAMILIES[family].model()},
+    "another": lambda family: {"assistant_model": FAMILIES[family].model(1)},
+    "configured": lambda family: {
+        "generation_config": GenerationConfig(prompt_lookup_num_tokens=2, max_new_tokens=12, do_sample=False)
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("assistant", ASSISTANTS)
+def test_assisted_generation_writes_the_greedy_text(family, assistant):
+    model, length = FAMILIES[family].model(), {"max_new_tokens": 12, "do_sample": False}
+    for number in range(4):
+        inputs = contexts(family, number)
+        expected = model.generate(**inputs, **length)
+        options = ASSISTANTS[assistant](family)
+        found = model.generate(**inputs, **options, **({} if assistant == "configured" else length))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_assisted_generation_behind_texts_alone(family):
+    model, inputs = FAMILIES[family].model(), FAMILIES[family].processor()(Sample([TextSegment("paint the circle")]))
+    length = {"max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(**inputs, **length)
+    torch.testing.assert_close(model.generate(**inputs, prompt_lookup_num_tokens=2, **length), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("extra", [{}, {"prompt_lookup_num_tokens": 2}])
+def test_a_second_turn_goes_on_where_the_first_ended(family, extra):
+    model, inputs = FAMILIES[family].model(), contexts(family)
+    first = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    whole = model.generate(**inputs, max_new_tokens=14, do_sample=False)
+    cache = first.past_key_values
+    again = model.generate(first.sequences, past_key_values=cache, max_new_tokens=8, do_sample=False, **extra)
+    torch.testing.assert_close(again, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.pop("token_type_ids"), "no token_type_ids"),
+        (lambda x: x.pop("vit_grids"), "no vit_grids"),
+        (lambda x: x.update({name: x[name].repeat(2, 1) for name in ("vit_patches", "vit_grids")}), "places"),
+        (lambda x: x.update(vae_images=[*x["vae_images"], x["vae_images"][0]]), "places"),
+        (lambda x: x.pop("vae_images"), "0 latent tokens"),
+        (lambda x: x.update(pixel_values=torch.zeros(1, 3, 28, 28)), "takes no pixel_values"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_images_that_do_not_fit_are_refused(model, change, message, call):
+    inputs = dict(contexts("bagel"))
+    change(inputs)
+    with pytest.raises((ValueError, TypeError), match=message if call == "forward" else None):
+        model(**inputs) if call == "forward" else model.generate(**inputs, max_new_tokens=2)
+
+
+def test_more_janus_images_than_places_are_refused():
+    model, inputs = tiny_janus(), dict(contexts("janus"))
+    inputs["siglip_images"] = torch.cat([inputs["siglip_images"]] * 2)
+    with pytest.raises(ValueError, match="places"):
+        model(**inputs)
+
+
+def test_janus_contexts_have_logits_and_a_loss():
+    model, inputs = tiny_janus(), contexts("janus")
+    output = model(**inputs, labels=inputs["input_ids"])
+    torch.testing.assert_close(output.loss, plain_loss(output.logits, inputs["input_ids"]))
+    written = model.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1]
+    torch.testing.assert_close(output.logits[:, -1].argmax(-1), written)
+
+
+def test_janus_prefill_has_the_logits_of_the_last_place():
+    model, inputs, shapes = tiny_janus(), contexts("janus"), []
+    model.lm_head.register_forward_hook(lambda module, arguments, output: shapes.append(output.shape[1]))
+    model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert shapes == [1, 1, 1]
+
+
+def test_a_cast_janus_keeps_its_image_tokenizer():
+    model, images = tiny_janus(), torch.stack([torch.rand(3, 32, 32) * 2 - 1 for _ in range(8)])
+    expected, name = model.encode_images(images), model.image_tokenizer
+    cast = tiny_janus().to(torch.bfloat16)
+    assert cast.lm_head.weight.dtype == torch.bfloat16
+    assert cast.model.vqmodel.dtype == torch.float32
+    torch.testing.assert_close(cast.encode_images(images), expected)
+    assert cast.image_tokenizer == name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_adapters_leave_frozen_autoencoders_alone(family):
+    adapted = get_peft_model(FAMILIES[family].model(), LoraConfig(target_modules="all-linear", r=2))
+    names = [name for name, each in adapted.named_parameters() if each.requires_grad]
+    assert names and not [name for name in names if ".vae." in name or ".vqmodel." in name]
+
+
+def test_mismatched_sizes(tmp_path):
+    tiny_bagel().save_pretrained(tmp_path)
+    larger = tiny_bagel_config(max_latent_size=9)
+    with pytest.raises(ValueError, match="latent_pos_embed"):
+        BagelForConditionalGeneration.from_pretrained(tmp_path, config=larger, ignore_mismatched_sizes=False)
+    loaded = BagelForConditionalGeneration.from_pretrained(tmp_path, config=larger, ignore_mismatched_sizes=True)
+    assert loaded.model.latent_pos_embed.pos_embed.shape[0] == 81
+
+
+def test_adapters_load_into_a_model(tmp_path):
+    config = LoraConfig(target_modules=tiny_bagel().lora_target_modules(), r=2, init_lora_weights=False)
+    adapted = get_peft_model(tiny_bagel(), config)
+    adapted.save_pretrained(tmp_path)
+    model = tiny_bagel()
+    model.load_adapter(str(tmp_path))
+    inputs = contexts("bagel")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, adapted(**inputs).logits)
+
+
+def test_pickled_weights_are_refused_with_a_remedy(tmp_path):
+    tiny_bagel_config().save_pretrained(tmp_path)
+    torch.save(tiny_bagel().state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="convert"):
+        BagelForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_trl_tunes_on_plain_text_with_the_loss_of_a_plain_loop(tmp_path):
+    rows = ["paint the circle red", "what colour is the square", "make it bigger and then blue", "yes no two"]
+    arguments = SFTConfig(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=1, learning_rate=0.01, logging_steps=1,
+        report_to=[], use_cpu=True, lr_scheduler_type="constant", optim="sgd", save_strategy="no", max_grad_norm=1e9,
+        gradient_checkpointing=False, bf16=False, train_sampling_strategy="sequential", weight_decay=0.0,
+    )  # fmt: skip
+    trainer = SFTTrainer(tiny_bagel(), arguments, train_dataset=Dataset.from_dict({"text": rows}),
+                         processing_class=tiny_tokenizer())  # fmt: skip
+    trainer.train()
+    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    model, tokenizer, expected = tiny_bagel().train(), tiny_tokenizer(), []
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.01)
+    for row in rows[:3]:
+        ids = torch.tensor([[*tokenizer(row)["input_ids"], tokenizer.eos_token_id]])
+        loss = plain_loss(model(ids).logits, ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_processors_make_the_same_contexts_of_texts_given_by_place_or_name():
+    processor = tiny_bagel_processor()
+    expected = processor(text="what colour is this")["input_ids"]
+    for given in (processor("what colour is this"), processor(["what colour is this"], padding=True)):
+        torch.testing.assert_close(given["input_ids"], expected)

@@ -1,0 +1,40 @@
+"""Assisted generation behind contexts with images.
+
+Candidates of an assistant, or those looked up in the prompt, come behind the context before transformers has read it,
+and then the context is neither a tensor of ids alone nor of embeddings alone. So the context is read ahead into the
+cache, up to its last token; from there on everything is text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Cache, GenerationConfig
+
+
+def is_assisted(options: dict[str, Any], config: GenerationConfig) -> bool:
+    """Whether a call of `generate` has candidates made by an assistant or looked up in the prompt.
+
+    Args:
+        options: The arguments of the call.
+        config: The model's own.
+    """
+    config = options.get("generation_config") or config
+    looks_up = options.get("prompt_lookup_num_tokens", getattr(config, "prompt_lookup_num_tokens", None))
+    exits = options.get("assistant_early_exit", getattr(config, "assistant_early_exit", None))
+    return any(each is not None for each in (options.get("assistant_model"), looks_up, exits))
+
+
+def mark_read(cache: Cache | None) -> None:
+    """Notes how much of the context a cache holds before candidates come."""
+    if cache is not None and cache.get_seq_length():
+        cache.read_ahead = cache.get_seq_length()
+
+
+def unread(length: int, cache: Cache | None) -> int | None:
+    """How many of the last of `length` ids are still to be read, where some were read ahead; else `None`."""
+    ahead = getattr(cache, "read_ahead", None)
+    if ahead is None:
+        return None
+    del cache.read_ahead
+    return length - ahead

@@ -1,0 +1,216 @@
+"""Reading: contexts of text and images to hidden states, as users of transformers call a model.
+
+Shapes: B rows, L tokens a row, V patches of all ViT views, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from uniedit_hf.attention import Grid, Splits, context_mask, dense_mask
+
+from .configuration_bagel import LATENT, PADDING, TEXT, VIT
+from .encoders_bagel import grid_index
+from .flow import patchify
+
+
+IMAGES = ("vit_patches", "vae_images", "latents")
+# What callers of transformers hand to every model, and the counts that come with a pack.
+KNOWN = {
+    "num_items_in_batch", "shift_labels", "ignore_index", "cache_position", "return_dict", "is_first_iteration",
+    "num_text_targets", "num_image_targets",
+}  # fmt: skip
+
+
+def check_known(model, options: dict[str, Any]) -> None:
+    """Refuses arguments that would be ignored.
+
+    Raises:
+        TypeError: Naming them.
+    """
+    if unknown := sorted(name for name, value in options.items() if value is not None and name not in KNOWN):
+        raise TypeError(
+            f"{type(model).__name__} takes no {', '.join(unknown)}: give it what BagelProcessor returns, where images "
+            "are vit_patches with vit_grids, or vae_images."
+        )
+
+
+def has_images(features: dict[str, Any]) -> bool:
+    """Whether there are images among the arguments of a forward."""
+    return any(features.get(name) is not None for name in IMAGES)
+
+
+def text_positions(embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+    """Rotary positions (B, L) of text, whose padding takes none and which goes on where the cache ends."""
+    rows, length = embeds.shape[:2]
+    saved = getattr(cache, "positions_saved", 0)
+    if attention_mask is not None:
+        return (attention_mask.cumsum(-1) - 1 - saved).clamp(min=0)[:, -length:]
+    past = 0 if cache is None else cache.get_seq_length()
+    return (torch.arange(length, device=embeds.device) + past - saved).expand(rows, -1)
+
+
+class BagelReadingMixin:
+    """Adds `forward` to the model that holds `language_model`, `embed` and `config`."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        split_ids: torch.Tensor | None = None,
+        split_kinds: torch.Tensor | None = None,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        vae_images: Sequence[torch.Tensor] | None = None,
+        latents: Sequence[torch.Tensor] | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (B, L, D) of contexts, or of plain text, behind a cached context.
+
+        Packs to learn from go through `embed_pack` and the layers.
+
+        Args:
+            input_ids, attention_mask, position_ids, token_type_ids, sample_ids, split_ids, split_kinds, vit_patches,
+                vit_grids, latents: See `BagelForConditionalGeneration.forward`.
+            vae_images: Refused: the autoencoder is not part of this class.
+            inputs_embeds: (B, L, D) in place of ids; images are put into their places if there are any.
+            past_key_values: The cache that the new tokens attend to and are added to.
+            use_cache: Whether to make one if there is none.
+            output_hidden_states: Whether to return those before every layer, and after the last norm.
+            output_attentions: Whether to return the weights (B, H, L, past + L) of every layer.
+            kwargs: `return_dict`.
+
+        Raises:
+            ValueError: If images and their places do not fit, or there are neither ids nor embeddings, or both.
+            TypeError: If there is an argument that means nothing here.
+        """
+        if kwargs:
+            check_known(self, kwargs)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "latents": latents}
+        if token_type_ids is None and has_images(images | {"vae_images": vae_images}):
+            raise ValueError(
+                "There are images but no token_type_ids, which say where they stand: give all that BagelProcessor "
+                "returns."
+            )
+        if vae_images is not None:
+            raise ValueError(
+                f"{type(self).__name__} has no autoencoder to read vae_images with: use "
+                "BagelForConditionalGeneration, or give the latents of its encode_images()."
+            )
+        if inputs_embeds is None or has_images(images):
+            inputs_embeds = self.embed_views(input_ids, token_type_ids, **images, inputs_embeds=inputs_embeds)
+        splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        asked = self.asked_outputs(output_hidden_states, output_attentions)
+        return self.read(inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, **asked)
+
+    def asked_outputs(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
+        """What else to return: as the caller says, or else the configuration."""
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        return {name: getattr(self.config, name, False) if x is None else x for name, x in asked.items()}
+
+    def read(
+        self, embeds, attention_mask, position_ids, token_type_ids, splits: Splits | None, cache: Cache | None,
+        output_hidden_states=False, output_attentions=False,
+    ) -> BaseModelOutputWithPast:  # fmt: skip
+        """Hidden states of embedded tokens (B, L, D); what is missing is that of plain text."""
+        rows, length = embeds.shape[:2]
+        past = 0 if cache is None else cache.get_seq_length()
+        positions_given = position_ids is not None
+        if position_ids is None:
+            position_ids = text_positions(embeds, attention_mask, cache)
+        if attention_mask is None:
+            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=embeds.device)
+        if token_type_ids is None:
+            token_type_ids = torch.where(attention_mask[:, -length:].bool(), TEXT, PADDING)
+        if positions_given and splits is not None and cache is not None and length:
+            # tokens of an image share a position: what is written behind goes on from these and not from the count
+            cache.positions_saved = attention_mask.sum(-1, keepdim=True) - position_ids.amax(-1, keepdim=True) - 1
+        types = token_type_ids.flatten()
+        und, gen = ((types == TEXT) | (types == VIT)).nonzero()[:, 0], (types == LATENT).nonzero()[:, 0]
+        order = torch.cat([und, gen])
+        layout = self._row_layout(order, token_type_ids, splits, attention_mask, cache)
+        if output_attentions:
+            layout.attentions = []
+        if output_attentions or self.config.text_config._attn_implementation == "eager":
+            lowest = torch.finfo(embeds.dtype).min
+            layout.mask = torch.where(layout.mask, 0.0, lowest).to(embeds.dtype)
+        hidden, states = self.language_model(
+            embeds, position_ids, order, len(und), layout, cache, output_hidden_states
+        )
+        attentions = None if layout.attentions is None else tuple(layout.attentions)
+        return BaseModelOutputWithPast(hidden, cache, states, attentions)
+
+    def _row_layout(self, order, token_type_ids, splits, attention_mask, past_key_values) -> Grid:
+        rows, length = token_type_ids.shape
+        if splits is None:
+            real = attention_mask[:, -length:].bool()
+            own = real[:, None] & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+            own = own | torch.eye(length, dtype=torch.bool, device=real.device)
+        else:
+            own = dense_mask(splits)
+        num_keys = length if past_key_values is None else past_key_values.get_mask_sizes(length, 0)[0]
+        return Grid(order, rows, length, context_mask(attention_mask, own, num_keys))
+
+    def embed_views(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        latents: Sequence[torch.Tensor] | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Ids or embeddings (B, L) and images, latents (16, h, w) being clean, as tokens (B, L, D).
+
+        Raises:
+            ValueError: If images and their places do not fit.
+        """
+        features: dict[str, Any] = {"vit_patches": vit_patches, "vit_grids": vit_grids}
+        if token_type_ids is None:
+            token_type_ids = torch.full_like(input_ids, TEXT)
+        if latents:
+            tokens, index = self.latent_tokens(latents)
+            time = torch.zeros(len(tokens), device=tokens.device)
+            features |= {"latents": tokens, "latent_time": time, "latent_index": index}
+        self._check_places(token_type_ids, vit_patches, vit_grids, features.get("latents"))
+        return self.embed(input_ids, token_type_ids, **features, embeds=inputs_embeds)
+
+    @staticmethod
+    def _check_places(token_type_ids, vit_patches, vit_grids, latents) -> None:
+        if vit_patches is not None and vit_grids is None:
+            raise ValueError("There are vit_patches but no vit_grids, their rows and columns: give both.")
+        for kind, tokens, what in ((VIT, vit_patches, "vit_patches"), (LATENT, latents, "latent tokens")):
+            places, found = int((token_type_ids == kind).sum()), 0 if tokens is None else len(tokens)
+            if places != found:
+                raise ValueError(
+                    f"There are {found} {what} for {places} places of token type {kind} in token_type_ids: give the "
+                    "images that BagelProcessor returned with them, all of them and no more."
+                )
+
+    def latent_tokens(self, latents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (16, h, w) as tokens (P, C) of all images in order, and their places (P,) in the position table."""
+        patch, side = self.config.latent_patch_size, self.config.max_latent_size
+        tokens = [patchify(latent, patch) for latent in latents]
+        index = [grid_index(x.shape[1] // patch, x.shape[2] // patch, side, x.device) for x in latents]
+        return torch.cat(tokens), torch.cat(index)
