@@ -36,7 +36,16 @@ LEFT_OUT = {
 }
 
 # Tests that fail, each with the reason.
-EXPECTED: dict[str, str] = {}
+REFUSES = "a checkpoint that does not fill the model is refused, where transformers leaves weights at random"
+FROZEN = "the frozen autoencoder is not recomputed, as it runs without gradients"
+EXPECTED = {
+    "test_base_model_prefix_loads_base_weights": REFUSES,
+    "test_correct_missing_keys": REFUSES,
+    "test_model_weights_reload_no_missing_tied_weights": REFUSES,
+    "test_gradient_checkpointing_enable_disable": FROZEN,
+    "test_peft_gradient_checkpointing_enable_disable": FROZEN,
+    "test_reverse_loading_mapping": "official names are reached in several steps, of which the test looks at one",
+}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from uniedit_hf.split_attention import NAME as SPLITS
 
 from .decoder_bagel import rotary_tables
 from .denoising_bagel import on_device_of
-from .reading_bagel import text_positions
+from .reading_bagel import IMAGES, text_positions
 from .regions import EAGER, compiled_regions
 from .token_step import CapturedStep, is_static, token_logits
 
@@ -117,20 +117,33 @@ class BagelTextGenerationMixin:
 
     compile_layers: bool | None
 
+    def logits_of(self, context: dict[str, Any], keep: int | torch.Tensor) -> BagelOutput:
+        """Logits of contexts, or of text alone, with the arguments of `forward`."""
+        noise, vae_images = context.pop("posterior_noise"), context["vae_images"]
+        routed = (*IMAGES, "token_type_ids", "split_ids", "output_hidden_states", "output_attentions")
+        plain = not any(context[name] is not None and context[name] is not False for name in routed)
+        if plain and self.writes_plainly and not torch.is_grad_enabled():
+            names = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
+            return self.next_of_text(**{name: context[name] for name in names}, keep=keep)
+        if vae_images and context["token_type_ids"] is not None:
+            context |= {"vae_images": None, "latents": self.encode_images(vae_images, noise)}
+        return self.next_token(keep, **context)
+
     def next_token(self, keep: int | torch.Tensor, **context) -> BagelOutput:
         """Logits behind text and images, which are routed to their experts; `context` as `BagelModel` takes it."""
         read = self.model(**context)
         logits = self.lm_head(read.last_hidden_state[:, kept(keep)])
         return BagelOutput(None, logits, read.past_key_values, read.hidden_states, read.attentions)
 
-    def text_loss(self, logits: torch.Tensor, labels: torch.Tensor, **options) -> torch.Tensor:
-        """The mean cross entropy of the tokens behind each place, as transformers' causal models compute it."""
+    def with_loss(self, output: BagelOutput, labels: torch.Tensor, **options) -> BagelOutput:
+        """With the mean cross entropy of the tokens behind each place, as transformers' causal models compute it."""
         size = self.config.text_config.vocab_size
-        loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **options)
+        loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=size, **options)
         if torch.is_grad_enabled():  # what only draws stays in the graph
             weight = self.model.llm2vae.weight
             loss = loss + self.model.llm2vae(weight.new_zeros(0, weight.shape[1])).sum().to(loss)
-        return loss
+        output.loss = loss
+        return output
 
     def next_of_text(
         self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, keep

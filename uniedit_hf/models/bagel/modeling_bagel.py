@@ -37,7 +37,7 @@ from .encoders_bagel import (
 )
 from .generation_bagel import BagelImageGenerationMixin
 from .pretrained_bagel import BagelPreTrainedModel
-from .reading_bagel import BagelReadingMixin, check_known, has_images
+from .reading_bagel import BagelReadingMixin, check_known, refuse_states
 from .routing_bagel import PackRouting, image_splits, same_size
 from .stored_views import with_stored
 from .training_bagel import BagelTrainingMixin
@@ -422,48 +422,30 @@ class BagelForConditionalGeneration(
                 others. VAE views may be stored moments (2 * 16, h/8, w/8) among `vae_images`.
             vit_is_stored: For each ViT view whether it was stored.
             stored_by: Views that were stored, with the fingerprints of what made them.
-            kwargs: `num_items_in_batch`, which the loss is divided by in place of the number of tokens, and
-                `return_dict`.
+            kwargs: `num_items_in_batch`, by which the loss is divided, and `return_dict`.
 
         Returns:
             `Losses` of a pack, else a `BagelOutput`.
 
         Raises:
-            ValueError: If images and their places in the sequence do not fit, or there is noise to learn from but no
-                pack.
+            ValueError: If images and their places do not fit, or there is noise to learn from but no pack.
             TypeError: If there is an argument that means nothing here.
         """
         tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "vae_images": vae_images, "latents": latents}
         images["posterior_noise"] = posterior_noise
-        if kwargs:
-            check_known(self, kwargs)
+        check_known(self, kwargs)
         if labels is not None and attention_mask is None and (split_ids is not None or routing is not None):
-            if output_hidden_states or output_attentions:
-                raise ValueError(
-                    "A pack returns losses, neither hidden states nor attentions: call pack_hidden_states(), or give "
-                    "contexts, which have an attention_mask."
-                )
+            refuse_states(output_hidden_states, output_attentions)
             splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
             draws = {"timesteps": timesteps, "noise": noise, "stored_by": stored_by}
             draws |= {"vit_features": vit_features, "vit_is_stored": vit_is_stored}
             return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
         if noise is not None or timesteps is not None:
             raise ValueError("noise and timesteps are of a pack to learn from, which needs labels too: give labels.")
-        cache = {"past_key_values": past_key_values, "use_cache": use_cache}
-        asked = self.model.asked_outputs(output_hidden_states, output_attentions)
-        plain = token_type_ids is None and split_ids is None and not has_images(images) and not any(asked.values())
-        if plain and self.writes_plainly and not torch.is_grad_enabled():
-            output = self.next_of_text(
-                input_ids, inputs_embeds, attention_mask, position_ids, **cache, keep=logits_to_keep
-            )
-        else:
-            if vae_images and token_type_ids is not None:
-                images |= {"vae_images": None, "latents": self.encode_images(vae_images, posterior_noise)}
-            splits = {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
-            rows = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-            images.pop("posterior_noise", None)
-            output = self.next_token(logits_to_keep, **tokens, **rows, **splits, **images, **cache, **asked)
-        if labels is not None:
-            output.loss = self.text_loss(output.logits, labels, **kwargs)
-        return output
+        context = tokens | images | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        context |= {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
+        context |= {"past_key_values": past_key_values, "use_cache": use_cache}
+        context |= self.model.asked_outputs(output_hidden_states, output_attentions)
+        output = self.logits_of(context, logits_to_keep)
+        return output if labels is None else self.with_loss(output, labels, **kwargs)

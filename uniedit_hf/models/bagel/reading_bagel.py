@@ -41,6 +41,19 @@ def check_known(model, options: dict[str, Any]) -> None:
         )
 
 
+def refuse_states(output_hidden_states: bool | None, output_attentions: bool | None) -> None:
+    """Refuses what a pack does not return.
+
+    Raises:
+        ValueError: If it is asked for.
+    """
+    if output_hidden_states or output_attentions:
+        raise ValueError(
+            "A pack returns losses, neither hidden states nor attentions: call pack_hidden_states(), or give "
+            "contexts, which have an attention_mask."
+        )
+
+
 def has_images(features: dict[str, Any]) -> bool:
     """Whether there are images among the arguments of a forward."""
     return any(features.get(name) is not None for name in IMAGES)
@@ -99,8 +112,7 @@ class BagelReadingMixin:
             ValueError: If images and their places do not fit, or there are neither ids nor embeddings, or both.
             TypeError: If there is an argument that means nothing here.
         """
-        if kwargs:
-            check_known(self, kwargs)
+        check_known(self, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
         images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "latents": latents}
