@@ -140,7 +140,7 @@ def denoise(decoder: nn.Module, branches: Branches, gen: torch.Tensor, regions: 
 def on_device_of(layer: nn.Module, values: Any) -> Any:
     """Tensors, or containers of them, on the device that accelerate has given the layer."""
     device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
-    return values if device is None else tree_map(lambda each: each.to(device), values)
+    return values if device is None else tree_map(lambda each: None if each is None else each.to(device), values)
 
 
 class Denoiser:
