@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from model_server import ModelServer
+from PIL import Image
 from synthesis_drafts import minimal
+from synthesis_runs import settings_for, write_settings
 
 from uniedit_hf.cli import main
 from uniedit_hf.cli.parsing import CommandParser
@@ -117,6 +121,22 @@ def test_a_dry_run_prices_every_stage(tmp_path, capsys):
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert lines["classify"][3] == "1,000" and lines["edit"][3] == "100" and float(lines["edit"][5]) == 4.0
     assert float(lines["at"][-1]) > 4.0
+
+
+def test_many_near_duplicates_are_told_with_the_setting(tmp_path, capsys):
+    noise, lines = Image.effect_noise((64, 64), 80).convert("RGB"), []
+    for number in range(12):
+        noise.putpixel((0, 0), (number, 0, 0))  # other pixels, the same look
+        noise.save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "question": "what color?", "answer": "green", "category": "color"}
+        lines.append(json.dumps(row))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    with ModelServer() as server:
+        source = {"kind": "rows", "files": [str(tmp_path / "rows.jsonl")]}
+        settings = settings_for(server, tmp_path / "out", 12, source=source, verify={})
+        assert main(["synthesize", "--config", str(write_settings(settings, tmp_path / "run.yaml"))]) == 0
+    said = capsys.readouterr().out
+    assert "11 of 12 rows were dropped because their image looks like" in said and "near_duplicates: false" in said
 
 
 def test_a_run_that_makes_nothing_says_so(tmp_path, capsys):

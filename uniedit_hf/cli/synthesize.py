@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from uniedit_hf.synthesis.writer import Merged
 
 
+MANY_ALIKE = 0.1  # share of the rows from which on near duplicates are worth a line
+
+
 @dataclass
 class SynthesizeOptions:
     output_dir: str = field(
@@ -74,6 +77,12 @@ def _print_result(merged: Merged, wanted: int | None, report: Path) -> None:
         found = f"No edit was made from {rejected:,} rows ({most or 'the source is empty'}): see {report}."
         raise ValueError(f"{found} {again}" if merged.failed else found)
     print(f"{made:,} edits in {merged.dataset}, {rejected:,} rows rejected{f' ({most})' if most else ''}.")
+    alike = counts.by_reason["duplicates", "near-duplicate image"]
+    if alike > MANY_ALIKE * (made + rejected):
+        print(
+            f"{alike:,} of {made + rejected:,} rows were dropped because their image looks like that of a row with "
+            "the same question and answer: for drawings and icons set decontaminate: {near_duplicates: false}."
+        )
     if merged.stopped:
         print(f"Stopped early: {merged.stopped}. Raise it and run the same command to resume.")
     elif wanted is not None and made < wanted:
