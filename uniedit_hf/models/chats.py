@@ -113,7 +113,7 @@ def call_options(options: dict[str, Any], tokenizer) -> CallOptions:
     merged = {name: tokenizer.init_kwargs[name] for name in TEXT_OPTIONS[:3] if name in tokenizer.init_kwargs}
     for name in NESTED:
         given = dict(options.get(name) or {})
-        if twice := sorted(each for each in given if each in flat and flat[each] != given[each]):
+        if twice := sorted(each for each in given if each in flat):
             raise ValueError(f"{', '.join(twice)} is given by itself and in {name}: give it once.")
         if name in ("videos_kwargs", "audio_kwargs"):
             given = {}  # for what this model does not read

@@ -337,7 +337,6 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         samples: Sample | Sequence[Sample] | str | Sequence[str] | None = None,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        videos: None = None,
         **options,
     ) -> BatchFeature:
         """Contexts to write text from, padded on the left: what `generate()` takes.
@@ -346,7 +345,6 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             samples: Contexts as samples; or instead
             images: one image per text, or a list of images per text, seen by the ViT, before
             text: one text or a list, which may come first as well.
-            videos: Refused.
             options: `add_generation_prompt` (true), whether to append the marker that begins an answer; `padding`,
                 `max_length`, `truncation` and `return_tensors`; settings of the image processor for this call.
 
@@ -354,7 +352,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             ValueError: If there is nothing to read, images and texts differ in number, or a context is too long.
             TypeError: If an option is not known.
         """
-        if videos is not None:
+        if options.pop("videos", None) is not None:
             raise ValueError("BAGEL reads images and texts, but no videos: give frames as images.")
         if isinstance(samples, str):
             samples = [samples]
