@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 from filelock import FileLock
 from safetensors.torch import load_file
-from training_data import edit_rows, save_checkpoint, save_parquet
+from training_data import edit_rows, save_checkpoint, save_parquet, settings
+from transformers import TrainerCallback
 
-from uniedit_hf import cli
+from uniedit_hf import UniEditTrainer, cli
 from uniedit_hf.hub import load_split
 from uniedit_hf.images import open_image
 from uniedit_hf.training.output_folder import LOCK
@@ -170,3 +173,40 @@ def test_a_path_that_is_not_there_is_told_as_a_path(flags, name, capsys):
     place = flags.index("--dataset_name")
     assert cli.main([*flags[: place + 1], name, *flags[place + 2 :], "--max_steps", "1"]) == 1
     assert f"There is no file or folder {name}" in capsys.readouterr().err
+
+
+def test_a_shard_with_one_more_column_streams(flags, tmp_path, capsys):
+    rows = edit_rows(8)
+    (tmp_path / "shards").mkdir()
+    rows.select(range(4)).to_parquet(tmp_path / "shards" / "train-0.parquet")
+    more = rows.select(range(4, 8)).add_column("note", ["new"] * 4)
+    more.to_parquet(tmp_path / "shards" / "train-1.parquet")
+    place = flags.index("--dataset_name")
+    command = [*flags[: place + 1], str(tmp_path / "shards"), *flags[place + 2 :]]
+    command += ["--dataset_streaming", "true", "--max_steps", "8", "--gradient_accumulation_steps", "1"]
+    assert cli.main(command) == 0
+    assert "Trained 8 steps" in capsys.readouterr().out
+    seen = load_split(str(tmp_path / "shards"), streaming=True, columns=["id", "instruction"])
+    assert [sorted(row) for row in seen] == [["id", "instruction"]] * 8
+
+
+def test_the_checkpoint_of_a_stopped_run_stays(data, tmp_path):
+    """With a limit of one and a better checkpoint before it, `Trainer` would delete it at the end of training."""
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "max_steps": 9}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "learning_rate": 0.5}
+    args = settings(tmp_path / "out", save_strategy="steps", lr_scheduler_type="constant", **options)
+    run = UniEditTrainer(str(data / "model"), args, edit_rows(8), eval_dataset=edit_rows(4), callbacks=[Stop()])
+    run.train()
+    last = tmp_path / "out" / f"checkpoint-{run.state.global_step}"
+    assert run.state.global_step == 5 and last.is_dir()
+    assert run.state.best_model_checkpoint != str(last), "the rate makes the model worse"
+    resumed = settings(tmp_path / "out", save_strategy="no", lr_scheduler_type="constant", max_steps=6)
+    again = UniEditTrainer(str(data / "model"), resumed, edit_rows(8))
+    again.train(resume_from_checkpoint=True)
+    assert again.first_step == 5 and again.state.global_step == 6

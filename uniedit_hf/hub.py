@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -84,7 +85,13 @@ def _page(name: str, kind: str) -> str:
 ROW_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_split(name: str, config: str | None = None, split: str = "train", streaming: bool = False):
+def load_split(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    columns: Sequence[str] | None = None,
+):
     """A split of a data set, from a folder, a file of rows or the Hub.
 
     Args:
@@ -92,6 +99,7 @@ def load_split(name: str, config: str | None = None, split: str = "train", strea
         config: Of a folder or a repository.
         split: A file has the split `train`, or a part of it such as `train[:100]`.
         streaming: Whether rows are read as they are needed.
+        columns: What is read of a stream of Parquet, as far as it has them, so that files may differ in others.
 
     Raises:
         OSError: If it is not there or the Hub cannot be reached.
@@ -106,7 +114,11 @@ def load_split(name: str, config: str | None = None, split: str = "train", strea
         raise OSError(f"There is no file or folder {name}: check the path of the data.")
     try:
         if loader is None or not path.is_file():
-            return load_dataset(name, config, split=split, streaming=streaming)
+            rows = load_dataset(name, config, split=split, streaming=streaming)
+            if not streaming or columns is None or not _holds_parquet(rows):
+                return rows
+            kept = [column for column in rows.features if column in columns]
+            return load_dataset(name, config, split=split, streaming=True, columns=kept)
         if config is not None:
             raise ValueError(f"{name} is a file, which has no configuration {config!r}: leave out dataset_config.")
         rows = load_dataset(loader, data_files=str(path), split=split, streaming=streaming)
@@ -117,6 +129,11 @@ def load_split(name: str, config: str | None = None, split: str = "train", strea
         raise hub_error(name, "data set", error) from error
     except DatasetGenerationError as error:
         raise ValueError(f"The data set {name} cannot be read: {error.__cause__ or error}") from error
+
+
+def _holds_parquet(rows) -> bool:
+    """Whether a stream reads Parquet, whose columns can be chosen before they are read."""
+    return rows.features is not None and rows.info.builder_name == "parquet"
 
 
 def _with_image_paths(rows, folder: Path):

@@ -40,6 +40,11 @@ from uniedit_hf.segments import (
 # What encoders made of images before: the end of the column by view, and all columns of the data set's schema.
 STORED = {UNDERSTANDING: "features", DRAWING: "latents"}
 STORED_COLUMNS = tuple(f"{image}_{kind}" for image in ("source", "target") for kind in STORED.values())
+# Every column that a recipe reads; a stream needs no others.
+READ_COLUMNS = (
+    "id", "prompt", "instruction", "thinking", "question", "answer", "turns", "source_image", "source_size",
+    "source_tokens", "target_image", "target_size", "target_tokens", *STORED_COLUMNS,
+)  # fmt: skip
 
 
 @refuse_former_names

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from uniedit_hf.recipes import RECIPES
+from uniedit_hf.recipes import READ_COLUMNS, RECIPES
 from uniedit_hf.training.config import UniEditConfig
 from uniedit_hf.training.output_folder import check_unused, claimed
 
@@ -155,7 +155,7 @@ def _data_sets(data: DataOptions, training: UniEditConfig):
         raise ValueError("Training needs data: give dataset_name or, for a mix of several, datasets; one of the two.")
     if data.dataset_name is not None:
         name, config, test_split = data.dataset_name, data.dataset_config, data.dataset_test_split
-        train = load_split(name, config, data.dataset_train_split, streaming=data.dataset_streaming)
+        train = load_split(name, config, data.dataset_train_split, data.dataset_streaming, READ_COLUMNS)
         return train, None if test_split is None else load_split(name, config, test_split)
     if data.dataset_streaming or data.dataset_config or data.dataset_test_split:
         raise ValueError(
