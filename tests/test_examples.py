@@ -1,0 +1,113 @@
+"""The scripts of `examples/` run as a user runs them: a process of its own in a fresh folder, on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_models import picture
+from training_data import edit_rows, save_checkpoint
+
+from uniedit_hf import UniEditPipeline
+
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+INSTRUCTION = "paint the circle red"
+
+
+@pytest.fixture(scope="module", params=["bagel", "janus"])
+def any_model(tmp_path_factory, request) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "bagel")
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    """A CSV of ten edits and a folder of their images."""
+    (tmp_path / "edits" / "images").mkdir(parents=True)
+    with (tmp_path / "edits" / "rows.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["id", "source_image", "instruction", "target_image"])
+        table.writeheader()
+        for row in edit_rows(10):
+            names = {side: f"images/{row['id']}-{side}.png" for side in ("source_image", "target_image")}
+            for side, name in names.items():
+                row[side].save(tmp_path / "edits" / name)
+            table.writerow({"id": row["id"], "instruction": row["instruction"], **names})
+    return tmp_path / "edits" / "rows.csv"
+
+
+def script(name: str, folder: Path, *arguments: object, **variables: str) -> str:
+    """What the script prints, run in a folder."""
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | variables
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_short(path):
+    assert path.read_text(encoding="utf-8").count("\n") < 60
+
+
+def test_edit(any_model, tmp_path):
+    picture(seed=3).save(tmp_path / "shop.png")
+    steps = ["--steps", 2] if any_model.name == "bagel" else []
+    said = script(
+        "edit.py", tmp_path, "--model", any_model, "--image", "shop.png", "--instruction", INSTRUCTION, *steps
+    )
+    assert said == "The edit is in edited.png.\n"
+    settings = {"num_timesteps": 2} if steps else {}
+    expected = UniEditPipeline.from_pretrained(any_model).edit(picture(seed=3), INSTRUCTION, seed=0, **settings)
+    assert Image.open(tmp_path / "edited.png").tobytes() == expected.tobytes()
+
+
+def test_train(model, rows, tmp_path):
+    script("train.py", tmp_path, "--model", model, "--dataset", rows, "--max_steps", 2, "--max_tokens_per_pack", 120)
+    assert (tmp_path / "runs" / "lora" / "adapter_model.safetensors").is_file()
+    assert UniEditPipeline.from_pretrained(tmp_path / "runs" / "lora").edit(
+        picture(), "paint", seed=0, num_timesteps=2
+    )
+
+
+def test_train_own_dataset(model, rows, tmp_path):
+    options = ["--max_steps", 8, "--max_tokens_per_pack", 120, "--test_rows", 3]
+    said = script("train_own_dataset.py", tmp_path, "--model", model, "--rows", "edits/rows.csv", *options)
+    result = next(line for line in said.splitlines() if line.startswith("Loss on 3 held-out rows: "))
+    before, after = (float(word) for word in result.split() if word[0].isdigit() and "." in word)
+    assert before > 0 and after > 0 and before != after
+    assert (tmp_path / "runs" / "own" / "adapter_model.safetensors").is_file()
+
+
+def test_serve_client(tmp_path):
+    pytest.importorskip("openai", reason="the official client is in the extra synthesis")
+    pytest.importorskip("fastapi", reason="the server needs the extra serving")
+    from serving_parts import served, tiny_pipe
+
+    picture(seed=3).save(tmp_path / "shop.png")
+    pipe = tiny_pipe()
+    with served(pipe, keys=("a-key",)) as server:
+        request = [
+            "--image",
+            "shop.png",
+            "--instruction",
+            INSTRUCTION,
+            "--question",
+            "what colour is this",
+            "--steps",
+            2,
+        ]
+        said = script("serve_client.py", tmp_path, "--url", f"{server.address}/v1", *request, UNIEDIT_API_KEY="a-key")
+    assert said.startswith("The edit is in edited.png.\nAnswer: ")
+    expected = pipe.edit(picture(seed=3), INSTRUCTION, seed=0, num_timesteps=2)
+    assert Image.open(tmp_path / "edited.png").tobytes() == expected.tobytes()
