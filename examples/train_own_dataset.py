@@ -2,8 +2,8 @@
 
     python examples/train_own_dataset.py --rows edits/rows.csv --output_dir runs/own
 
-`docs/own_data.md` says what a row needs. LoRA on BAGEL-7B is planned at 33.9 GiB with packs of 11,520 tokens; it is not
-measured.
+`docs/own_data.md` says what a row needs. LoRA on BAGEL-7B is planned at 33.9 GiB with packs of 11,520 tokens; this is
+not measured.
 """
 
 from __future__ import annotations
