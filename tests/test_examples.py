@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import csv
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +17,16 @@ from PIL import Image
 from tiny_models import picture
 from training_data import edit_rows, save_checkpoint
 
-from uniedit_hf import UniEditPipeline
+from uniedit_hf import UniEditPipeline, cli
+from uniedit_hf.hub import load_split
+from uniedit_hf.images import open_image
 
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 INSTRUCTION = "paint the circle red"
+BASE = "ByteDance-Seed/BAGEL-7B-MoT"
+BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module", params=["bagel", "janus"])
@@ -111,3 +119,44 @@ def test_serve_client(tmp_path):
     assert said.startswith("The edit is in edited.png.\nAnswer: ")
     expected = pipe.edit(picture(seed=3), INSTRUCTION, seed=0, num_timesteps=2)
     assert Image.open(tmp_path / "edited.png").tobytes() == expected.tobytes()
+
+
+def test_own_data_page(model, tmp_path, monkeypatch):
+    """Its code and commands in order, in one folder; a tiny model and short runs stand for the 7B one."""
+    monkeypatch.chdir(tmp_path)
+    images = tmp_path / "edits" / "images"
+    images.mkdir(parents=True)
+    for number, row in enumerate(edit_rows(10)):
+        row["source_image"].save(images / f"{number}-source.png")
+        row["target_image"].save(images / f"{number}-target.png")
+        (images / f"{number}.txt").write_text(row["instruction"] + "\n")
+    short = " --max_steps 2 --max_tokens_per_pack 120"
+    blocks = BLOCK.findall((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8"))
+    for language, text in blocks:
+        text = text.replace(BASE, str(model)).replace(" --max_steps 200", "")
+        if language == "python":
+            exec(compile(text, "docs/own_data.md", "exec"), {})
+        elif text.startswith("uniedit "):
+            flags = " --use_cpu true --dtype float32 --dataloader_num_workers 0 --report_to none"
+            assert cli.main(shlex.split(text + short + flags)[1:]) == 0
+        else:
+            name, *options = shlex.split(text + short)[1:]
+            said = script(Path(name).name, tmp_path, "--model", model, *options)
+            assert "Loss on 8 held-out rows: " in said
+    assert len(blocks) == 6
+    assert Image.open("base.png").size == Image.open("tuned.png").size
+
+    expected = [open_image(row["target_image"]).tobytes() for row in load_split("edits/rows.csv")]
+    shutil.rmtree(images)  # Parquet holds the images themselves
+    rows = load_split("edits/rows.parquet")
+    assert [open_image(row["target_image"]).tobytes() for row in rows] == expected
+    assert rows["instruction"] == [row["instruction"] for row in edit_rows(10)]
+
+
+def test_install_page_names_every_extra():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    table = page.split("## Extras")[1].split("## ")[0]
+    named = [name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])]
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert sorted(named) == sorted(config["options.extras_require"])
