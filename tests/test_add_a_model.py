@@ -261,8 +261,8 @@ def test_trainer_pipeline_and_page_ask_for_nothing_else():
         package / "recipes.py",
         package / "packing.py",
     ]
-    # only after a check that the family has them: `training_options`, `compile()`
-    optional = {"with_vit_longest_edge", "compile_layers"}
+    # only after a check that the family has them: `training_options`, `compile()`, `set_autoencoder()`
+    optional = {"with_vit_longest_edge", "compile_layers", "set_autoencoder"}
     model = uses(("model", "inner", "inner_model"), files) - OF_TRANSFORMERS - optional
     processor = uses(("processor", "processing_class"), files) - OF_TRANSFORMERS - optional
     assert model <= members(FamilyModel), model - members(FamilyModel)

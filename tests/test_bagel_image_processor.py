@@ -206,6 +206,11 @@ def test_saved_and_loaded_by_the_auto_class(tmp_path, small, pixels):
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved == {
         "image_processor_type": "BagelImageProcessor",
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "rescale_factor": 1 / 255,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "latent_channels": 16,

@@ -325,7 +325,7 @@ def test_not_a_picture(tmp_path):
         image_size(b"")
     with pytest.raises(ImageError, match="does not exist"):
         open_image(tmp_path / "gone.png")
-    with pytest.raises(ImageError, match="cannot be read"):
+    with pytest.raises(ImageError, match="is a folder: expected the path of one image file"):
         open_image(tmp_path)
 
 

@@ -289,6 +289,8 @@ def split_attention_forward(
 
 def _by_plan(query, key, value, plan: SplitPlan, scaling, dropout) -> torch.Tensor:
     """Routed queries (N, H, E), keys and values (N, G, E) to (N, H, E)."""
+    if not plan.runs:  # a pack without tokens, whose projections stay in the graph
+        return query + 0 * (key.sum() + value.sum())
     key, value = (_TakeRows.apply(states, plan.key_rows, plan.key_uses) for states in (key, value))
     sizes = [rows * keys for rows, keys in plan.keys]
     keys, values = key.split(sizes), value.split(sizes)
