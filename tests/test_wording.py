@@ -20,7 +20,7 @@ PAGES = [
 HABITS = {
     "write 'is not a'": r"(?<!there )\b(?:is|are|was|were) no (?!(?:longer|more|less|larger|smaller)\b)[a-z]",
     "write 'resume' or 'continue'": r"\b(?:go|goes|gone|going|went) on (?:from|where|when|with|at|to)\b|\bgone on\b",
-    "write 'is in'": r"\b(?:stands?|stood) (?:in|beside|here|there)\b",
+    "write 'is in'": r"\b(?:stands?|stood) (?:in|beside|between|here|there)\b",
     "write 'is missing'": r"\black(?:s|ed|ing)?\b",
     "write 'image'": r"\bpictures?\b",
     "write 'learned'": r"\blearnt\b",
