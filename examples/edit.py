@@ -2,7 +2,7 @@
 
     python examples/edit.py --image shop.jpg --instruction "Repaint the door in the color the sign names."
 
-On a GPU, BAGEL-7B needs about 28 GiB for its weights in bfloat16 (calculated), and more to draw. The same seed gives
+On a GPU, BAGEL-7B needs 27.5 GiB for its weights in bfloat16 (calculated), and more to draw. The same seed gives
 the same edit.
 """
 

@@ -3,7 +3,7 @@
     uniedit serve --model Uni-Edit/Uni-Edit-BAGEL        # in another shell
     python examples/serve_client.py --image shop.jpg --instruction "Paint the door blue." --question "What color?"
 
-The client needs `pip install openai` and no GPU. The server holds the model: about 28 GiB of weights in bfloat16 for
+The client needs `pip install openai` and no GPU. The server holds the model: 27.5 GiB of weights in bfloat16 for
 BAGEL-7B (calculated), and more to draw. The key is read from UNIEDIT_API_KEY.
 """
 
