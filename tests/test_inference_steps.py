@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -207,6 +210,19 @@ def test_images_of_a_batch_are_read_in_one_pass(model, processor):
     assert len(passes) == 1
     for logits, sample in zip(together, samples):
         assert relative_error(logits, model(**processor([sample])).logits[0, -1]) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_finds_every_variant_equal(tmp_path):
+    """In its tiny shape; on a GPU the same command measures."""
+    output = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.gpu_inference", "--output", str(output)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1])
+    assert run.returncode == 0, run.stderr
+    found = json.loads(output.read_text())
+    errors = [row["error"] for row in found["rows"] if row["error"] is not None]
+    assert not found["failures"] and len(errors) == 16 and max(errors) < 1e-4
+    assert "| a token, 16 question(s)" in run.stdout.split("all of it took")[0]
 
 
 # ---- the captured step
