@@ -17,7 +17,7 @@ from diffusers import UniPCMultistepScheduler
 Sampler = Literal["euler", "heun", "unipc"]
 SAMPLERS = ("euler", "heun", "unipc")
 FIRST_STEPS = 3  # computed whatever `compute_every` says: the velocity turns fastest there
-ORDER = 2  # of the polynomial that velocities are extrapolated with
+FAR = 4  # with so many steps between computed velocities a line extrapolates better than a parabola
 
 
 class Reuse:
@@ -68,7 +68,8 @@ class Reuse:
         """Remembers a guided velocity (P, C) that was computed."""
         if self.settings.compute_every > 1:
             others = [each for each in self.known if each[0] != self.times[step]]
-            self.known = [*others[-ORDER:], (self.times[step], velocity)]
+            order = 1 if self.settings.compute_every >= FAR else 2
+            self.known = [*others[-order:], (self.times[step], velocity)]
 
     def extrapolated(self, step: int) -> torch.Tensor:
         """The guided velocity (P, C) on the polynomial through the last ones."""
