@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
-from uniedit_hf.attention import NOISE, Splits
+from uniedit_hf.attention import NOISE
 from uniedit_hf.models.bagel.configuration_bagel import LATENT, TEXT, BagelConfig
 from uniedit_hf.models.bagel.encoders_bagel import grid_index
 from uniedit_hf.models.bagel.flow import guide, schedule
@@ -131,8 +131,8 @@ def plain_latents(model, contexts: dict, side: int, timesteps: int, settings: di
     cache = DynamicCache(config=model.config.text_config)
     images = {name: named[name] for name in ("vit_patches", "vit_grids", "vae_images") if name in named}
     embeds = model.embed_context(named["input_ids"], kinds, **images)
-    splits = Splits(named["sample_ids"], named["split_ids"], named["split_kinds"])
-    model.model(embeds, kinds, named["position_ids"], splits, mask, cache)
+    names = ("token_type_ids", "position_ids", "attention_mask", "sample_ids", "split_ids", "split_kinds")
+    model.model(inputs_embeds=embeds, past_key_values=cache, **{name: named[name] for name in names})
     position = torch.where(mask.bool(), named["position_ids"] + 1, 0).amax(-1)
     high, wide = model.latent_grid(request)
     number, length = len(kinds), high * wide
@@ -143,14 +143,18 @@ def plain_latents(model, contexts: dict, side: int, timesteps: int, settings: di
     index = grid_index(high, wide, model.config.max_latent_size, kinds.device).repeat(number)
     latent = torch.randn(length, model.config.latent_token_size, generator=torch.Generator().manual_seed(0))
     latent, times = latent.to(kinds.device), schedule(timesteps, request.timestep_shift).tolist()
-    splits = Splits(torch.zeros_like(ids), torch.zeros_like(ids), torch.full_like(ids, NOISE))
+    splits = {"sample_ids": torch.zeros_like(ids), "split_ids": torch.zeros_like(ids)}
+    splits["split_kinds"] = torch.full_like(ids, NOISE)
     for time_now, after in zip(times, times[1:]):
         moment = torch.full((number * length,), time_now, device=kinds.device)
         tokens = latent.repeat(number, 1)
         embeds = model.model.embed(ids, types, latents=tokens, latent_time=moment, latent_index=index)
         places = position[:, None].expand_as(ids)
         whole = torch.cat([mask, torch.ones_like(ids)], dim=-1)
-        hidden = model.model(embeds, types, places, splits, whole, cache).last_hidden_state
+        hidden = model.model(
+            inputs_embeds=embeds, token_type_ids=types, position_ids=places, attention_mask=whole,
+            past_key_values=cache, **splits,
+        ).last_hidden_state  # fmt: skip
         cache.crop(-ids.shape[1])
         found = model.model.llm2vae(hidden[:, 1:-1]).float()
         low, high_time = request.guidance_interval
@@ -244,7 +248,7 @@ def plain_tokens(bench: Bench, inputs: dict, number: int) -> list[torch.Tensor]:
     step = dict(inputs)
     mask, position = step["attention_mask"], step["position_ids"][:, -1:]
     for _ in range(number):
-        out = model(**step, past_key_values=cache)
+        out = model(**step, past_key_values=cache, logits_to_keep=1)
         logits.append(out.logits[:, -1].float())
         token = logits[-1].argmax(-1, keepdim=True)
         mask, position = torch.cat([mask, torch.ones_like(token)], dim=-1), position + 1
