@@ -168,6 +168,15 @@ def test_files_of_rows_train(files, flags, name, capsys):
     assert "Trained 1 steps" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_numbers_as_ids_are_text(files, tmp_path, streaming):
+    header, *lines = (files / "rows.csv").read_text().splitlines()
+    numbered = [",".join([str(number), *line.split(",")[1:]]) for number, line in enumerate(lines)]
+    (files / "numbered.csv").write_text("\n".join([header, *numbered]) + "\n")
+    rows = load_split(str(files / "numbered.csv"), streaming=streaming)
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+
+
 @pytest.mark.parametrize("name", ["../nope", "/nowhere/at/all", "./rows", "missing.jsonl", "~/missing.csv"])
 def test_a_path_that_is_not_there_is_told_as_a_path(flags, name, capsys):
     place = flags.index("--dataset_name")

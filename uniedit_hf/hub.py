@@ -137,11 +137,17 @@ def _holds_parquet(rows) -> bool:
 
 
 def _with_image_paths(rows, folder: Path):
-    """Rows whose image paths, relative to a folder, open from anywhere."""
+    """Rows whose image paths, relative to a folder, open from anywhere; a number as id, as CSV reads it, is text."""
     first = next(iter(rows), {})
     images = [name for name, value in first.items() if name.endswith("image") and isinstance(value, str)]
+    numbered = isinstance(first.get("id"), int)
 
-    def absolute(row: dict) -> dict:
-        return {name: row[name] and str(folder.absolute() / row[name]) for name in images}
+    def readable(row: dict) -> dict:
+        paths = {name: row[name] and str(folder.absolute() / row[name]) for name in images}
+        return paths | ({"id": str(row["id"])} if numbered else {})
 
-    return rows.map(absolute) if images else rows
+    if numbered and rows.features is not None:  # a map would turn the text into a number again
+        from datasets import Value
+
+        rows = rows.cast_column("id", Value("string"))
+    return rows.map(readable) if images or numbered else rows
