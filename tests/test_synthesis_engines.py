@@ -139,5 +139,5 @@ def test_one_shard_and_three_give_the_same_set(tmp_path):
 def test_another_number_of_shards_is_refused(tmp_path):
     with ModelServer() as server:
         run(settings_from(settings_for(server, tmp_path / "out", 4), "it"))
-        with pytest.raises(ValueError, match="holds a run with 1 shards, the settings say 2"):
+        with pytest.raises(ValueError, match="contains a run with 1 shards, the settings say 2"):
             run(settings_from(settings_for(server, tmp_path / "out", 4, shards=2), "it"))
