@@ -196,4 +196,5 @@ for name in ("transformers", "diffusers", "datasets", "tokenizers", "safetensors
     sys.modules[name] = None
 from uniedit_hf.small_world.base import gpu_base, gpu_recipes, gpu_session
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -71,6 +71,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 class NothingReadBack(TorchDispatchMode):
     """Fails at operations whose result decides what the host does next, which on a GPU would wait for the device."""
 
+    seen = 0  # operations
     WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "_unique2", "equal")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -78,20 +79,22 @@ class NothingReadBack(TorchDispatchMode):
         indices = args[1] if name in ("index", "index_put_", "index_put") else ()
         by_mask = any(each is not None and each.dtype == torch.bool for each in indices)
         assert name not in self.WAITING and not by_mask, f"{func} reads from the device"
+        self.seen += 1
         return func(*args, **kwargs or {})
+
+    def after_the_first_step(self, step) -> None:
+        """As a callback of a drawing: watches from the end of the first step to the end of the last."""
+        if step.number == 1:
+            self.__enter__()
+        elif step.number == step.total:
+            self.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("settings", [{}, {"guidance_interval": (0.4, 1.0)}, {"guidance_renorm": "channel"}])
 def test_a_denoising_step_reads_nothing_back(model, processor, settings):
     watch = NothingReadBack()
-
-    def callback(step) -> None:
-        if step.number == 1:
-            watch.__enter__()
-        elif step.number == step.total:
-            watch.__exit__(None, None, None)
-
-    drawn(model, processor, edit(), 8, callback, **settings)
+    drawn(model, processor, edit(), 8, watch.after_the_first_step, **settings)
+    assert watch.seen > 0
     with watch, pytest.raises(AssertionError, match="reads from the device"):
         torch.ones(3).nonzero()
 
@@ -105,11 +108,12 @@ def test_a_step_of_text_reads_nothing_back(model, processor, static):
         output = model(**inputs, past_key_values=cache)
         kwargs = {"attention_mask": inputs["attention_mask"], "position_ids": inputs["position_ids"]}
         kwargs |= {"use_cache": True, "token_type_ids": inputs["token_type_ids"]}
-        with NothingReadBack():
+        with NothingReadBack() as watch:
             kwargs = model._update_model_kwargs_for_generation(output, kwargs)
             ids = torch.cat([inputs["input_ids"], output.logits[:, -1].argmax(-1, keepdim=True)], dim=-1)
             step = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
-            model(**step)
+            logits = model(**step).logits
+    assert watch.seen > 0 and logits.shape[:2] == (2, 1)
 
 
 # ---- few operations
@@ -267,14 +271,8 @@ def janus_tokens(model, callback=None) -> torch.Tensor:
 
 def test_a_token_of_an_image_reads_nothing_back():
     watch = NothingReadBack()
-
-    def callback(step) -> None:
-        if step.number == 1:
-            watch.__enter__()
-        elif step.number == step.total:
-            watch.__exit__(None, None, None)
-
-    janus_tokens(tiny_janus(), callback)
+    janus_tokens(tiny_janus(), watch.after_the_first_step)
+    assert watch.seen > 0
 
 
 @pytest.mark.slow

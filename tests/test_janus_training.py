@@ -100,7 +100,7 @@ def tiny_checkpoint(tmp_path_factory):
 
 
 def test_the_command_stores_tokens(tmp_path, tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr("uniedit_hf.cli.dataset_tokens.ROWS_PER_FILE", 4)
+    monkeypatch.setattr("uniedit_hf.cli.encoding.ROWS_PER_FILE", 4)
     (tmp_path / "in").mkdir()
     edit_rows(10).to_parquet(str(tmp_path / "in" / "train.parquet"))
     options = ["--dataset_name", str(tmp_path / "in"), "--model_name_or_path", str(tiny_checkpoint)]
@@ -115,7 +115,7 @@ def test_the_command_stores_tokens(tmp_path, tiny_checkpoint, capsys, monkeypatc
     assert stored[3]["target_image"].tobytes() == direct[3]["target_image"].tobytes()
     capsys.readouterr()
     assert main(["dataset", "tokens", *options, "--output_dir", str(out)]) == 1
-    assert capsys.readouterr().err.endswith(f"--output_dir {out} is there and not empty: name a new folder.\n")
+    assert capsys.readouterr().err.endswith(f"--output_dir {out} exists and is not empty: name a new folder.\n")
 
 
 def test_the_command_stores_pictures_that_lie_elsewhere(tmp_path, tiny_checkpoint):

@@ -81,7 +81,7 @@ def test_the_command(tmp_path, capsys):
     rows = load_dataset(str(tmp_path / "out"), split="train")
     assert rows["id"] == edit_rows(4)["id"] and all(rows["source_features"])
     assert cli.main(["dataset", "latents", *flags]) == 1
-    assert "is there and not empty" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
 
 
 def test_the_wrong_family_is_refused(tmp_path, capsys):

@@ -66,6 +66,18 @@ def best_arithmetic() -> Arithmetic:
     return cpu_arithmetic()
 
 
+def inference_arithmetic(device: str | None = None, dtype: str = "auto") -> tuple[str, torch.dtype]:
+    """Device and dtype that a model draws and answers with.
+
+    Args:
+        device: `"cuda:1"`, `"mps"`, `"cpu"` ...; a GPU if there is one by default.
+        dtype: `"auto"` is bfloat16 on a CUDA device and float32 elsewhere.
+    """
+    device = device or best_arithmetic().device
+    automatic = "bfloat16" if device.startswith("cuda") else "float32"
+    return device, getattr(torch, automatic if dtype == "auto" else dtype)
+
+
 @functools.cache
 def cpu_arithmetic() -> Arithmetic:
     """The fastest way on the CPU, whatever else is there."""

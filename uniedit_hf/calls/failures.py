@@ -7,7 +7,7 @@ import os
 import re
 
 from uniedit_hf.calls.chat_bodies import ErrorBody
-from uniedit_hf.calls.messages import BackendError, PassingFailure, RowFailure
+from uniedit_hf.calls.messages import BackendError, PassingFailure, Reply, RowFailure
 
 
 LONGEST_MESSAGE = 300
@@ -85,6 +85,17 @@ def sorted_failure(who: str, model: str, status: int, message: str, wait: str, k
             f"call, {again}."
         )
     return RowFailure(f"HTTP {status}: {message}")
+
+
+def refusal_in_body(who: str, model: str, error: ErrorBody, key: str) -> Reply:
+    """The refusal in a body with status 200 that holds an error, which some gateways send.
+
+    Raises:
+        Exception: What another error means, see `failure_in_body`.
+    """
+    if is_refusal(400, error.said, error.code):
+        return Reply(model, refusal=without_key(error.said, key))
+    raise failure_in_body(who, model, error, key) from error
 
 
 def failure_in_body(who: str, model: str, error: ErrorBody, key: str) -> Exception:

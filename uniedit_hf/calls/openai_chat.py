@@ -12,11 +12,11 @@ from pydantic import AfterValidator, PositiveInt, field_validator
 from uniedit_hf.calls.call_settings import BackendSettings, time_limits
 from uniedit_hf.calls.chat_bodies import ErrorBody, error_of, read_completion
 from uniedit_hf.calls.failures import (
-    failure_in_body,
     html_failure,
     is_html,
     is_refusal,
     key_for,
+    refusal_in_body,
     sorted_failure,
     transport_failure,
     without_key,
@@ -156,9 +156,7 @@ class OpenAiChatBackend:
         try:
             made = read_completion(response.text)
         except ErrorBody as error:
-            if is_refusal(400, error.said, error.code):
-                return Reply(self.settings.model, refusal=without_key(error.said, self.key))
-            raise failure_in_body(self.who, self.settings.model, error, self.key) from error
+            return refusal_in_body(self.who, self.settings.model, error, self.key)
         self.answered = True
         return Reply(
             made.model or self.settings.model, made.text, refusal=made.refusal, tokens_in=made.tokens_in,

@@ -15,10 +15,10 @@ from uniedit_hf.release.raw import IMAGE_SUFFIXES
 class InferenceOptions:
     model: str = field(metadata={"help": "folder or Hub id of the model", "metavar": "NAME"})
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="auto", metadata={"help": "dtype of the weights; auto is bfloat16 on a GPU and float32 on a CPU"}
+        default="auto", metadata={"help": "dtype of the weights; auto is bfloat16 on CUDA and float32 elsewhere"}
     )
-    device: str = field(
-        default="auto", metadata={"help": "cuda, cuda:1, mps or cpu; auto takes a GPU if there is one"}
+    device: str | None = field(
+        default=None, metadata={"help": "cuda, cuda:1, mps or cpu; a GPU if there is one by default"}
     )
     batch_size: int = field(default=8, metadata={"help": "requests that run side by side"})
 
@@ -58,14 +58,10 @@ class DrawingOptions(InferenceOptions):
 
 def load_pipeline(options: InferenceOptions):
     """The pipeline on its device."""
-    import torch
-
     from uniedit_hf import UniEditPipeline
-    from uniedit_hf.arithmetic import best_arithmetic
+    from uniedit_hf.arithmetic import inference_arithmetic
 
-    device = best_arithmetic().device if options.device == "auto" else options.device
-    automatic = torch.float32 if device == "cpu" else torch.bfloat16
-    dtype = automatic if options.dtype == "auto" else getattr(torch, options.dtype)
+    device, dtype = inference_arithmetic(options.device, options.dtype)
     return UniEditPipeline.from_pretrained(options.model, options.batch_size, dtype=dtype).to(device)
 
 

@@ -14,6 +14,7 @@ import torch
 import uvicorn
 
 from uniedit_hf import UniEditPipeline
+from uniedit_hf.arithmetic import inference_arithmetic
 
 from .app import create_app
 from .connections import bounded_protocol
@@ -111,11 +112,8 @@ def api_keys(variable: str) -> list[str]:
 
 def load_pipeline(settings: ServerSettings) -> UniEditPipeline:
     """The model of the settings, on its device."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    options = {"dtype": getattr(torch, dtype)} | settings.load
+    device, dtype = inference_arithmetic(settings.device, settings.dtype)
+    options = {"dtype": dtype} | settings.load
     pipe = UniEditPipeline.from_pretrained(settings.model, batch_size=settings.batch_size, **options)
     if not options.keys() & {"device_map", "quantization_config"}:  # these say where the weights go
         pipe = pipe.to(device)

@@ -33,6 +33,8 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from uniedit_hf.models.filled import check_filled
+
 from .checkpoint_bagel import (
     EMA_FILE,
     FOLDER_OPTIONS,
@@ -327,14 +329,8 @@ def _check(config: BagelConfig, files: list[Path], source: Path) -> None:
     stored = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
     with torch.device("meta"):
         model = BagelForConditionalGeneration(config)
-    expected = {name: list(t.shape) for name, t in revert_weight_conversion(model, model.state_dict()).items()}
-    wrong = sorted(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(
-            f"{source} does not fill the model its configuration describes: {', '.join(wrong[:5])}{more} are missing, "
-            "unknown or of a wrong shape."
-        )
+    expected = {name: t.shape for name, t in revert_weight_conversion(model, model.state_dict()).items()}
+    check_filled(stored, expected, source)
 
 
 def _open(files: list[Path]) -> dict[str, torch.Tensor]:

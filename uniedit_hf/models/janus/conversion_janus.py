@@ -22,6 +22,8 @@ from transformers import (
     LlamaConfig,
 )
 
+from uniedit_hf.models.filled import check_filled
+
 from .modeling_janus import JanusForConditionalGeneration
 from .processing_janus import JanusProcessor
 
@@ -98,7 +100,8 @@ def convert_official(input_dir: str | Path, output_dir: str | Path) -> None:
     config = _config(source, processor, tensors)
     with torch.device("meta"):
         model = JanusForConditionalGeneration(config)
-    _check(tensors, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, source)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    check_filled({name: tensor.shape for name, tensor in tensors.items()}, expected, source)
     model.load_state_dict(tensors, assign=True)
     marks = processor.markers
     model.generation_config = GenerationConfig(
@@ -200,14 +203,3 @@ def _config(source: Path, processor: JanusProcessor, tensors: dict[str, torch.Te
 def _count(tensors: dict[str, torch.Tensor], prefix: str) -> int:
     """How many numbered parts there are behind a prefix."""
     return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))
-
-
-def _check(tensors: dict[str, torch.Tensor], expected: dict[str, tuple], source: Path) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(
-            f"{source} does not fill the model its configuration describes: {', '.join(wrong[:5])}{more} are missing, "
-            "unknown or of a wrong shape."
-        )

@@ -38,12 +38,12 @@ from uniedit_hf.models.janus import JanusForConditionalGeneration, JanusProcesso
 from uniedit_hf.randomness import python_random
 from uniedit_hf.segments import ImageSegment, ImageTokens, Sample, TextSegment
 from uniedit_hf.small_world.base.bagel_base import scene_loss, take_step
-from uniedit_hf.small_world.base.samples import draw_pictures
+from uniedit_hf.small_world.base.samples import draw_pictures, draw_question
 from uniedit_hf.small_world.base.scenes import as_tensor, real_scenes
 from uniedit_hf.small_world.base.small_model import UNKNOWN
 from uniedit_hf.small_world.base.vae import CONTRAST, batch, measure
 from uniedit_hf.small_world.program import Keep
-from uniedit_hf.small_world.questions import composed_questions, drawing_of
+from uniedit_hf.small_world.questions import drawing_of
 from uniedit_hf.small_world.scene import PALETTE, SHAPES, SIDE, Scene
 from uniedit_hf.small_world.vocabulary import vocabulary
 from uniedit_hf.small_world.wording import action_phrases
@@ -282,13 +282,7 @@ class Draws:
         return self._drawn(name, views, text, source, target, rng)
 
     def _answer(self, name: str, rng: random.Random) -> Sample:
-        if rng.random() < 0.6:
-            image = rng.choice(self.single)
-            drawn = rng.choice(composed_questions(self.pool.scenes[image][0]))
-            question, answer = drawn.text, drawn.answer
-        else:
-            image = rng.randrange(len(self.pool.questions))
-            question, answer = rng.choice(self.pool.questions[image])
+        image, question, answer = draw_question(self.pool, self.single, rng, composed=0.6)
         segments = [self._view(image, "siglip"), TextSegment(question), TextSegment(answer, loss=True)]
         return Sample(segments, name)
 

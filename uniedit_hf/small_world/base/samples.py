@@ -56,6 +56,23 @@ class Pool:
         return [index for index, scenes in enumerate(self.scenes) if len(scenes) == 1]
 
 
+def draw_question(pool, single: list[int], rng: random.Random, composed: float) -> tuple[int, str, str]:
+    """An image of a pool, a question about it and the answer.
+
+    Args:
+        pool: Has `scenes` and `questions`.
+        single: The images of the pool that show one shape.
+        rng: Draws.
+        composed: Share of composed questions; the others are easy-VQA's own.
+    """
+    if rng.random() < composed:
+        image = rng.choice(single)
+        drawn = rng.choice(composed_questions(pool.scenes[image][0]))
+        return image, drawn.text, drawn.answer
+    image = rng.randrange(len(pool.questions))
+    return image, *rng.choice(pool.questions[image])
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A sample, and the pictures of its VAE views in order, as numbers in the pool."""
@@ -132,13 +149,7 @@ class Draws:
 
     def answer(self, name: str, rng: random.Random, composed: float) -> Drawn:
         """A question about a picture, and its answer; `composed` is the share that is not easy-VQA's own."""
-        if rng.random() < composed:
-            image = rng.choice(self.single)
-            drawn = rng.choice(composed_questions(self.pool.scenes[image][0]))
-            question, answer = drawn.text, drawn.answer
-        else:
-            image = rng.randrange(len(self.pool.questions))
-            question, answer = rng.choice(self.pool.questions[image])
+        image, question, answer = draw_question(self.pool, self.single, rng, composed)
         segments = [self._pixels(image), TextSegment(question), TextSegment(answer, loss=True)]
         return Drawn(Sample(segments, name), ())
 

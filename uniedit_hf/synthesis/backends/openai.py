@@ -13,11 +13,11 @@ from openai.resources.images import AsyncImages
 
 from uniedit_hf.calls.chat_bodies import ErrorBody, error_of
 from uniedit_hf.calls.failures import (
-    failure_in_body,
     html_failure,
     is_html,
     is_refusal,
     key_for,
+    refusal_in_body,
     sorted_failure,
     transport_failure,
     without_key,
@@ -83,9 +83,7 @@ class OpenAiEditorBackend:
         try:
             made = read_image(body)
         except ErrorBody as error:
-            if is_refusal(400, error.said, error.code):
-                return Reply(self.settings.model, refusal=without_key(error.said, self.key))
-            raise failure_in_body(self.who, self.settings.model, error, self.key) from error
+            return refusal_in_body(self.who, self.settings.model, error, self.key)
         self.answered = True
         return Reply(
             self.settings.model,

@@ -1,0 +1,67 @@
+"""What `uniedit dataset tokens` and `uniedit dataset latents` do alike: read rows, load the model whose encoders see
+their images, and write the same rows with what the encoders made."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+ROWS_PER_FILE = 2000
+
+
+@dataclass
+class EncodingOptions:
+    dataset_name: str = field(metadata={"help": "Hub id or folder of the data", "metavar": "NAME"})
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model", "metavar": "NAME"})
+    output_dir: str = field(
+        metadata={"help": "a new folder for the same rows with what is stored", "metavar": "FOLDER"}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "a configuration of it", "metavar": "NAME"})
+    dataset_split: str = field(default="train", metadata={"help": "the split to encode", "metavar": "NAME"})
+
+
+def new_folder(name: str) -> Path:
+    """A folder that does not exist yet, or is empty.
+
+    Raises:
+        ValueError: If something is in its place.
+    """
+    folder = Path(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output_dir {folder} exists and is not empty: name a new folder.")
+    return folder
+
+
+def load_encoder(options: EncodingOptions, family: type, otherwise: str):
+    """The pipeline of a model of this family, on its device, and the rows to encode.
+
+    Raises:
+        ValueError: If the model is of another family; `otherwise` says what it lacks and what to do.
+    """
+    from uniedit_hf.arithmetic import inference_arithmetic
+    from uniedit_hf.hub import load_split
+    from uniedit_hf.pipeline import UniEditPipeline
+
+    pipe = UniEditPipeline.from_pretrained(options.model_name_or_path)
+    if not isinstance(pipe.model, family):
+        raise ValueError(f"{options.model_name_or_path} is a {type(pipe.model).__name__}, which has {otherwise}")
+    pipe.to(inference_arithmetic()[0])
+    return pipe, load_split(options.dataset_name, options.dataset_config, options.dataset_split)
+
+
+def write(dataset, folder: Path, split: str) -> None:
+    """Parquet with all images inside, as `load_dataset(folder)` reads it. The folder appears when it is complete."""
+    from datasets.table import embed_table_storage
+
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "data").mkdir(parents=True)
+    files = max(1, math.ceil(len(dataset) / ROWS_PER_FILE))
+    for number in range(files):
+        part = dataset.shard(files, number, contiguous=True).with_format("arrow")
+        whole = part.map(embed_table_storage, batched=True, batch_size=100, desc="images").with_format(None)
+        whole.to_parquet(str(unfinished / "data" / f"{split}-{number:05}-of-{files:05}.parquet"))
+    unfinished.replace(folder)
