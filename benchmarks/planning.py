@@ -34,7 +34,7 @@ from uniedit_hf.training.planning import PartLengths, plan_run
 
 
 MARKERS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
-WORDS = """if the sign above door names a colour repaint it in that otherwise replace number of apples with result
+WORDS = """if the sign above door names a color repaint it in that otherwise replace number of apples with result
 multiplying seventeen by three and write underneath caption photograph window mountain triangle keep everything else
 as before count windows building multiply shadow longer evening light""".split()
 SIZE = List(Value("int32"), length=2)

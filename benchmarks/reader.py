@@ -60,7 +60,7 @@ def lossy(image: Image.Image, seed: int) -> Image.Image:
 
 
 def drawn_scenes(count: int) -> list[Scene]:
-    """Scenes with sizes, places and colours like the data set's, but off its grid."""
+    """Scenes with sizes, places and colors like the data set's, but off its grid."""
     scenes = []
     for index in range(count):
         rng = python_random(SEED, index, "scene")

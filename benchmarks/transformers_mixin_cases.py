@@ -24,7 +24,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 def contexts(processor, view: str, width: int, height: int) -> dict:
     """What a processor makes of two contexts of equal length."""
-    texts = ("what colour is this", "paint the circle red")
+    texts = ("what color is this", "paint the circle red")
     samples = [
         Sample([ImageSegment(picture(width, height, seed), view), TextSegment(text)])
         for seed, text in enumerate(texts)
@@ -105,7 +105,7 @@ class JanusTester:
     def prepare_config_and_inputs_for_common(self):
         """An image and a text each."""
         processor = tiny_janus_processor()
-        texts = ["<image_placeholder> what colour is this", "<image_placeholder> paint the circle red"]
+        texts = ["<image_placeholder> what color is this", "<image_placeholder> paint the circle red"]
         images = [picture(32, 32, seed) for seed in range(2)]
         return self.get_config(), dict(processor(text=texts, images=images, padding=True, return_tensors="pt"))
 

@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
 
 def test_the_page_begins_with_the_result(folder, report):
     page = (folder / "report.html").read_text()
-    assert report["verdict"].startswith("After tuning, ") and "Of the intelligent edits" in report["verdict"]
+    assert report["verdict"].startswith("After tuning, ") and "intelligent edits that are right went from" in report["verdict"]
     assert page.index(report["verdict"]) < page.index(report["note"])
 
 
@@ -175,7 +175,7 @@ def test_the_verdict_names_what_moved():
     editing = row | {"rows": {"intelligent, vit": row | {"tuned": 0.75}, "plain, vit": row}}
     assert verdict({"understanding": row, "generation": fell, "editing": editing}) == (
         "After tuning, generation fell from 50.0 to 25.0 % and understanding and editing did not change measurably. "
-        "Of the intelligent edits 75.0 % are right, before it 50.0 %."
+        "The share of intelligent edits that are right went from 50.0 to 75.0 %."
     )
 
 

@@ -60,7 +60,7 @@ def open_image(
     """Opens an image as a person would see it, in 8-bit RGB.
 
     EXIF orientation is applied; transparency is laid on white; gray of more than 8 bits is scaled by its real depth;
-    of an animation the first frame is taken. Colour profiles are not applied, as in the reference.
+    of an animation the first frame is taken. Color profiles are not applied, as in the reference.
 
     Args:
         image: A `PIL.Image.Image`, encoded bytes, a path, `{"bytes": ..., "path": ...}` as `datasets` stores it, or a

@@ -48,7 +48,7 @@ class UniEditPipeline:
 
     Example:
         >>> pipe = UniEditPipeline.from_pretrained("me/bagel-uniedit")
-        >>> pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
+        >>> pipe.edit(image, "If the shop sign names a color, repaint the door in it.")
         >>> pipe.answer(image, "What does the sign say?")
         >>> pipe.generate("a red lighthouse at dusk")
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from uniedit_hf.images import image_size
 from uniedit_hf.release.raw import IMAGE_SUFFIXES
 
 
@@ -70,15 +71,19 @@ def input_images(path: str) -> list[Path]:
 
     Raises:
         OSError: If there is no such file, or no image in the folder.
+        ImageError: If a file is not an image, before a model is loaded.
     """
     place = Path(path)
     if place.is_file():
+        image_size(place)
         return [place]
     if not place.is_dir():
         raise OSError(f"There is no file or folder {path}: name an image, or a folder of images.")
     found = sorted(each for each in place.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise OSError(f"The folder {path} holds no images: expected files such as NAME.png or NAME.jpg.")
+    for each in found:
+        image_size(each)
     return found
 
 

@@ -1,4 +1,4 @@
-"""GenEval's detector and colours, on transformers: Mask2Former finds objects, CLIP names their colours.
+"""GenEval's detector and colors, on transformers: Mask2Former finds objects, CLIP names their colors.
 
 transformers' own post-processing reads boxes from masks of 384 x 384; here masks are scaled to the picture first, as
 the benchmark's mmdet does. The weights are others than mmdet's, so its numbers are not those of the official script.
@@ -90,7 +90,7 @@ def instances(classes, masks, size: tuple[int, int], padded: Sequence[int], vali
 
 
 class ColorReader:
-    """Names the colour of detected objects by CLIP: the object on grey, cut out, against three texts a colour.
+    """Names the color of detected objects by CLIP: the object on grey, cut out, against three texts a color.
 
     Args:
         model: Hub id or folder of a CLIP model.

@@ -41,7 +41,7 @@ def usage(model_id: str) -> str:
     return f'''```python
 from uniedit_hf import UniEditPipeline
 pipe = UniEditPipeline.from_pretrained("{model_id}")
-pipe.edit(image, "If the shop sign names a colour, repaint the door in it.")
+pipe.edit(image, "If the shop sign names a color, repaint the door in it.")
 ```'''
 
 

@@ -1,4 +1,4 @@
-"""The small world: 64-pixel images of one coloured shape, in which every edit can be made and checked exactly.
+"""The small world: 64-pixel images of one colored shape, in which every edit can be made and checked exactly.
 
 scene.py, reader.py, compare.py         what an image shows, read back from its pixels, and when two agree
 easy_vqa.py, drafts.py                  the questions and images of easy-VQA

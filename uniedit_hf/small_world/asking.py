@@ -75,7 +75,7 @@ def facts(program: Program, scene: Scene) -> list[Phrases]:
 
 
 def fact(condition: Condition, scene: Scene) -> Phrases:
-    """What a scene shows of what a condition is about: its colour, its shape, its number of corners, its half."""
+    """What a scene shows of what a condition is about: its color, its shape, its number of corners, its half."""
     match condition:
         case Is("color"):
             return condition_phrases(Is("color", scene.color))

@@ -1,4 +1,4 @@
-"""The easy-VQA data set (PyPI `easy-vqa`, MIT): 5,000 images of one coloured shape, 48,248 questions and answers."""
+"""The easy-VQA data set (PyPI `easy-vqa`, MIT): 5,000 images of one colored shape, 48,248 questions and answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class VqaRow:
     Args:
         image_path: The PNG file.
         question: As easy-VQA asks it, in lower case.
-        answer: One of the 13 answers: a shape, a colour, "yes" or "no".
+        answer: One of the 13 answers: a shape, a color, "yes" or "no".
         split: "train" or "test".
         image_id: The image's number within its split.
     """
@@ -57,12 +57,12 @@ class VqaRow:
 
     @property
     def is_open(self) -> bool:
-        """Whether the answer is a shape or a colour, not yes or no."""
+        """Whether the answer is a shape or a color, not yes or no."""
         return self.answer not in ("yes", "no")
 
     @property
     def value(self) -> str:
-        """The shape or colour that the answer names or, for yes and no, the question."""
+        """The shape or color that the answer names or, for yes and no, the question."""
         return self.answer if self.is_open else _value_in(self.question)
 
     @property
@@ -156,4 +156,4 @@ def _value_in(question: str) -> str:
     for word in question.rstrip("?").split():
         if word in PALETTE or word in SHAPES:
             return word
-    raise ValueError(f"The question {question!r} names neither a colour nor a shape of easy-VQA.")
+    raise ValueError(f"The question {question!r} names neither a color nor a shape of easy-VQA.")

@@ -53,7 +53,7 @@ LEAST_MOVE = 10.0
 
 @dataclass(frozen=True)
 class Is:
-    """The shape or the colour is (or is not) a value."""
+    """The shape or the color is (or is not) a value."""
 
     attribute: Literal["shape", "color"]
     value: str

@@ -141,7 +141,7 @@ def place_word(x: float, y: float) -> str:
 
 
 def question_texts() -> list[str]:
-    """Every composed question, answer and drawing prompt, up to the words of shapes and colours."""
+    """Every composed question, answer and drawing prompt, up to the words of shapes and colors."""
     places = [place_word(x, y) for y in (0, 32, 63) for x in (0, 32, 63)]
     return [
         SIDE_QUESTION,

@@ -1,7 +1,7 @@
 """Reads scenes back from pixels: what every target, and every score of the small world, is judged by.
 
 The background is the median of the border. Pixels that differ from it are cut into regions along empty rows and
-columns. In each region, alpha is the projection of the pixel on the line from the background to the shape's colour;
+columns. In each region, alpha is the projection of the pixel on the line from the background to the shape's color;
 area and second moments of alpha give one sub-pixel box for each possible shape, and the shape that overlaps best when
 it is drawn again is the answer. Moments, unlike edges, move little under blur and noise.
 """
@@ -22,7 +22,7 @@ STRAY_PIXELS = 12  # foreground pixels outside every region that are still put d
 LEAST_OVERLAP = 0.7  # intersection over union with the redrawn shape
 MOST_MISFITS = 2  # pixels that the redrawn shape leaves unexplained
 COVERAGE_TOLERANCE = 0.5  # blur moves the coverage of edge pixels by less, another shape's pixels by more
-COLOR_TOLERANCE = 60.0  # distance to the palette; its two nearest colours are 125 apart
+COLOR_TOLERANCE = 60.0  # distance to the palette; its two nearest colors are 125 apart
 FILTER_VARIANCE = 1 / 6  # what the renderer's triangle filter adds to each second moment, in square pixels
 VARIANCE_ACROSS = {"circle": 1 / 16, "rectangle": 1 / 12, "triangle": 1 / 24}  # of a shape of width 1
 VARIANCE_DOWN = {"circle": 1 / 16, "rectangle": 1 / 12, "triangle": 1 / 18}  # of a shape of height 1
@@ -83,7 +83,7 @@ def as_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def border_color(pixels: np.ndarray) -> np.ndarray:
-    """The median colour of the outermost pixels, float32 (3,)."""
+    """The median color of the outermost pixels, float32 (3,)."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     return np.median(border, axis=0).astype(np.float32)
 

@@ -25,7 +25,7 @@ EDIT_NAMES = {Recolor: "color", Reshape: "shape", Move: "location", Resize: "siz
 
 
 def classify_by_rules(draft: Draft, weights: Mapping[str, float], rng: random.Random) -> Draft:
-    """What the instruction will ask: the question itself, which is about the shape or its colour, or one that is
+    """What the instruction will ask: the question itself, which is about the shape or its color, or one that is
     composed for its image; drawn by the weights of the categories."""
     fitting = [category for category in CATEGORIES if category in (draft.row.attribute, *CATEGORIES[2:])]
     drawn = [weights.get(category, 0.0) for category in fitting]

@@ -45,7 +45,7 @@ class Scene:
         shape: One of `SHAPES`.
         color: One of the names in `PALETTE`.
         box: (left, top, right, bottom) in pixels, sub-pixel.
-        background: The RGB colour behind the shape, 0 to 255.
+        background: The RGB color behind the shape, 0 to 255.
     """
 
     shape: ShapeName

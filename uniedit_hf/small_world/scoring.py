@@ -1,6 +1,6 @@
 """Scores of the small world: what a model answered, drew or edited against what was asked, read from the pixels.
 
-An edit is right if the image reads as the target does: as many shapes, each of the right form and colour, its middle
+An edit is right if the image reads as the target does: as many shapes, each of the right form and color, its middle
 within 6 pixels and its size within 3, the background within 16 grey levels (`compare.VISIBLE`). What the
 instruction changes and what it leaves alone are also scored apart.
 """

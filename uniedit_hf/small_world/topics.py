@@ -111,7 +111,7 @@ def sorted_out(conditions: Iterable[Condition]) -> tuple[Sort, ...]:
 
 @cache
 def simple_actions() -> tuple[Action, ...]:
-    """Direct edits of colour, shape, place and size, one kind as frequent as another."""
+    """Direct edits of color, shape, place and size, one kind as frequent as another."""
     kinds = [plain_actions(kind) for kind in ("color", "shape", "location", "size")]
     return tuple(kind[index % len(kind)] for index in range(max(map(len, kinds))) for kind in kinds)
 
@@ -172,7 +172,7 @@ def _yes_no_topic(row: VqaRow) -> Topic:
 
 
 def _open_topic(row: VqaRow) -> Topic:
-    """A question for the colour is followed by conditions on the colour and an edit of it; so for the shape."""
+    """A question for the color is followed by conditions on the color and an edit of it; so for the shape."""
     sorts = _COLOR_SORTS if row.attribute == "color" else _SHAPE_SORTS
     leads = [row.question, *LEADS[row.attribute]]
     return Topic(row.question, row.answer, sorts, _EDITS_OF[row.attribute], "easy-vqa", leads)
@@ -202,7 +202,7 @@ def _location_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic | No
 
 
 def _knowledge_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic:
-    """A thing stands for the colour or the shape of the edit, or of the outermost condition."""
+    """A thing stands for the color or the shape of the edit, or of the outermost condition."""
     if rng.random() < 0.5 and (known := draw_condition(scene, _KNOWN_SORTS, truth, rng)):
         return Topic(question_of(known), "yes" if truth else "no", sorted_out([known]), simple_actions())
     action = rng.choice(_KNOWN_EDITS)

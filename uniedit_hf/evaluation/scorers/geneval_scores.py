@@ -1,4 +1,4 @@
-"""GenEval: whether the objects that a prompt names are in the picture, as often, in the colour and place asked for.
+"""GenEval: whether the objects that a prompt names are in the picture, as often, in the color and place asked for.
 
 Rules and thresholds are those of the benchmark (Ghosh et al., 2023). The detector is not its own, so its numbers are
 not those of the official script.
@@ -49,7 +49,7 @@ def evaluate(objects: Objects, metadata: Mapping, colors_of: ColorsOf) -> tuple[
     Args:
         objects: Detections of every class that count, best first.
         metadata: The prompt's row: `include`, and perhaps `exclude`.
-        colors_of: The colours of some detections of a class; asked only where the prompt names a colour.
+        colors_of: The colors of some detections of a class; asked only where the prompt names a color.
     """
     wrong: list[str] = []
     groups: list[Sequence[Detection] | None] = []

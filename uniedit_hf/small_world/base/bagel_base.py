@@ -3,7 +3,7 @@
     python -m uniedit_hf.small_world.base.bagel_base --vae runs/small_world/vae --output_dir runs/small_world/base
 
 First the ViT learns to read: its tokens have to give the latents of their own square of the picture, and the shape,
-colour and box of the whole. Then everything but the autoencoder learns the three abilities together. A plain loop and
+color and box of the whole. Then everything but the autoencoder learns the three abilities together. A plain loop and
 no `UniEditTrainer`, because the latents of all pictures are computed once and not in every step.
 """
 
@@ -137,7 +137,7 @@ def learn_to_read(model, processor, pool: Pool, options: argparse.Namespace) -> 
 
 
 def scene_loss(read: torch.Tensor, scenes: list) -> torch.Tensor:
-    """Cross entropies of shape and colour and the distance of the boxes, of pictures that show one shape."""
+    """Cross entropies of shape and color and the distance of the boxes, of pictures that show one shape."""
     single = [index for index, shown in enumerate(scenes) if len(shown) == 1]
     shown = [scenes[index][0] for index in single]
     shape, color, box = read[single].split([len(SHAPES), len(PALETTE), 4], dim=1)

@@ -24,7 +24,7 @@ ASSETS = Path(__file__).resolve().parents[3] / "assets"
 BANDS = {"understanding": (70, 95), "generation": (50, 95), "editing_vit": (30, 90), "editing_siglip": (30, 90)}
 ABILITIES = {
     "understanding": "questions (open, yes/no and composed, a third each)",
-    "generation": "drawings (shape, colour, size and place right)",
+    "generation": "drawings (shape, color, size and place right)",
     "editing_vit": "plain edits, source by the ViT view",
     "editing_vae": "plain edits, source by the VAE view",
     "editing_siglip": "plain edits, source by the SigLIP view",
@@ -59,7 +59,7 @@ First the autoencoder; then its latents are kept and the ViT learns to read unde
 learns answers, drawings, plain edits and redrawing together.""",
         """\
 The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
-shape and colour after the round trip in {reader_right:.1%}.""",
+shape and color after the round trip in {reader_right:.1%}.""",
     ),
     "second": Making(
         "BAGEL",
@@ -75,7 +75,7 @@ The autoencoder is that of the first base. Everything else is learnt together: a
 redrawing, and a few edits with one condition about shape or color.""",
         """\
 The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
-shape and colour after the round trip in {reader_right:.1%}.""",
+shape and color after the round trip in {reader_right:.1%}.""",
         "has seen only a few with a single condition, about shape or color",
         "Trained on one GPU, until a time limit.",
         {"understanding": (80, 95), "generation": (75, 95), "editing_vit": (75, 95)},
@@ -91,7 +91,7 @@ and the encoder learns to read under supervision; then everything else learns an
 redrawing together.""",
         """\
 The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures, {codes_used} codes in use; the reader that \
-scores everything finds the same shape and colour after the round trip in {reader_right:.1%}. The tint of the \
+scores everything finds the same shape and color after the round trip in {reader_right:.1%}. The tint of the \
 background is mostly lost: transformers' autoencoder normalises in 32 groups, here of two channels, which removes \
 their levels.""",
     ),
@@ -148,7 +148,7 @@ the way. {machine}
 {notes}
 ## Limits
 
-A world of 64 pixels, one to four flat shapes, eight colours, {words} words: anything else is outside of what it can \
+A world of 64 pixels, one to four flat shapes, eight colors, {words} words: anything else is outside of what it can \
 do. It shows how the machinery works, and what a tuning does to such a model; it is no evidence for the 7B model. \
 The same pixel reader that scores it made its training data.
 """

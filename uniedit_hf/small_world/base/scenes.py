@@ -24,7 +24,7 @@ def real_scenes(split: Split) -> tuple[np.ndarray, list[Scene]]:
 
 
 def random_scene(scenes: list[Scene], rng: random.Random) -> Scene:
-    """A shape of the data set in another place, colour and size, on another background."""
+    """A shape of the data set in another place, color and size, on another background."""
     shape = rng.choice(scenes)
     size = min(max(shape.size * rng.uniform(0.8, 1.25), SMALLEST), BIGGEST)
     background = tuple(rng.randint(DARKEST, LIGHTEST) for _ in range(3))

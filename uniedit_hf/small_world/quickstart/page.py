@@ -21,8 +21,8 @@ from .summary import COLUMNS, mean_scores, summary, verdict
 
 
 NOTE = (
-    "A 64-pixel world of coloured shapes: this page shows the machinery and the effect of tuning in that world. "
-    "It is no evidence about the 7B model."
+    "This is a world of colored shapes, 64 pixels wide. The page shows the machinery and what tuning does in that "
+    "world; it says nothing about the 7B model."
 )
 NUM_EXAMPLES = 12
 COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "control": "#d98b2b"}

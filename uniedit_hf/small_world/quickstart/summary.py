@@ -95,8 +95,8 @@ def verdict(abilities: Mapping[str, Any]) -> str:
     share = {c: 100 * sum(row[c] * row["n"] for row in intelligent) / sum(row["n"] for row in intelligent)
              for c in ("base", "tuned")}  # fmt: skip
     return (
-        f"After tuning, {_and(parts)}. Of the intelligent edits {share['tuned']:.1f} % are right, before it "
-        f"{share['base']:.1f} %."
+        f"After tuning, {_and(parts)}. The share of intelligent edits that are right went from {share['base']:.1f} to "
+        f"{share['tuned']:.1f} %."
     )
 
 
