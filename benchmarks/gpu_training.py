@@ -40,7 +40,7 @@ from benchmarks.gpu_training_parts import (
     tiny_processor,
 )
 from uniedit_hf import split_attention
-from uniedit_hf.models.bagel.regions import EAGER, compiled_regions
+from uniedit_hf.models.bagel.decoder_bagel import EAGER, compiled_regions
 from uniedit_hf.training.cards import card_at_hand
 from uniedit_hf.training.layer_options import set_checkpointing
 from uniedit_hf.training.memory_plan import Way, plan_row

@@ -153,7 +153,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
 
 def test_the_page_begins_with_the_result(folder, report):
     page = (folder / "report.html").read_text()
-    assert report["verdict"].startswith("After tuning, ") and "intelligent edits that are right went from" in report["verdict"]
+    assert (
+        report["verdict"].startswith("After tuning, ")
+        and "intelligent edits that are right went from" in report["verdict"]
+    )
     assert page.index(report["verdict"]) < page.index(report["note"])
 
 

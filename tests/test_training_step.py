@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from training_data import curve, edit_rows, settings, trainer
 
-from uniedit_hf.models.bagel.regions import EAGER
+from uniedit_hf.models.bagel.decoder_bagel import EAGER
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 from uniedit_hf.training.layer_options import set_checkpointing
 

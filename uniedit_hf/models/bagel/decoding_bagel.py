@@ -23,10 +23,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from uniedit_hf.models.assisted import is_assisted, mark_read, unread
 from uniedit_hf.split_attention import NAME as SPLITS
 
-from .decoder_bagel import rotary_tables
+from .decoder_bagel import EAGER, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
 from .reading_bagel import IMAGES, text_positions
-from .regions import EAGER, compiled_regions
 from .token_step import CapturedStep, is_static, token_logits
 
 

@@ -20,10 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map
 from transformers import Cache
 
-from .decoder_bagel import rotary_tables
+from .decoder_bagel import Regions, rotary_tables
 from .encoders_bagel import grid_index
 from .flow import guide, schedule
-from .regions import Regions
 from .shortcuts_bagel import Reuse
 
 

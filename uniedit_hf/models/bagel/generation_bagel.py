@@ -17,9 +17,9 @@ from transformers import DynamicCache
 
 from uniedit_hf.models.family import DrawingCallback, DrawingStep
 
+from .decoder_bagel import EAGER, Regions, compiled_regions
 from .denoising_bagel import MARKERS, Context, Denoiser, contexts_of
 from .flow import Renorm, unpatchify
-from .regions import EAGER, Regions, compiled_regions
 from .shortcuts_bagel import SAMPLERS, Sampler, sampler_of
 
 

@@ -20,9 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uniedit_hf.models.captured import Replayed
 
-from .decoder_bagel import rotary_tables
+from .decoder_bagel import EAGER, Regions, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
-from .regions import EAGER, Regions, compiled_regions
 
 
 def is_static(cache: Cache | None) -> bool:

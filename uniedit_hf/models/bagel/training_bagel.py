@@ -15,9 +15,9 @@ from uniedit_hf.attention import Packed, Splits, block_mask, sample_grid
 from uniedit_hf.losses import Losses
 from uniedit_hf.split_attention import NAME as SPLITS
 
+from .decoder_bagel import compiled_regions
 from .encoders_bagel import grid_index
 from .flow import add_noise, patchify, shift_time, velocity_target
-from .regions import compiled_regions
 from .routing_bagel import PackRouting, latent_grids, route_pack, same_size
 from .stored_views import COLUMNS, fingerprint
 
