@@ -136,6 +136,8 @@ def marks(text: str, number: int) -> str:
         return f"Looks fine.\nFinal Score: {first + 3}"
     if '"knowledge_score"' in text:
         return json.dumps({"instruction_score": first + 3, "knowledge_score": second + 3, "reasoning": "r"})
+    if '"score": N}' in text:
+        return json.dumps({"reason": "r", "score": first + 5})
     for name in ("consistency", "instruction", "quality"):
         if f'"{name}_score"' in text:
             return json.dumps({f"{name}_score": first + 3, "reasoning": "r"})

@@ -156,7 +156,7 @@ class Caller:
         """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
         detail = text = ""
         for attempt in range(self.settings.malformed_attempts):
-            again = ChatRequest(request.system, request.text, request.answer, request.images, attempt)
+            again = replace(request, attempt=attempt)
             try:
                 reply = await self.reply(again)
             except RowFailure as failure:

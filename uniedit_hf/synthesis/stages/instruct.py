@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from uniedit_hf.calls.caller import Caller, NoAnswer
 from uniedit_hf.calls.messages import Answer, ChatRequest
 from uniedit_hf.randomness import python_random
+from uniedit_hf.reading_text import NUMBERS
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Instruct
-from uniedit_hf.synthesis.stages.screen import NUMBERS
 
 
 STAGE = "instruct"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from uniedit_hf.reading_text import words_of
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Screen
 
@@ -13,7 +14,6 @@ STAGE = "screen"
 UNFINISHED = re.compile(r"```|<answer>|\[answer\]|\{\w+\}|process_answer|reference answer|no_instr", re.IGNORECASE)
 # An answer of more words than this is copied if this share of its runs of four words is found.
 LONG_ANSWER, COPIED, RUN = 6, 0.3, 4
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
 def screen(draft: Draft, settings: Screen) -> Draft | Rejection:
@@ -41,12 +41,6 @@ def leaks(instruction: str, question: str, answer: str) -> bool:
     runs -= {tuple(question_words[i : i + RUN]) for i in range(len(question_words) - RUN + 1)}
     copied = runs & {tuple(instruction_words[i : i + RUN]) for i in range(len(instruction_words) - RUN + 1)}
     return len(copied) > COPIED * len(runs) if runs else False
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words; numbers up to twelve as digits, so that "Two" and "2" are the same."""
-    found = re.findall(r"\d+(?:[.,]\d+)*|[^\W\d_]+", text.lower())
-    return [str(NUMBERS.index(word)) if word in NUMBERS else word for word in found]
 
 
 def _occurrences(part: list[str], whole: list[str]) -> int:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from uniedit_hf.calls.caller import Caller, NoAnswer
 from uniedit_hf.calls.messages import Answer, ChatRequest, EncodedImage, off_loop
-from uniedit_hf.synthesis.ocr import TextReader, text_match
+from uniedit_hf.reading_text import text_match
+from uniedit_hf.synthesis.ocr import TextReader
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Draft, Rejection
 from uniedit_hf.synthesis.settings import Verify
