@@ -159,13 +159,13 @@ def test_wrong_values_in_a_file(capsys, tmp_path, text, sentence):
 def test_files_without_options(capsys, tmp_path, text):
     path = tmp_path / "options.yaml"
     path.write_text(text)
-    assert complaint(capsys, "--config", str(path)).startswith(f"{path} must hold one option a line")
+    assert complaint(capsys, "--config", str(path)).startswith(f"{path} must contain one option per line")
 
 
 def test_an_empty_file(capsys, tmp_path):
     path = tmp_path / "options.yaml"
     path.touch()
-    assert complaint(capsys, "--config", str(path)).startswith(f"{path} is empty: write one option a line")
+    assert complaint(capsys, "--config", str(path)).startswith(f"{path} is empty: write one option per line")
 
 
 @pytest.mark.parametrize("content", [b"name: [1", b"name: a: b", b"\xff\xfe\x00", b"name: '\x00'"])
@@ -202,7 +202,7 @@ def test_every_command_has_help(capsys, command):
         assert stopped.value.code == 0
         out = capsys.readouterr().out
         assert out.startswith(f"usage: uniedit {command} ")
-        longest = {"train": 120, "evaluate": 48}.get(command, 40)
+        longest = {"train": 120, "evaluate": 51}.get(command, 40)
         assert flag == "--help_all" or out.count("\n") <= longest, "--help fits a screen, that of train three"
 
 

@@ -114,8 +114,8 @@ def test_the_command_ends_with_its_verdict_and_a_page(tmp_path, capsys):
     build(tmp_path / "raw", tmp_path / "out")
     (tmp_path / "benchmarks").mkdir()
     command = ["dataset", "validate", "--input_dir", str(tmp_path / "out")]
-    assert main(command) == 0 and "Nothing to put right" in capsys.readouterr().out
-    assert "Nothing to put right" in (tmp_path / "out" / "validation.html").read_text()
+    assert main(command) == 0 and "No problems found" in capsys.readouterr().out
+    assert "No problems found" in (tmp_path / "out" / "validation.html").read_text()
     (tmp_path / "benchmarks" / "a.png").write_bytes((tmp_path / "raw" / "images" / "easy" / "3.png").read_bytes())
     report = tmp_path / "report.html"
     command += ["--benchmarks", str(tmp_path / "benchmarks"), "--report", str(report)]

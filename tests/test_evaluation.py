@@ -106,7 +106,7 @@ def test_geneval_runs_whole(models, benchmarks, tmp_path, capsys):
     assert len(list((tmp_path / "tuned" / "images").glob("*/*.png"))) == 6
     said, note = (
         capsys.readouterr().out,
-        "The official protocol draws 4 images a prompt (--seeds 0 1 2 3), this run 1.",
+        "The official protocol draws 4 images per prompt (--seeds 0 1 2 3); this run draws 1.",
     )
     assert "| overall |" in said and note in said and note in (tmp_path / "result.html").read_text()
 

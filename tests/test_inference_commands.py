@@ -90,7 +90,7 @@ def test_prompts(saved, tmp_path):
     [
         (["edit", "--image", "nowhere.png", "--instruction", "x", "--output", "o.png"], "There is no file or folder"),
         (["edit", "--image", __file__, "--instruction", "x", "--output", "o.png"], "expected a complete PNG"),
-        (["edit", "--image", ".", "--instruction", "x", "--output", "o"], "holds no images"),
+        (["edit", "--image", ".", "--instruction", "x", "--output", "o"], "contains no images"),
         (["generate", "--output", "o.png"], "Give one of prompt and prompts"),
         (["generate", "--prompt", "x", "--output", "o"], "name an image file such as"),
         (["generate", "--prompt", "x", "--output", "o.png", "--size", "32"], "give width and height"),

@@ -74,7 +74,7 @@ def test_a_judge_that_is_down_is_told_and_asked_again(fault, reason, run, card, 
     with JudgeServer(fault) as server:
         code, said, complaint = run(server)
         assert code == 1 and "run the same command again" in complaint and reason in complaint
-        assert reason in said and "6 no_reply" in said and card() == "# Tuned\n" and "card is left as it is" in said
+        assert reason in said and "6 no_reply" in said and card() == "# Tuned\n" and "card is unchanged" in said
         assert result(tmp_path)["runs"]["tuned"]["statuses"] == {"no_reply": 6}
         assert any(reason in each["reason"] for each in result(tmp_path)["runs"]["tuned"]["reasons"])
         assert server.tried.total() <= 5 * 2  # it stops when calls fail in a row
@@ -101,7 +101,7 @@ def test_less_does_not_overwrite_more(run, card, tmp_path):
         whole, table = (tmp_path / "out" / "result.json").read_bytes(), card()
         server.fault = "500"
         code, said, complaint = run(server, "--judge_model", "another")
-        assert code == 1 and "stays" in said and "no reply" in complaint
+        assert code == 1 and "is kept" in said and "no reply" in complaint
         assert (tmp_path / "out" / "result.json").read_bytes() == whole and card() == table
         calls, server.fault = server.answered.total(), ""
         assert run(server)[0] == 0 and server.answered.total() == calls  # the first judge's replies are there still
@@ -203,7 +203,7 @@ def test_a_trial_leaves_the_card_alone(run, card, tmp_path):
         whole = card()
         assert "6 items, seeds [0]" in whole and "2 items" not in whole
         _, said, _ = run(server, "--limit", "2", "--output_dir", tmp_path / "trial", "--write_card")
-        assert card() == whole and "its table is of more images" in said
+        assert card() == whole and "its table covers more images" in said
 
 
 def test_a_mode_is_named_in_table_and_card(run, card, tmp_path):

@@ -244,7 +244,7 @@ def test_another_stream_is_noticed(tmp_path):
         edit_rows(60).to_iterable_dataset().shuffle(seed=1, buffer_size=30),
     ]
     for other in others:
-        with pytest.raises(DataError, match="does not go on where the checkpoint was: other rows come"):
+        with pytest.raises(DataError, match="gives other rows than when the checkpoint was written"):
             Run(other, args, state, 3).packs(1)
     with pytest.raises(DataError, match="set both as they were"):
         Run(edit_rows(14).to_iterable_dataset(), make_args(tmp_path / "out", packing_window=5), state, 3).packs(1)

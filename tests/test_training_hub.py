@@ -214,7 +214,7 @@ def test_the_card_of_adapters(pushed):
     metadata = metadata_load(pushed[1]["lora card"])
     assert metadata["base_model_relation"] == "adapter" and metadata["library_name"] == "peft"
     assert metadata["license"] == "mit"
-    assert "No evaluation came with this card" in Path(pushed[1]["lora card"]).read_text()
+    assert "This model was not evaluated" in Path(pushed[1]["lora card"]).read_text()
 
 
 def test_the_card_of_merged_adapters(pushed):

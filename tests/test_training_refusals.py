@@ -156,7 +156,7 @@ def test_evaluation_data_that_cannot_work(tmp_path):
             trainer(tmp_path, ROWS, eval_dataset=data)
     with pytest.raises(ValueError, match="the evaluation data has no column 'instruction'"):
         trainer(tmp_path, ROWS, eval_dataset=ROWS.remove_columns("instruction"), sample_steps=2)
-    with pytest.raises(ValueError, match="sample_steps draws images, which the recipe 'answer' does not"):
+    with pytest.raises(ValueError, match="sample_steps draws images, but the recipe 'answer' produces text only"):
         trainer(tmp_path, ROWS, eval_dataset=ROWS, sample_steps=2, recipe="answer", text_loss_weight=1)
 
 
@@ -166,9 +166,9 @@ def test_evaluation_data_that_cannot_work(tmp_path):
         (
             {},
             {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
-            "loads a model by name, but model is one",
+            "loads a model by name, but model is already loaded",
         ),
-        ({"freeze_vit": False}, {"peft_config": LoraConfig()}, "freeze_vit=False trains the encoder's own weights"),
+        ({"freeze_vit": False}, {"peft_config": LoraConfig()}, "freeze_vit=False trains the encoder's weights"),
     ],
 )
 def test_adapters_that_cannot_work(tmp_path, changes, options, sentence):
@@ -185,9 +185,9 @@ def test_quantised_weights_need_adapters(tmp_path):
 def test_adapters_are_put_on_once(tmp_path):
     model = tiny_bagel()
     adapted = get_peft_model(model, LoraConfig(target_modules=model.lora_target_modules()))
-    with pytest.raises(ValueError, match="carries adapters already: leave out peft_config"):
+    with pytest.raises(ValueError, match="already has adapters: leave out peft_config"):
         trainer(tmp_path, ROWS, model=adapted, peft_config=LoraConfig())
-    with pytest.raises(ValueError, match="so freeze_und and freeze_gen choose nothing"):
+    with pytest.raises(ValueError, match="so freeze_und and freeze_gen have no effect"):
         trainer(tmp_path, ROWS, model=adapted, freeze_und=True)
 
 

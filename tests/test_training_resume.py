@@ -146,7 +146,7 @@ def test_without_a_checkpoint_the_run_begins(tmp_path):
 
 def test_what_was_not_averaged_cannot_go_on_averaging(tmp_path):
     trained(tmp_path, "planned")
-    with pytest.raises(OSError, match="did not average when it was saved; leave out ema_decay"):
+    with pytest.raises(OSError, match="was saved without an average; leave out ema_decay"):
         trained(tmp_path, "planned", ema_decay=0.9, resume=True)
 
 

@@ -2,7 +2,7 @@
 it is faster than 32-bit, and one single-threaded process a core, two at most.
 
 A CPU without 16-bit instructions emulates bfloat16, which takes several times as long as float32. Its feature flags do
-not tell how fast it is, and environment variables such as `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` switch
+not say how fast it is, and environment variables such as `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` switch
 features off. So one small matrix product is timed in both dtypes, which takes a few milliseconds.
 """
 
@@ -19,20 +19,20 @@ import torch
 
 
 ROWS, INPUTS, OUTPUTS, REPEATS = 256, 192, 384, 7
-# The product must be clearly faster, since casting to 16 bit takes time, too.
+# The product must be clearly faster, since casting to 16 bit takes time as well.
 WORTH_IT, SLOWER = 0.8, 1.2
-MOST_JOBS = 2  # each holds PyTorch, transformers and a model: about half a gigabyte
+MOST_JOBS = 2  # each process needs about half a gigabyte for PyTorch, transformers and a model
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What a small model is trained with.
+    """The device, dtype and number of processes that a small model is trained with.
 
     Args:
         device: `"cuda"`, `"mps"` or `"cpu"`.
-        dtype: Of matrix products while training; weights stay in float32.
-        jobs: Processes side by side, each with one thread: results then depend on dtype and device alone.
-        reason: Why, in words.
+        dtype: dtype of matrix products while training; weights stay in float32.
+        jobs: Number of parallel processes, each with one thread, so that results depend only on dtype and device.
+        reason: The reason, in words.
     """
 
     device: str
@@ -50,7 +50,7 @@ class Arithmetic:
         return f"{self.dtype_name} on {self.device}, {processes} ({self.reason})"
 
     def autocast(self) -> torch.autocast:
-        """Matrix products in `dtype`."""
+        """A context in which matrix products use `dtype`."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
@@ -67,10 +67,10 @@ def best_arithmetic() -> Arithmetic:
 
 
 def inference_arithmetic(device: str | None = None, dtype: str = "auto") -> tuple[str, torch.dtype]:
-    """Device and dtype that a model draws and answers with.
+    """The device and dtype for inference.
 
     Args:
-        device: `"cuda:1"`, `"mps"`, `"cpu"` ...; a GPU if there is one by default.
+        device: `"cuda:1"`, `"mps"`, `"cpu"` ...; by default a GPU if there is one.
         dtype: `"auto"` is bfloat16 on a CUDA device and float32 elsewhere.
     """
     device = device or best_arithmetic().device
@@ -101,7 +101,7 @@ def bfloat16_time() -> float:
 @functools.cache
 def warn_if_bfloat16_is_slow() -> None:
     """Warns, once, if the CPU only emulates 16-bit arithmetic."""
-    from transformers.utils import logging  # the rest of this file needs PyTorch alone
+    from transformers.utils import logging  # the rest of this file needs only PyTorch
 
     factor = bfloat16_time()
     if factor > SLOWER:
@@ -113,8 +113,9 @@ def warn_if_bfloat16_is_slow() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for PyTorch's operators: small models gain little from more, lose much where others work, and give
-    the same numbers whatever the number of cores."""
+    """Limits PyTorch to one thread: small models gain little from more, lose much on a busy machine, and with one
+    thread give the same numbers on any number of cores.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,9 +1,10 @@
-"""Who may see whom in a sequence of text and images, and how that becomes a mask.
+"""Which tokens of a sequence of text and images attend to which, and the masks for it.
 
-A sample is a row of splits: text ("causal"), an image that is read ("full"), a noised image that is drawn ("noise").
-A token sees the earlier tokens of its own sample and all of its own image; what is being drawn is seen by nobody else.
+A sample is a sequence of splits: text ("causal"), an image that is read ("full"), a noised image that is drawn
+("noise"). A token attends to the earlier tokens of its own sample and to all tokens of its own image. No other split
+attends to an image that is being drawn.
 
-Shapes: B rows, L tokens a row, S keys (cached and new).
+Shapes: B rows, L tokens per row, S keys (cached and new).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ NO_SAMPLE = -1
 
 
 class Splits(NamedTuple):
-    """To which sample and which split every token belongs, and of what kind the split is: three int tensors (B, L).
+    """The sample, the split and the kind of split of every token: three int tensors (B, L).
 
-    Padding has sample -1. Tokens of one split are neighbours and so are the splits of one sample.
+    Padding has sample -1. The tokens of a split are consecutive, and so are the splits of a sample.
     """
 
     sample: torch.Tensor
@@ -37,7 +38,9 @@ def _allowed(query_sample, query_split, query_index, key_sample, key_split, key_
 
 
 def dense_mask(splits: Splits) -> torch.Tensor:
-    """Which key every query sees, as booleans (B, L, L). Padding sees itself alone, so that no row is empty."""
+    """The keys that every query attends to, as booleans (B, L, L). Padding attends only to itself, so that no row is
+    empty.
+    """
     sample, split, kind = splits
     index = torch.arange(sample.shape[-1], device=sample.device)
     mask = _allowed(
@@ -67,7 +70,7 @@ class Grid:
         rows: Number of rows.
         columns: Tokens in a row.
         mask: (rows, 1, columns, S) booleans.
-        attentions: Gets the weights (rows, heads, columns, S) of each layer, if there is such a list.
+        attentions: If given, a list to which each layer appends its weights (rows, heads, columns, S).
     """
 
     place: torch.Tensor
@@ -93,12 +96,12 @@ class Packed:
 
     Args:
         mask: A block mask of FlexAttention or a `uniedit_hf.split_attention.SplitPlan`.
-        gen_asks_alone: Whether the queries are those of the generation tokens alone.
+        gen_asks_alone: Whether only the generation tokens are queries.
     """
 
     mask: object
     gen_asks_alone: bool = False
-    attentions = None  # nobody asks for those of a pack
+    attentions = None  # attention weights of a pack are never requested
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """Routed states (N, heads, size) as the one row that FlexAttention takes: (1, heads, N, size)."""
@@ -110,8 +113,9 @@ class Packed:
 
 
 def sample_grid(splits: Splits, order: torch.Tensor) -> Grid:
-    """One row for each sample of a packed sequence (1, L), so that attention costs the sum of the squares of their
-    lengths and not the square of the sum. `order` (N,) is the routed order of the tokens."""
+    """One row for each sample of a packed sequence (1, L), so that attention costs the sum of the squared lengths and
+    not the square of the sum. `order` (N,) is the routed order of the tokens.
+    """
     sample = splits.sample[0]
     _, row, lengths = torch.unique_consecutive(sample, return_inverse=True, return_counts=True)
     starts = lengths.cumsum(0) - lengths
@@ -127,8 +131,8 @@ def context_mask(attention_mask: torch.Tensor, own: torch.Tensor, num_keys: int)
 
     Args:
         attention_mask: (B, P + L) 1 at real tokens, 0 at padding, of the context and the new tokens.
-        own: (B, L, L) which new token sees which.
-        num_keys: How many keys the cache returns, at least P + L.
+        own: (B, L, L) which new token attends to which.
+        num_keys: Number of keys that the cache returns, at least P + L.
 
     Returns:
         (B, 1, L, num_keys) booleans.

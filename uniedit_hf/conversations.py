@@ -1,4 +1,4 @@
-"""Chat messages as transformers' chat templates take them, as the `Sample` that a model answers."""
+"""Converts chat messages, in the form of transformers' chat templates, to the `Sample` that a model answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ROLES = ("system", "user", "assistant")
 
 
 def conversation_sample(messages: Sequence[dict], open_source: Callable[..., Any]) -> Sample:
-    """The texts and images of a conversation in their order.
+    """The texts and images of a conversation in order.
 
-    What the assistant said before is marked as the model's own text (`loss`), so that families with words for the
-    two speakers put them around it.
+    Earlier replies of the assistant are marked as the model's own text (`loss`), so that families that name the two
+    speakers can do so.
 
     Args:
         messages: `{"role": "system", "user" or "assistant", "content": text or parts}`; a part is `{"type": "text",

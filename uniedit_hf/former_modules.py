@@ -1,4 +1,4 @@
-"""Former names of modules: whoever imports one is told the new name in one sentence."""
+"""Former names of modules: importing one raises an error that gives the new name."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FORMER_MODULES = {
 
 
 class _FormerModules(MetaPathFinder):
-    """Comes after all other finders, so it is asked for what is not there."""
+    """A finder that comes after all others, so it only sees modules that do not exist."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname in FORMER_MODULES:
@@ -84,6 +84,6 @@ class _FormerModules(MetaPathFinder):
 
 
 def refuse_former_modules() -> None:
-    """Puts the finder behind Python's own, once."""
+    """Adds the finder after Python's own, once."""
     if not any(isinstance(finder, _FormerModules) for finder in sys.meta_path):
         sys.meta_path.append(_FormerModules())

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 
-KINDS = {"model": "model", "data set": "dataset"}  # as we say it, as the Hub does
+KINDS = {"model": "model", "data set": "dataset"}  # our word -> the Hub's word
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -25,12 +25,12 @@ def hub_file(name: str, file: str, kind: str = "model") -> Path | None:
     """A copy of a file of a repository on the Hub, or `None` if the repository has no such file.
 
     Args:
-        name: Of the repository.
-        file: Its path there.
+        name: Id of the repository.
+        file: Path in the repository.
         kind: `"model"` or `"data set"`.
 
     Raises:
-        OSError: There is no such repository, or it cannot be seen or reached.
+        OSError: If the repository does not exist, or cannot be seen or reached.
     """
     try:
         return Path(hf_hub_download(name, file, repo_type=KINDS[kind]))
@@ -41,12 +41,12 @@ def hub_file(name: str, file: str, kind: str = "model") -> Path | None:
 
 
 def hub_error(name: str, kind: str, error: Exception) -> OSError:
-    """What a failed request to the Hub means for the person who asked.
+    """The error to raise for a failed request to the Hub, with the remedy.
 
     Args:
-        name: What was asked for.
+        name: Id of the repository.
         kind: `"model"` or `"data set"`.
-        error: What a client of the Hub raised; what led to it is looked at as well.
+        error: The error that a client of the Hub raised; its causes are inspected as well.
     """
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
@@ -81,7 +81,7 @@ def _page(name: str, kind: str) -> str:
     return f"{constants.ENDPOINT}/{'' if kind == 'model' else 'datasets/'}{name}"
 
 
-# Files of rows -> the loader of datasets that reads them.
+# Extension of a file of rows -> the loader of datasets that reads it.
 ROW_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -96,13 +96,13 @@ def load_split(
 
     Args:
         name: Folder, Hub id, or a JSON Lines, CSV or Parquet file. Image paths in a file are relative to its folder.
-        config: Of a folder or a repository.
+        config: Configuration of a folder or a repository.
         split: A file has the split `train`, or a part of it such as `train[:100]`.
         streaming: Whether rows are read as they are needed.
-        columns: What is read of a stream of Parquet, as far as it has them, so that files may differ in others.
+        columns: Columns to read from a stream of Parquet, as far as it has them; files may differ in other columns.
 
     Raises:
-        OSError: If it is not there or the Hub cannot be reached.
+        OSError: If it does not exist or the Hub cannot be reached.
         ValueError: If its files cannot be read.
     """
     from datasets import load_dataset
@@ -124,7 +124,7 @@ def load_split(
         rows = load_dataset(loader, data_files=str(path), split=split, streaming=streaming)
         return _with_image_paths(rows, path.parent)
     except DatasetNotFoundError:
-        raise  # one sentence of its own
+        raise  # already one sentence of ours
     except ConnectionError as error:
         raise hub_error(name, "data set", error) from error
     except DatasetGenerationError as error:
@@ -132,12 +132,12 @@ def load_split(
 
 
 def _holds_parquet(rows) -> bool:
-    """Whether a stream reads Parquet, whose columns can be chosen before they are read."""
+    """Whether a stream reads Parquet, where columns can be selected before reading."""
     return rows.features is not None and rows.info.builder_name == "parquet"
 
 
 def _with_image_paths(rows, folder: Path):
-    """Rows whose image paths, relative to a folder, open from anywhere; a number as id, as CSV reads it, is text."""
+    """Makes image paths absolute, and ids that CSV reads as numbers text."""
     first = next(iter(rows), {})
     images = [name for name, value in first.items() if name.endswith("image") and isinstance(value, str)]
     numbered = isinstance(first.get("id"), int)

@@ -1,11 +1,12 @@
-"""Opening images that people made: whatever comes in, an upright 8-bit RGB `PIL.Image` comes out, or a clear error.
+"""Opens images from any source: the result is an upright 8-bit RGB `PIL.Image`, or a clear error.
 
 Why limits exist. The header of an image of a few hundred bytes can claim any size, and a decoder believes it: 50,000
 x 50,000 pixels are 10 GB of memory in every data worker. So the claimed size is checked before anything is decoded,
-the formats are a short list (others run interpreters or have no signature to know them by), and nothing is fetched
+only a short list of formats is accepted (others run interpreters or have no signature to recognize them by), and
+nothing is fetched
 from a network. A truncated image is refused because its missing part would be learned as gray.
 
-Pillow's own globals (`MAX_IMAGE_PIXELS`, `LOAD_TRUNCATED_IMAGES`) are read by Pillow as ever and never changed here,
+Pillow's own globals (`MAX_IMAGE_PIXELS`, `LOAD_TRUNCATED_IMAGES`) are never changed here,
 so opening is safe from many threads.
 """
 
@@ -26,19 +27,19 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
-# What Pillow opens without a warning. It keeps four bytes a pixel: at most 358 MB for one image.
+# The largest image that Pillow opens without a warning. At four bytes per pixel that is at most 358 MB.
 MAX_PIXELS = 89_478_485
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 READABLE = "PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, PPM or JPEG 2000"
 
-# What Pillow's readers raise on damaged data, found by mutating files of every format: RuntimeError comes from AVIF,
+# Errors of Pillow's readers on damaged data, found by mutating files of every format: RuntimeError comes from AVIF,
 # TypeError from TIFF.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, struct.error)
 
 URL = re.compile(r"^([a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 
-# EXIF orientation -> what turns the stored pixels upright; 5 to 8 swap width and height.
+# EXIF orientation -> the transform that turns the stored pixels upright; 5 to 8 swap width and height.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,29 +52,30 @@ TURNS = {
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it, what was found, what was expected and the remedy."""
+    """An image that cannot be used; the message names the image, what was found, what was expected and the remedy."""
 
 
 def open_image(
     image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS, animations: bool = True
 ) -> Image.Image:
-    """Opens an image as a person would see it, in 8-bit RGB.
+    """Opens an image as a viewer would show it, in 8-bit RGB.
 
-    EXIF orientation is applied; transparency is laid on white; gray of more than 8 bits is scaled by its real depth;
-    of an animation the first frame is taken. Color profiles are not applied, as in the reference.
+    EXIF orientation is applied; transparency is composited on white; gray of more than 8 bits is scaled by its real
+    depth; an animation gives its first frame. Color profiles are not applied, as in the reference.
 
     Args:
         image: A `PIL.Image.Image`, encoded bytes, a path, `{"bytes": ..., "path": ...}` as `datasets` stores it, or a
             uint8 array (height, width) or (height, width, 1, 3 or 4 channels).
-        name: What to call the image in errors, e.g. `"source_image of row 7"`.
-        max_pixels: Width times height at most; above 178,956,970 Pillow's `MAX_IMAGE_PIXELS` must be raised as well.
-        animations: Whether an animation gives its first frame, or is refused.
+        name: Name of the image in errors, e.g. `"source_image of row 7"`.
+        max_pixels: Maximum of width times height; above 178,956,970 Pillow's `MAX_IMAGE_PIXELS` must be raised as
+            well.
+        animations: Whether an animation is accepted (its first frame) or refused.
 
     Returns:
-        A new image in mode RGB, without metadata; the one passed in is not changed.
+        A new image in mode RGB, without metadata; the image passed in is not changed.
 
     Raises:
-        ImageError: If there is no such image, or it is damaged, too large, empty, of an unknown kind, or an address.
+        ImageError: If the image does not exist, or is damaged, too large, empty, of an unknown format, or a URL.
     """
     with _opened(image, name, max_pixels) as opened:
         if not animations and is_animation(opened):
@@ -81,14 +83,14 @@ def open_image(
         turn = TURNS.get(_orientation(opened))
         opened.load()
         upright = _rgb(opened, name)
-        upright.info.clear()  # with its EXIF it would be turned once more wherever it is opened next
+        upright.info.clear()  # with its EXIF it would be turned again by the next program that opens it
         return upright if turn is None else upright.transpose(turn)
 
 
 def image_size(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """`(width, height)` in pixels of what `open_image` would return, from the header alone.
+    """`(width, height)` in pixels of the image that `open_image` would return, from the header alone.
 
-    Args and errors are those of `open_image`, but damage behind the header goes unseen.
+    Args and errors are those of `open_image`, but damage after the header is not detected.
     """
     with _opened(image, name, max_pixels) as opened:
         width, height = opened.size
@@ -96,10 +98,10 @@ def image_size(image: Any, *, name: str = "image", max_pixels: int = MAX_PIXELS)
 
 
 def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
-    """Pixels (3, height, width) in [-1, 1] as an image. Values are rounded, outliers clamped.
+    """Converts pixels (3, height, width) in [-1, 1] to an image. Values are rounded and clamped.
 
     Raises:
-        ValueError: If a value is not a number, which a model that has overflowed or diverged draws.
+        ValueError: If a value is NaN or infinite, as from a model that has overflowed or diverged.
     """
     if pixels.isnan().any():
         raise ValueError(
@@ -111,14 +113,15 @@ def pixels_to_pil(pixels: torch.Tensor) -> Image.Image:
 
 
 def is_animation(image: Image.Image) -> bool:
-    """Whether an opened file has several frames. A JPEG with further images of the same scene (MPO), as phones and
-    stereo cameras save it, does not count."""
+    """Whether an opened file has several frames. A JPEG with further images of the same scene (MPO), as saved by
+    phones and stereo cameras, does not count.
+    """
     return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 
 @contextmanager
 def _opened(image: Any, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its header read and checked, its pixels not yet decoded; turns Pillow's errors into ours."""
+    """Yields the image with its header checked and its pixels not yet decoded; converts Pillow's errors to ours."""
     source, label = _source(image, name)
     try:
         if isinstance(source, Image.Image):
@@ -152,7 +155,7 @@ def _opened(image: Any, name: str, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _source(image: Any, name: str) -> tuple[Any, str]:
-    """What Pillow opens (or an image that is open already), and what to call it."""
+    """The source for Pillow (or an already opened image), and its name in messages."""
     if isinstance(image, dict):
         path = image.get("path")
         label = f"{name} ({_short(path)})" if path else name
@@ -210,11 +213,11 @@ def _check_size(image: Image.Image, label: str, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied, 1 to 8, from the header of an image not yet decoded."""
+    """The EXIF orientation that still has to be applied, 1 to 8, from the header of an image not yet decoded."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns a TIFF itself while decoding, and its size is the upright one
     try:
-        # PngImageFile.getexif would decode the whole image to find EXIF behind the pixels; browsers ignore it there
+        # PngImageFile.getexif would decode the whole image to find EXIF after the pixels, where browsers ignore it
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except DECODE_ERRORS:
         return 1  # damaged EXIF does not make an image unreadable: it is shown as stored, as browsers do
@@ -249,7 +252,7 @@ def _full_scale(image: Image.Image, largest: float) -> float:
         return 2 ** (image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0] if tiff else 16) - 1
     if image.format in ("PNG", "PPM") and image.mode == "I":
         return 2**16 - 1
-    # 32-bit integers and floats do not say their depth: take the smallest usual one that holds every value
+    # 32-bit integers and floats do not state their depth: take the smallest usual one that fits every value
     depths = (1, 2**8 - 1, 2**16 - 1, 2**31 - 1) if image.mode == "F" else (2**8 - 1, 2**16 - 1, 2**31 - 1)
     return next((white for white in depths if largest <= white), largest)
 

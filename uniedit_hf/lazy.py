@@ -13,7 +13,7 @@ def lazy_names(package: str, module_of: dict[str, str]) -> tuple[Callable[[str],
 
     Args:
         package: Name of the package.
-        module_of: For every public name the module that defines it.
+        module_of: The module that defines each public name.
     """
 
     def __getattr__(name: str) -> Any:

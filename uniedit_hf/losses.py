@@ -1,4 +1,4 @@
-"""What a training forward returns."""
+"""The losses that a training forward returns."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class Losses(ModelOutput):
-    """Per part a sum and a count, so that any batching, accumulation and number of devices give the same mean.
+    """A sum and a count for text and for images, so that the mean is the same for any batching, accumulation and
+    number of devices.
 
     Args:
         text_sum: fp32 scalar, the summed cross entropy of the supervised text tokens.
-        text_count: int64 scalar, how many text tokens were supervised.
+        text_count: int64 scalar, number of supervised text tokens.
         image_sum: fp32 scalar; for BAGEL the squared velocity error, averaged over the channels of a latent token and
             summed over the supervised tokens; for Janus-Pro the summed cross entropy of the image tokens.
-        image_count: int64 scalar, how many image tokens were supervised.
+        image_count: int64 scalar, number of supervised image tokens.
     """
 
     text_sum: torch.Tensor | None = None

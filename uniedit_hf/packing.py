@@ -1,11 +1,11 @@
-"""Which samples share a pack. A pack is a sequence of at most `max_tokens` tokens in which samples lie end to end; the
-planner needs only how many tokens each sample has (after conditioning dropout) and knows no model.
+"""Decides which samples share a pack. A pack is a sequence of at most `max_tokens` tokens in which samples are laid
+end to end. The planner only needs the number of tokens of each sample (after conditioning dropout), and no model.
 
 Samples pass through a window. Whenever it is full, one pack leaves it: the subset of the window with the most tokens
-that fits the budget and holds the sample that has waited longest. So every sample is packed exactly once and none
+that fits the budget and contains the sample that has waited longest. So every sample is packed exactly once and none
 waits for long. A window of 64 has thousands of subsets to choose from: where sizes vary, packs are over 99 % full.
 
-`plan_packs` plans a whole data set before training, `StreamPacker` packs a stream as it comes; both do the same.
+`plan_packs` plans a whole data set before training, `StreamPacker` packs a stream; both follow the same rule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Oversized = Literal["raise", "skip"]
 
 
 class OversizedSampleError(ValueError):
-    """A sample is longer than a pack may be. `items` holds all such samples that are known, by index or item."""
+    """A sample is longer than a pack. `items` lists all such samples found so far, by index or item."""
 
     def __init__(self, items: Sequence[Any], length: int, max_tokens: int):
         super().__init__(tuple(items), length, max_tokens)
@@ -38,7 +38,7 @@ class OversizedSampleError(ValueError):
 
 
 class StreamedPack(NamedTuple):
-    """The items of one pack, oldest first, and their tokens altogether."""
+    """The items of one pack, oldest first, and their total number of tokens."""
 
     items: tuple[Any, ...]
     tokens: int
@@ -49,9 +49,9 @@ class PackPlan:
     """The packs of one pass over a data set.
 
     Args:
-        packs: Per pack the indices of its samples.
-        tokens: Per pack the tokens of its samples altogether.
-        max_tokens: The most tokens that a pack may hold.
+        packs: The indices of the samples of each pack.
+        tokens: The total number of tokens of each pack.
+        max_tokens: Maximum number of tokens in a pack.
         skipped: Indices of the samples that are longer than a pack and were left out on request.
     """
 
@@ -65,19 +65,19 @@ class PackPlan:
 
     @property
     def fill(self) -> float:
-        """Share of the packs' room that holds tokens, in [0, 1]; 0 for a plan without packs."""
+        """Share of the packs' capacity that is filled with tokens, in [0, 1]; 0 for a plan without packs."""
         return sum(self.tokens) / (len(self.packs) * self.max_tokens) if self.packs else 0.0
 
 
 def fullest_subset(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Positions of the subset with the most tokens that fits into `max_tokens` and holds position 0.
+    """Positions of the subset with the most tokens that fits into `max_tokens` and contains position 0.
 
-    A subset sum over bits: bit s of `reachable[n]` says whether some of the first n samples behind position 0 have s
-    tokens together. Walking back from the highest bit, a sample is taken only where the earlier ones do not do alone,
-    so of equally full subsets the one with older samples wins.
+    A subset sum over bits: bit s of `reachable[n]` says whether some subset of the first n samples after position 0
+    has s tokens in total. Walking back from the highest bit, a sample is taken only if the earlier ones alone cannot
+    reach the sum, so of equally full subsets the one with older samples wins.
 
     Args:
-        lengths: Tokens per waiting sample, oldest first, each at most `max_tokens`.
+        lengths: Tokens of each waiting sample, oldest first, each at most `max_tokens`.
         max_tokens: The budget of the pack.
     """
     room = max_tokens - lengths[0]
@@ -97,11 +97,13 @@ def fullest_subset(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 class StreamPacker:
-    """Packs a stream of samples over a window. Its state resumes exactly: the same packs follow as without a break.
+    """Packs a stream of samples over a window. Resuming from its state is exact: the same packs follow as without a
+    break.
 
     Args:
-        max_tokens: The most tokens that a pack may hold.
-        window: How many samples wait before a pack is made. More fill packs better and take more memory.
+        max_tokens: Maximum number of tokens in a pack.
+        window: Number of samples that wait before a pack is made. A larger window fills packs better and takes more
+            memory.
         oversized: What to do with a sample longer than `max_tokens`: `"raise"` an `OversizedSampleError`, or `"skip"`
             it and list it in `skipped`.
     """
@@ -118,11 +120,11 @@ class StreamPacker:
         self.skipped: list[Any] = []
 
     def add(self, item: Hashable, length: int) -> StreamedPack | None:
-        """Takes in one sample and returns the pack that it completes the window for, if any.
+        """Adds one sample and returns the pack that is made once the window is full, if any.
 
         Args:
-            item: What names the sample, an index or id. It becomes part of the state.
-            length: Its tokens.
+            item: The index or id of the sample. It becomes part of the state.
+            length: Its number of tokens.
         """
         if length < 1:
             raise ValueError(f"Sample {item!r} has {length} tokens; a sample in a pack has at least 1.")
@@ -135,7 +137,7 @@ class StreamPacker:
         return self._next_pack() if len(self.waiting) >= self.window else None
 
     def flush(self) -> Iterator[StreamedPack]:
-        """Packs what still waits once the stream has ended. A pack leaves the state as it is handed out."""
+        """Packs the waiting samples once the stream has ended. A pack is removed from the state when it is yielded."""
         while self.waiting:
             yield self._next_pack()
 
@@ -156,7 +158,7 @@ class StreamPacker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken. Raises `ValueError` if the budget or window is another."""
+        """Resumes from a `state_dict`. Raises `ValueError` if the budget or window differs."""
         stored, here = (state["max_tokens"], state["window"]), (self.max_tokens, self.window)
         if stored != here:
             raise ValueError(
@@ -178,15 +180,16 @@ def plan_packs(
 ) -> PackPlan:
     """Plans one pass over a data set: every sample in exactly one pack, in an order drawn from the seed.
 
-    Every step of a training run needs equally many packs on every rank. `multiple_of` sees to that without dropping or
-    repeating a sample: packs are halved, from the end of the plan, until their number is divisible by it. Planned with
-    the number of packs in an optimizer step, the same packs make the same steps on any number of ranks.
+    Every step of a training run needs the same number of packs on every rank. `multiple_of` ensures this without
+    dropping or
+    repeating a sample: packs are halved, from the end of the plan, until their number is divisible by it. If it is the
+    number of packs in an optimizer step, the steps consist of the same packs on any number of ranks.
 
     Args:
-        lengths: Tokens per sample, after conditioning dropout.
-        max_tokens: The most tokens that a pack may hold.
+        lengths: Tokens of each sample, after conditioning dropout.
+        max_tokens: Maximum number of tokens in a pack.
         seed: The plan is a function of it and of the other arguments.
-        window: How many samples a pack is chosen from.
+        window: Number of samples that a pack is chosen from.
         multiple_of: The number of packs is a multiple of this.
         oversized: What to do with samples longer than `max_tokens`: `"raise"` an `OversizedSampleError` that names
             all of them, or `"skip"` them and list them in the plan.
@@ -233,9 +236,9 @@ def _halve_until_multiple(packs: list[tuple[int, ...]], multiple_of: int, length
 
 
 def split_over_ranks(plan: PackPlan, num_ranks: int) -> tuple[tuple[int, ...], ...]:
-    """Deals the packs out: per rank the numbers of its packs, one per step, each pack to exactly one rank.
+    """Distributes the packs: the numbers of the packs of each rank, one per step, each pack on exactly one rank.
 
-    Step k shares packs `k * num_ranks` to `(k + 1) * num_ranks - 1`, whatever the number of ranks is, so that a run on
+    Step k distributes packs `k * num_ranks` to `(k + 1) * num_ranks - 1` for any number of ranks, so that a run on
     more ranks with less accumulation trains on the same packs in the same step. Within a step the longest pack goes to
     the rank with the fewest tokens so far.
 
@@ -244,7 +247,7 @@ def split_over_ranks(plan: PackPlan, num_ranks: int) -> tuple[tuple[int, ...], .
     """
     if num_ranks < 1 or len(plan) % num_ranks:
         raise ValueError(
-            f"The plan's {len(plan)} packs cannot be dealt out evenly to num_ranks={num_ranks}; "
+            f"The plan's {len(plan)} packs cannot be split evenly over num_ranks={num_ranks}; "
             "plan them with multiple_of=num_ranks."
         )
     totals = [0] * num_ranks

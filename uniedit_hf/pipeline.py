@@ -1,4 +1,4 @@
-"""`UniEditPipeline`: the one door to a tuned or released model. Edits, answers and drawings, one or many at a time."""
+"""`UniEditPipeline`: edits, answers and drawings of a tuned or released model, one or many at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from uniedit_hf.streams import Event, stream_answer, stream_drawing
 from uniedit_hf.thinking import ThinkingBudget, split_thoughts
 
 
-# As in diffusers: the pipeline, the index of the step, its time, and what may be looked at or replaced.
+# As in diffusers: the pipeline, the index of the step, its timestep, and the values that may be read or replaced.
 StepCallback = Callable[["UniEditPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -32,16 +32,17 @@ class UniEditPipeline:
     """A model with its processor, and three verbs: `edit`, `answer`, `generate`.
 
     Every verb takes one request or lists of requests and returns one result or a list. Requests of a list may differ
-    in size, length, seed and guidance; each result is what it would be alone. `stream_edit`, `stream_answer` and
+    in size, length, seed and guidance; each result is the same as for a single request. `stream_edit`, `stream_answer`
+    and
     `stream_generate` take one request and yield texts and previews as they come.
 
-    With a `thinking_budget` the model first thinks in at most so many tokens, as the reference does; `think` gives the
-    thoughts themselves.
+    With a `thinking_budget` the model first writes its reasoning, in at most that many tokens, as the reference does;
+    `think` returns the reasoning itself.
 
     Args:
         model: A `BagelForConditionalGeneration` or a `JanusForConditionalGeneration`.
         processor: Its `BagelProcessor` or `JanusProcessor`.
-        batch_size: How many requests run side by side.
+        batch_size: Number of requests in one batch.
 
     Raises:
         ValueError: If `batch_size` is less than 1.
@@ -63,7 +64,7 @@ class UniEditPipeline:
         self.batch_size = batch_size
         self.loaded_from: str | None = None
         self._interrupt = False
-        self._bar_options: dict = {"disable": None}  # tqdm shows it in terminals alone
+        self._bar_options: dict = {"disable": None}  # tqdm shows it only in terminals
 
     def __repr__(self) -> str:
         model = inner_model(self.model)
@@ -74,8 +75,9 @@ class UniEditPipeline:
         )
 
     def set_progress_bar_config(self, **options) -> None:
-        """Sets options of the tqdm bar over steps, as in diffusers: `disable=True` hides it, `disable=False` shows it
-        where there is no terminal, too."""
+        """Sets options of the tqdm bar over steps, as in diffusers: `disable=True` hides it, `disable=False` also
+        shows it where there is no terminal.
+        """
         self._bar_options = {"disable": None} | options
 
     @classmethod
@@ -84,13 +86,13 @@ class UniEditPipeline:
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
-            batch_size: How many requests run side by side.
-            kwargs: What `from_pretrained` of the model takes: `dtype`, `device_map`, `quantization_config`,
+            batch_size: Number of requests in one batch.
+            kwargs: Arguments of the model's `from_pretrained`: `dtype`, `device_map`, `quantization_config`,
                 `subfolder="ema"`, `revision`, `token` ...
 
         Raises:
-            OSError: If the folder or repository holds no checkpoint.
-            ValueError: If its tensors and its configuration do not belong together.
+            OSError: If the folder or repository contains no checkpoint.
+            ValueError: If its tensors do not match its configuration.
         """
         model = load_model(pretrained_model_name_or_path, **kwargs)
         pipe = cls(model, load_processor(pretrained_model_name_or_path, model.config, **kwargs), batch_size)
@@ -99,7 +101,7 @@ class UniEditPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its inputs."""
+        """The device of the model's inputs."""
         return self.model.device
 
     def to(self, *args, **kwargs) -> UniEditPipeline:
@@ -108,13 +110,13 @@ class UniEditPipeline:
         return self
 
     def compile(self, layers: bool | None = True) -> UniEditPipeline:
-        """Compiles what the decoder's layers do around attention, when it is first used and once for all sizes.
+        """Compiles the parts of the decoder's layers around attention, on first use and once for all sizes.
 
         Args:
-            layers: `None` is the default: drawings of many steps on a GPU are compiled.
+            layers: Whether to compile; `None` (the default) compiles drawings of many steps on a GPU.
 
         Raises:
-            ValueError: If the family does not compile its layers.
+            ValueError: If the family cannot compile its layers.
         """
         model = inner_model(self.model)
         if not hasattr(model, "compile_layers"):
@@ -126,8 +128,9 @@ class UniEditPipeline:
         """Runs BAGEL's autoencoder in 16 bit, or over tiles of large images, for less memory. Neither is exact.
 
         Args:
-            dtype: Such as `torch.bfloat16`; fp32 unless told otherwise.
-            tile: Pixels a side from which images are cut into overlapping tiles, such as 512; none if not given.
+            dtype: dtype of the autoencoder, such as `torch.bfloat16`; fp32 by default.
+            tile: Images with a longer side, in pixels, are cut into overlapping tiles of this size, such as 512; no
+                tiles if not given.
 
         Raises:
             ValueError: If the family has no such autoencoder, or `tile` is not a multiple of 8.
@@ -153,15 +156,15 @@ class UniEditPipeline:
         commit_message: str = "Upload model",
         **kwargs,
     ) -> CommitInfo:
-        """Uploads model and processor, and a card that says what they were made from unless the repository has one.
+        """Uploads model and processor, and a card that names their source unless the repository already has a card.
 
         Args:
-            repo_id: `USER/NAME`; it is created if need be.
+            repo_id: `USER/NAME`; created if it does not exist.
             private: Whether a new repository is private.
-            token: Of the Hub; the one that was logged in with by default.
-            revision: Branch instead of `main`, likewise.
-            commit_message: Of the one commit.
-            kwargs: What `upload_folder` of huggingface_hub takes, such as `create_pr`.
+            token: Hub token; defaults to the stored login.
+            revision: Branch instead of `main`; created if it does not exist.
+            commit_message: Message of the commit.
+            kwargs: Arguments of huggingface_hub's `upload_folder`, such as `create_pr`.
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -177,7 +180,7 @@ class UniEditPipeline:
             return api.upload_folder(folder_path=folder, commit_message=commit_message, **place, **kwargs)
 
     def merge_adapters(self) -> UniEditPipeline:
-        """Makes the adapters that were loaded with the model part of its weights.
+        """Merges the loaded adapters into the model's weights.
 
         Raises:
             ValueError: If the model has no adapters.
@@ -203,31 +206,30 @@ class UniEditPipeline:
         streamer=None,
         **settings,
     ) -> Image.Image | list[Image.Image]:
-        """Edits an image after an instruction.
+        """Edits an image by an instruction.
 
         Args:
-            image: What `uniedit_hf.images.open_image` takes, or a list.
-            instruction: The instruction, or a list as long.
-            seed: Of the noise; drawn at random if not given.
-            size: (width, height) of the result; the source's, resized as in training, if not given.
+            image: Anything that `uniedit_hf.images.open_image` takes, or a list.
+            instruction: The instruction, or a list of the same length.
+            seed: Seed of the noise; random if not given.
+            size: (width, height) of the result in pixels; by default the source's, resized as in training.
             source_views: Views of the source: `"understanding"`, `"drawing"` or both (the default), or the family's
                 own names, such as `"vit"` and `"vae"`.
-            thinking_budget: Tokens of reasoning before the drawing at most; 0 draws at once.
-            thoughts: Instead, the reasoning itself, as `think` returned it.
-            text_guidance_scale: How strongly the instruction guides; 1 does not. This and further settings have the
-                defaults of the model's family, see `editing` of its `ImageSettings`.
-            image_guidance_scale: How strongly the source guides; 1 does not.
-            callback_on_step_end: Called after every step, as in diffusers: (pipeline, index, timestep, kwargs), the
-                time for every request of the batch. `kwargs` has the `latents` of every request, `num_steps`, and
-                `preview()`, which decodes what the images will be. Latents that it returns replace the old ones, and
-                `pipe._interrupt = True` ends the drawing where it is.
+            thinking_budget: Maximum number of reasoning tokens before the drawing; 0 for no reasoning.
+            thoughts: The reasoning itself, as returned by `think`, instead of `thinking_budget`.
+            text_guidance_scale: Classifier-free guidance scale of the instruction; 1 disables it. Its default and
+                those of further settings depend on the model's family, see `editing` of its `ImageSettings`.
+            image_guidance_scale: Guidance scale of the source image; 1 disables it.
+            callback_on_step_end: Called after every step, as in diffusers: (pipeline, index, timestep, kwargs), with a
+                timestep for every request of the batch. `kwargs` has the `latents` of every request, `num_steps`, and
+                `preview()`, which decodes the predicted final images. Returned latents replace the old ones, and
+                `pipe._interrupt = True` stops the drawing.
             streamer: A streamer of transformers, which gets the thoughts of a single request.
             settings: Further fields of the model's `ImageSettings`, such as `num_timesteps`; each may be a list, and
                 `num_timesteps` must be the same for all.
 
         Raises:
-            ValueError: If a request is empty or a setting out of range; nothing is drawn then.
-        """
+            ValueError: If a request is empty or a setting is out of range; nothing is drawn then."""
         samples, many = self._samples(image, instruction, "instruction", self._views(source_views))
         size = size or [self.processor.output_size(sample.segments[0].image) for sample in samples]
         scales = {"text_guidance_scale": text_guidance_scale, "image_guidance_scale": image_guidance_scale}
@@ -252,7 +254,7 @@ class UniEditPipeline:
         streamer=None,
         **settings,
     ) -> Image.Image | list[Image.Image]:
-        """Draws an image after a prompt; arguments as in `edit`, `size` is the model's largest square by default.
+        """Draws an image for a prompt; arguments as in `edit`, `size` is the model's largest square by default.
 
         Raises:
             ValueError: If a prompt is empty or a setting out of range; nothing is drawn then.
@@ -280,13 +282,13 @@ class UniEditPipeline:
         """Answers a question about an image.
 
         Args:
-            image: What `uniedit_hf.images.open_image` takes, `None` for a question about nothing, or a list; within a
-                list, a list is several images that one question is about.
-            question: The question, or a list as long.
-            max_new_tokens: The longest answer.
-            thinking_budget: Tokens of reasoning before the answer at most, which the answer does not count; 0 answers
-                at once.
-            generate_kwargs: What `generate()` of transformers takes, `streamer` among it; greedy by default.
+            image: Anything that `uniedit_hf.images.open_image` takes, `None` for a question without an image, or a
+                list; within a list, a list gives several images for one question.
+            question: The question, or a list of the same length.
+            max_new_tokens: Maximum number of tokens in an answer.
+            thinking_budget: Maximum number of reasoning tokens before the answer, not counted in `max_new_tokens`; 0
+                for no reasoning.
+            generate_kwargs: Arguments of transformers' `generate()`, including `streamer`; greedy by default.
 
         Raises:
             ValueError: If a question is empty.
@@ -300,16 +302,16 @@ class UniEditPipeline:
     def chat(
         self, messages: list[dict] | list[list[dict]], *, max_new_tokens: int = 512, thinking_budget: int = 0, **kwargs
     ) -> str | list[str]:
-        """Answers a conversation whose texts and images come in any order; `answer` asks one question after images.
+        """Answers a conversation with texts and images in any order; `answer` is for one question after images.
 
         Args:
             messages: One conversation, or a list of them; see `uniedit_hf.conversations.conversation_sample`.
-            max_new_tokens: As in `answer`, and so are the others.
-            thinking_budget: Tokens of reasoning before the answer at most.
-            kwargs: What `generate()` of transformers takes; greedy by default.
+            max_new_tokens: As in `answer`.
+            thinking_budget: As in `answer`.
+            kwargs: Arguments of transformers' `generate()`; greedy by default.
 
         Raises:
-            ValueError: If a conversation is empty, or a message is not of the form described there.
+            ValueError: If a conversation is empty, or a message does not have the form described there.
         """
         many = bool(messages) and isinstance(messages[0], list)
         conversations = messages if many else [messages]
@@ -328,17 +330,18 @@ class UniEditPipeline:
         source_views: Sequence[str] | None = None,
         **generate_kwargs,
     ) -> str | list[str]:
-        """What the model thinks before it draws: the `thoughts` of `edit`, or with the image `None` of `generate`.
+        """Writes the model's reasoning before a drawing: the `thoughts` for `edit`, or for `generate` if `image` is
+        `None`.
 
         Args:
             image: As in `edit`, or `None`.
-            text: The instruction or prompt, or a list as long.
-            max_new_tokens: The longest reasoning, tags included.
+            text: The instruction or prompt, or a list of the same length.
+            max_new_tokens: Maximum number of tokens, including the tags.
             source_views: As in `edit`.
-            generate_kwargs: What `generate()` of transformers takes; greedy by default.
+            generate_kwargs: Arguments of transformers' `generate()`; greedy by default.
 
         Raises:
-            ValueError: If a text is empty, or this family does not think.
+            ValueError: If a text is empty, or the family has no thinking prompt.
         """
         samples, many = self._samples(image, text, "text", self._views(source_views))
         samples = [self._with_thinking_prompt(sample, "draw") for sample in samples]
@@ -348,28 +351,28 @@ class UniEditPipeline:
     # --- the same as streams ------------------------------------------------------------------------------------
 
     def stream_edit(self, image: Any, instruction: str, *, num_previews: int = 8, **settings) -> Iterator[Event]:
-        """As `edit` of one request, but yields a `TextPiece` for pieces of thought, a `Preview` for previews, and at
-        the end `Finished`; closing the generator ends the work at the next token or step.
+        """Like `edit` for one request, but yields `TextPiece`s of reasoning, `Preview`s, and at the end `Finished`;
+        closing the generator stops the work at the next token or step.
 
         Args:
             image: As in `edit`.
             instruction: As in `edit`.
-            num_previews: How many, evenly spaced.
-            settings: Further arguments of `edit`, but its callback and streamer.
+            num_previews: Number of previews, evenly spaced.
+            settings: Further arguments of `edit`, except for its callback and streamer.
 
         Raises:
-            ValueError: As `edit`, once the first event is asked for.
+            ValueError: As in `edit`, when the first event is requested.
         """
         request = {"image": image, "instruction": instruction} | settings
         return stream_drawing(self.edit, self._decode, self.processor.to_pil, num_previews, **request)
 
     def stream_generate(self, prompt: str, *, num_previews: int = 8, **settings) -> Iterator[Event]:
-        """As `generate` of one request, with the events of `stream_edit`."""
+        """Like `generate` for one request, with the events of `stream_edit`."""
         request = {"prompt": prompt} | settings
         return stream_drawing(self.generate, self._decode, self.processor.to_pil, num_previews, **request)
 
     def stream_answer(self, image: Any, question: str, **settings) -> Iterator[Event]:
-        """As `answer` of one request, but yields a `TextPiece` for pieces of thoughts and answer, then `Finished`."""
+        """Like `answer` for one request, but yields `TextPiece`s of reasoning and answer, then `Finished`."""
         return stream_answer(self.answer, self._decode, image=image, question=question, **settings)
 
     def _decode(self, ids: list[int]) -> str:
@@ -378,7 +381,7 @@ class UniEditPipeline:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def _views(self, source_views: Sequence[str] | None) -> tuple[str, ...]:
-        """The views of a source, all by default, in the order of the model's family."""
+        """The views of a source in the order of the model's family; all by default."""
         if source_views is None:
             return tuple(self.processor.view_names)
         if isinstance(source_views, str):
@@ -390,7 +393,9 @@ class UniEditPipeline:
         return self.processor.make_conditioning(source_views=source_views).source_views
 
     def _samples(self, image: Any, text: Any, name: str, views: tuple[str, ...]) -> tuple[list[Sample], bool]:
-        """A sample for every request, its image opened and its text checked, and whether they came as a list."""
+        """A sample for every request, with its image opened and its text checked, and whether the requests were a
+        list.
+        """
         drawn = {"prompt": text} if name == "prompt" else {"image": image, name: text}
         requests, many = request_list(**drawn)
         samples = []
@@ -406,7 +411,7 @@ class UniEditPipeline:
         return samples, many
 
     def _with_thinking_prompt(self, sample: Sample, purpose: str) -> Sample:
-        """The sample behind what asks the model to think before it answers or draws."""
+        """The sample after the prompt that asks the model to think before it answers or draws."""
         prompts = self.processor.thinking_prompts
         if prompts is None:
             raise ValueError(
@@ -415,7 +420,7 @@ class UniEditPipeline:
         return sample.with_segments([TextSegment(prompts[purpose]), *sample.segments])
 
     def _with_thoughts(self, samples: list[Sample], thoughts, budget: int, streamer) -> tuple[list[Sample], list]:
-        """The samples as they are drawn from, and what was thought about each before."""
+        """The samples to draw from, and the reasoning that was written for each."""
         if thoughts is not None and budget:
             raise ValueError("thoughts and thinking_budget are both given: give the thoughts, or have them written.")
         if thoughts is None and not budget:
@@ -429,7 +434,7 @@ class UniEditPipeline:
     def _write(
         self, samples: list[Sample], max_new_tokens: int, budget: int, generate_kwargs: dict
     ) -> list[tuple[str, str]]:
-        """What the model writes behind every sample: all of it, and the same without thoughts."""
+        """The text that the model writes after every sample, with and without the reasoning."""
         generate_kwargs = {"do_sample": False} | generate_kwargs
         processors = generate_kwargs.get("logits_processor") or []
         texts = []
@@ -438,7 +443,7 @@ class UniEditPipeline:
             length, most = inputs["input_ids"].shape[1], max_new_tokens
             if budget:
                 thinking = ThinkingBudget(self.processor.tokenizer, length, budget)
-                generate_kwargs |= {"logits_processor": [*processors, thinking]}  # last, so that it has its way
+                generate_kwargs |= {"logits_processor": [*processors, thinking]}  # last, so that nothing overrides it
                 most += budget + len(thinking.close_ids)
             output = self.model.generate(**inputs, max_new_tokens=most, **generate_kwargs)
             texts += self.processor.batch_decode(output[:, length:], skip_special_tokens=True)
@@ -462,13 +467,13 @@ class UniEditPipeline:
 
     @property
     def known_settings(self) -> set[str]:
-        """What `edit` and `generate` take beside their requests: `size` and the fields of the model's settings."""
+        """Arguments of `edit` and `generate` besides the requests: `size` and the fields of the model's settings."""
         return {field.name for field in fields(self.model.image_settings)} - {"width", "height"} | {"size"}
 
     def _step_callback(
         self, callback: StepCallback | None, bar: tqdm, num_batches: int
     ) -> Callable[[DrawingStep], None]:
-        """The callback of diffusers' form as the model calls it; it moves the bar as well."""
+        """Wraps a callback in the form of diffusers for the model; also updates the progress bar."""
 
         def watch(step: DrawingStep) -> None:
             bar.total = step.total * num_batches

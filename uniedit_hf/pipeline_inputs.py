@@ -1,4 +1,4 @@
-"""What a caller of the pipeline passes, checked: lists of requests, and settings for each."""
+"""Checks the arguments of the pipeline: lists of requests, and settings for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 
-# Settings of diffusers' pipelines -> what to write here.
+# Settings of diffusers' pipelines -> what to pass here.
 OF_DIFFUSERS = {
     "generator": "give seed=7, or a list with a seed for each image",
     "num_inference_steps": "give num_timesteps, which counts both ends: 25 steps are num_timesteps=26",
@@ -23,10 +23,10 @@ OF_DIFFUSERS = {
 
 
 def check_names(settings: dict, known: set[str]) -> None:
-    """Whether every setting is one that the model has; those of diffusers are told by our names.
+    """Checks that the model has every setting; for those of diffusers the error gives our name.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If it does not have one.
     """
     for name in sorted(settings.keys() - known):
         if name in OF_DIFFUSERS:
@@ -35,7 +35,7 @@ def check_names(settings: dict, known: set[str]) -> None:
 
 
 def request_list(**columns) -> tuple[list[dict], bool]:
-    """One dictionary per request; single values serve every request of a list."""
+    """One dictionary per request; a single value applies to every request of a list."""
     lists = {name: value for name, value in columns.items() if isinstance(value, (list, tuple))}
     lengths = {name: len(value) for name, value in lists.items()}
     if len(set(lengths.values())) > 1:
@@ -53,7 +53,7 @@ def given(settings: dict) -> dict:
 
 
 def one_for_each(value: Any, count: int, name: str) -> list:
-    """A setting for every request: a list is taken as one value each, anything else serves all."""
+    """A setting for every request: a list has one value for each, any other value applies to all."""
     if not isinstance(value, list):
         return [value] * count
     if len(value) != count:
@@ -62,14 +62,14 @@ def one_for_each(value: Any, count: int, name: str) -> list:
 
 
 def checked_size(size: Any) -> tuple[int, int]:
-    """(width, height), or a ValueError."""
+    """(width, height); raises ValueError otherwise."""
     if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(edge, int) for edge in size)):
         raise ValueError(f"size is {size!r}, but must be two whole numbers of pixels: (width, height).")
     return tuple(size)
 
 
 def checked_seed(seed: Any) -> int:
-    """The seed, drawn at random for None, or a ValueError."""
+    """The seed, random for None; raises ValueError otherwise."""
     if seed is None:
         return secrets.randbits(31)
     if not isinstance(seed, Integral) or isinstance(seed, bool):
@@ -78,7 +78,7 @@ def checked_seed(seed: Any) -> int:
 
 
 def checked_text(text: Any, name: str) -> str:
-    """The text, or a ValueError if there is none."""
+    """The text; raises ValueError if it is empty."""
     if not isinstance(text, str) or not text.strip():
         found = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
         raise ValueError(f"The {name} is {found}: write what the model should do.")
@@ -86,11 +86,11 @@ def checked_text(text: Any, name: str) -> str:
 
 
 def checked_settings(model, known: set[str], count: int, settings: dict) -> list:
-    """The model's `ImageSettings` of every request, all checked before anything is drawn.
+    """The `ImageSettings` of every request, all checked before anything is drawn.
 
     Args:
-        model: Has `image_settings` and `check_image_settings`.
-        known: The names that may be given.
+        model: A model with `image_settings` and `check_image_settings`.
+        known: Names of the possible settings.
         count: Number of requests.
         settings: One value for all requests, or a list with one for each.
 

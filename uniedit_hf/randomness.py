@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(*parts: str | int) -> int:
-    """A 63-bit seed that depends on every part and nothing else, the same on every machine."""
+    """A 63-bit seed that depends only on the parts, the same on every machine."""
     digest = hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

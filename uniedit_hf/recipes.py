@@ -1,5 +1,5 @@
-"""Recipes: what a model reads and learns from one row of a data set. A recipe is a function from a row to a `Sample`;
-a new way of training is a new function here.
+"""Recipes: functions from a row of a data set to a `Sample`, which says what the model reads and learns. A new way of
+training is a new function here.
 
     edit_sample         source, instruction, optional thinking -> the target image (the paper's recipe)
     answer_sample       source, question -> the answer
@@ -8,7 +8,7 @@ a new way of training is a new function here.
 
 Rows have the columns of the `uniedit-148k` data set. Packs are planned from rows without their image columns: where an
 image column is absent, the segment gets its `(width, height)` from the column `source_size` or `target_size` alone. An
-image column that is there but null is an error. Whatever is wrong with a row raises a `RowError`.
+image column that exists but is null is an error. Every error in a row is a `RowError`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from uniedit_hf.segments import (
 )
 
 
-# What encoders made of images before: the end of the column by view, and all columns of the data set's schema.
+# Stored encodings of images: suffix of the column by view, and all such columns of the data set's schema.
 STORED = {UNDERSTANDING: "features", DRAWING: "latents"}
 STORED_COLUMNS = tuple(f"{image}_{kind}" for image in ("source", "target") for kind in STORED.values())
-# Every column that a recipe reads; a stream needs no others.
+# All columns that recipes read; a stream reads no others.
 READ_COLUMNS = (
     "id", "prompt", "instruction", "thinking", "question", "answer", "turns", "source_image", "source_size",
     "source_tokens", "target_image", "target_size", "target_tokens", *STORED_COLUMNS,
@@ -50,17 +50,17 @@ READ_COLUMNS = (
 @refuse_former_names
 @dataclass(frozen=True)
 class Conditioning:
-    """The condition in front of an image that the model learns to draw, and how often each part is left out, which is
-    what classifier-free guidance needs. The defaults are the paper's: only the understanding view of the source is
+    """The condition before an image that the model learns to draw, and how often each part is dropped, as
+    classifier-free guidance needs. The defaults are the paper's: only the understanding view of the source is
     shown, so the model has to understand it and cannot copy its pixels.
 
     Args:
         source_views: `"understanding"`, `"drawing"` or both, in the order in which the model reads them; the
             processor's `make_conditioning` puts them into its family's order.
-        text_dropout: Probability of leaving out a text.
-        understanding_dropout: Probability of leaving out the understanding view of a source.
-        drawing_dropout: Probability of leaving out the clean drawing view of a source.
-        full_dropout: Probability of leaving out the whole condition, images and texts together.
+        text_dropout: Probability of dropping a text.
+        understanding_dropout: Probability of dropping the understanding view of a source.
+        drawing_dropout: Probability of dropping the clean drawing view of a source.
+        full_dropout: Probability of dropping the whole condition, images and texts together.
 
     Raises:
         ValueError: If a view is unknown, a number is not a probability, or a dropout has no effect.
@@ -139,13 +139,13 @@ PAPER = Conditioning()
 
 
 def edit_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER, thinking_loss: bool = False) -> Sample:
-    """Source views, `instruction`, then `thinking` where the row has some, and the target with its image loss.
+    """Source views, `instruction`, then `thinking` if the row has it, and the target with its image loss.
 
     Args:
         row: Columns `id`, `source_image`, `instruction`, `target_image` and optionally `thinking`, null for none.
         conditioning: Source views and dropouts.
-        thinking_loss: Whether the model also learns to write `thinking`. What stands in front of it is then never
-            dropped, for thinking has to know what it is about.
+        thinking_loss: Whether the model also learns to write `thinking`. The segments before it are then never
+            dropped, because the reasoning depends on them.
     """
     columns = _RowReader.of_row(row)
     image, size = columns.image("source_image", "source_size")
@@ -166,7 +166,7 @@ def answer_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) ->
 
     Args:
         row: Columns `id`, `source_image`, `question` and `answer`.
-        conditioning: Not used: an answer needs its whole question. Every recipe takes one.
+        conditioning: Not used, because an answer needs its whole question; every recipe has this argument.
     """
     columns = _RowReader.of_row(row)
     image, size = columns.image("source_image", "source_size")
@@ -183,7 +183,7 @@ def generate_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) 
 
     Args:
         row: Columns `id`, `target_image`, and `prompt`, or `instruction` in a data set without `prompt`.
-        conditioning: Its text and full dropout apply.
+        conditioning: Only its text and full dropout apply.
     """
     columns = _RowReader.of_row(row)
     prompt = conditioning.text(columns.text("prompt" if "prompt" in row else "instruction"))
@@ -195,14 +195,14 @@ def generate_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) 
 def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPER) -> Sample:
     """A conversation of texts and images in any order, with text and image losses in one sample.
 
-    An image that the model draws is hidden, as noise, from what follows; so its clean source views follow it, unless
-    it is the last turn.
+    Later segments cannot attend to an image that is drawn, since it is noise. So its clean source views follow it,
+    unless it is the last turn.
 
     Args:
         row: Columns `id` and `turns`, a list of turns. A turn has a `role`, `"user"` (read) or `"assistant"`
             (learned), either a `text` or an `image`, with an image optionally its `size`, and optionally `loss`, which
-            overrides what the role says. Null stands for absent, as Arrow stores it; only an image that is absent
-            altogether is planned from its `size`.
+            overrides the role. Null means absent, as in Arrow; only an image whose key is missing is planned from its
+            `size`.
         conditioning: Source views and dropouts.
     """
     columns = _RowReader.of_row(row)
@@ -225,8 +225,9 @@ def interleaved_sample(row: Mapping[str, Any], conditioning: Conditioning = PAPE
 
 
 def _keep_what_a_text_answers(segments: Sequence[Segment]) -> list[Segment]:
-    """Takes the dropout off a text with loss and off everything in front of it. Dropout serves the guidance of images;
-    a model that learns to write an answer has to see the question."""
+    """Removes the dropout of a text with loss and of everything before it. Dropout is for the guidance of images; a
+    model that learns to write an answer must see the question.
+    """
     learned = [number for number, segment in enumerate(segments) if isinstance(segment, TextSegment) and segment.loss]
     kept = learned[-1] + 1 if learned else 0
     whole = (replace(segment, dropout=0.0, joint_dropout=0.0) for segment in segments[:kept])
@@ -234,19 +235,19 @@ def _keep_what_a_text_answers(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def draw_dropout(sample: Sample, seed: int, epoch: int) -> Sample:
-    """Decides which segments are left out, each by its own `dropout` and all that have one by their `joint_dropout`,
-    as a function of (seed, epoch, sample id).
+    """Decides which segments are dropped, each with its own `dropout` and all together with their `joint_dropout`, as
+    a function of (seed, epoch, sample id).
 
-    A segment with loss is never dropped. What a dropped segment leaves behind is the processor's business.
+    A segment with loss is never dropped. The processor decides what remains of a dropped segment.
     """
     drops = draw_drops(sample.segments, sample.id, seed, epoch)
     return sample.with_segments([replace(segment, dropped=drop) for segment, drop in zip(sample.segments, drops)])
 
 
 def draw_drops(segments: Sequence[Segment], sample_id: str, seed: int, epoch: int) -> list[bool]:
-    """The decisions of `draw_dropout` alone, one for each segment."""
+    """Only the decisions of `draw_dropout`, one for each segment."""
     random = python_random(seed, epoch, sample_id, "dropout")
-    draws = [random.random() for _ in segments]  # one each, so that no segment's draw depends on another
+    draws = [random.random() for _ in segments]  # one generator each, so that no segment's draw depends on another
     together = random.random()
     return [
         not segment.loss and (draw < segment.dropout or together < segment.joint_dropout)
@@ -255,9 +256,9 @@ def draw_drops(segments: Sequence[Segment], sample_id: str, seed: int, epoch: in
 
 
 class MixedRow(NamedTuple):
-    """One row of an epoch of mixed data: which part, which of its rows, and how many times the part had been walked
-    through before. The last takes the place of the epoch in the random draws of the row, so that a repeated row draws
-    anew."""
+    """One row of an epoch of mixed data: the part, the row, and the number of earlier passes over the part. The last
+    is used as the epoch in the random draws of the row, so that a repeated row draws new values.
+    """
 
     part: int
     row: int
@@ -265,21 +266,21 @@ class MixedRow(NamedTuple):
 
 
 def mix(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> list[MixedRow]:
-    """Which rows of which data set make up an epoch. A part is a data set with a recipe for it.
+    """Chooses the rows of an epoch over several data sets. A part is a data set with its recipe.
 
     An epoch is one pass over part 0. Another part gives `weight / weights[0]` as many samples, so the weights are the
-    shares of samples. Every part is walked through from end to end in an order shuffled anew each time, over the
-    boundaries of epochs: no row comes twice before all have come once, and a part larger than its share goes on in the
-    next epoch where it stopped. The parts follow one another; `uniedit_hf.packing.plan_packs` shuffles them.
+    shares of samples. Every part is read in passes, each shuffled anew, across the
+    boundaries of epochs: no row is repeated before all have been used, and a part larger than its share continues in
+    the next epoch. The parts follow one another; `uniedit_hf.packing.plan_packs` shuffles them.
 
     Args:
-        lengths: Rows per part.
-        weights: Relative share of samples per part.
+        lengths: Number of rows of each part.
+        weights: Relative share of samples of each part.
         seed: The mix is a function of it and of the other arguments.
         epoch: From 0.
 
     Raises:
-        ValueError: A part is empty, or has no weight, or one that is not a positive number.
+        ValueError: If a part is empty, or has no weight, or a weight that is not a positive number.
     """
     if not lengths or len(lengths) != len(weights):
         raise ValueError(f"A mix of {len(lengths)} part(s) has {len(weights)} weight(s); give each part one weight.")
@@ -311,15 +312,15 @@ RECIPES: dict[str, Callable[..., Sample]] = {
 
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A recipe by its name, whose conditioning is decided when the model's processor is known: the processor's own,
-    overridden by what was set. So the same settings serve every family.
+    """A recipe by its name. Its conditioning is that of the model's processor, overridden by the settings, so the same
+    settings work for every family.
 
     Args:
         name: A key of `RECIPES`.
         overrides: Fields of `Conditioning` that were set.
         options: Further arguments of the recipe.
-        conditioning: The effective conditioning; `None` until `for_processor` was called, and then the paper's with
-            the overrides is used.
+        conditioning: The effective conditioning; `None` until `for_processor` is called; until then the paper's
+            conditioning with the overrides is used.
     """
 
     name: str
@@ -338,7 +339,7 @@ class NamedRecipe:
 
 @dataclass(frozen=True)
 class _RowReader:
-    """Reads the columns of a row, or the fields of one of its turns; whatever is wrong raises a `RowError`."""
+    """Reads the columns of a row, or the fields of one of its turns; raises `RowError` for anything invalid."""
 
     fields: Mapping[str, Any]
     row_id: str
@@ -368,7 +369,7 @@ class _RowReader:
         return value
 
     def image(self, name: str, size_name: str) -> tuple[Any, tuple[int, int] | None]:
-        """The image and its size, of which one may be `None`: the image if its column is absent, else the size."""
+        """The image and its size; one may be `None`: the image if its column is absent, otherwise the size."""
         if name not in self.fields and self.fields.get(size_name) is None:
             there = ", ".join(self.fields)
             raise self.error(name, f"is missing, and so is {size_name!r} to plan with, there are {there}", "add it")
@@ -393,7 +394,7 @@ class _RowReader:
         return ImageTokens(tuple(ids), self.text("image_tokenizer"))
 
     def stored(self, image: str) -> dict[View, StoredView]:
-        """What encoders made of an image before, if the row has it, with the fingerprints in `latents_encoder` and
+        """Stored encodings of an image, if the row has them, with the fingerprints in `latents_encoder` and
         `features_encoder`."""
         found: dict[View, StoredView] = {}
         for view, kind in STORED.items():

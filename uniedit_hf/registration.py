@@ -2,13 +2,13 @@
 importing anything before it is needed.
 
 `AutoModel.register` takes classes, and our classes import torch and diffusers, which takes seconds and, while
-transformers itself is being imported, would go in circles. So BAGEL is registered the way transformers registers its
-own models: as rows in its tables of names, resolved on first use in the module `transformers.models.bagel`, which we
-let be `uniedit_hf.models.bagel`. The rows are added when the module that holds a table is imported, or at once if it
-already is.
+transformers itself is being imported, would be circular. So BAGEL is registered the way transformers registers its
+own models: as rows in its tables of names, resolved on first use in the module `transformers.models.bagel`, which is
+an alias of `uniedit_hf.models.bagel`. The rows are added when the module that holds a table is imported, or
+immediately if it already was.
 
-Janus-Pro has its rows already. Ours are subclasses of the same names that do what those do and more, so that what we
-save is read by transformers alone; the tables of models and processors look for them in `uniedit_hf.models.janus`.
+transformers already has rows for Janus-Pro. Our classes are subclasses with the same names, so transformers alone can
+read what we save; the tables of models and processors find them in `uniedit_hf.models.janus`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AUTO = "transformers.models.auto"
 MODEL_TYPE = "bagel"
 CONFIGURATION = "BagelConfig"
 
-# Module of transformers -> the mapping behind an Auto class -> what it shall hold for our configuration.
+# Module of transformers -> the mapping behind an Auto class -> its value for our configuration.
 MAPPINGS = {
     "modeling_auto": {
         "MODEL_MAPPING": "BagelModel",
@@ -36,7 +36,7 @@ MAPPINGS = {
 }
 
 
-# Where Janus-Pro's classes are looked up in our module. `AutoModel` stays transformers' own.
+# Tables in which Janus-Pro's classes are found in our module. `AutoModel` stays transformers' own.
 JANUS = "janus"
 JANUS_MAPPINGS = {
     "modeling_auto": ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),
@@ -67,12 +67,12 @@ def _add_classes(module: ModuleType) -> None:
     for name, classes in MAPPINGS[table].items():
         mapping = vars(module)[name]
         mapping._model_mapping[MODEL_TYPE] = classes
-        # Made from the table of configurations when transformers was imported, which may have been before our row.
+        # Made from the table of configurations when transformers was imported, possibly before our row was added.
         mapping._reverse_config_mapping[CONFIGURATION] = MODEL_TYPE
 
 
 def _processor_class(find, module, arguments, options):
-    """A processor is looked up by the name that its folder states."""
+    """Looks up a processor by the class name in its folder."""
     (name,) = arguments or options.values()
     return import_module(f"uniedit_hf.models.{JANUS}").JanusProcessor if name == "JanusProcessor" else find(name)
 

@@ -1,4 +1,4 @@
-"""Former names of options: whoever still passes one is told the new name in one sentence."""
+"""Former names of options: passing one raises an error that gives the new name."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def refuse_former_names(cls: type) -> type:
 
 
 def renamed(former: str, new: str, prefix: str = "") -> str:
-    """The sentence about an option with a new name."""
+    """The error message for a renamed option."""
     return f"{prefix}{former} is now called {prefix}{new}: use the new name."

@@ -7,14 +7,14 @@ from typing import Any
 
 
 class RowError(ValueError):
-    """A row that no sample, or no row of a data set, can be made of. Callers stop at it or set it aside.
+    """A row that cannot become a sample, or a row of a data set. Callers stop at it or set it aside.
 
     Args:
-        reason: What is wrong, in a sentence; or in a few words that can be counted, with a `detail`.
+        reason: What is wrong, in a sentence; or in a few words, to be counted, with a `detail`.
         detail: What was found, what was expected and the remedy.
-        row_id: The `id` of the row, empty while it is not known.
+        row_id: The `id` of the row; empty if unknown.
         file: The name of the file it was read from.
-        line: Its line from 1 (its row, in a Parquet file).
+        line: Its line from 1 (for Parquet, its row).
     """
 
     def __init__(self, reason: str, detail: str = "", row_id: str = "", file: str = "", line: int = 0):

@@ -15,7 +15,7 @@ SCORES = ("quality", "instruction", "preservation")
 
 
 def row_features() -> Features:
-    """The columns of the data set. What the origin of a row does not say is null.
+    """The columns of the data set. Values that the source of a row does not give are null.
 
     `source_size` and `target_size` are `(width, height)` in pixels, upright, so that packs are planned without pixels;
     `scores` are visual quality 1 to 5, instruction followed and rest kept, each 0 to 1.
@@ -37,7 +37,7 @@ def row_features() -> Features:
             "judge": Value("string"),
             "scores": {name: Value("float32") for name in SCORES},
             "license": Value("string"),
-            # `Sequence` and not `List`, which datasets 3 does not have; datasets 4 makes a `List` of it.
+            # `Sequence` and not `List`, which datasets 3 does not have; datasets 4 converts it to a `List`.
             "source_size": Sequence(Value("int32"), length=2),
             "target_size": Sequence(Value("int32"), length=2),
         }
@@ -45,7 +45,7 @@ def row_features() -> Features:
 
 
 def stable_id(*parts: bytes | str) -> str:
-    """32 hexadecimal digits that depend on every part and nothing else."""
+    """32 hexadecimal digits that depend only on the parts."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         encoded = part.encode() if isinstance(part, str) else part

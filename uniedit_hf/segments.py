@@ -1,5 +1,7 @@
 """The two nouns every recipe is written in: a `Segment` is a piece of text or one view of an image, a `Sample` is a
-list of segments. They know no model: a processor decides which encoder a view means, and how many tokens it has."""
+list of segments. They do not depend on a model: a processor decides which encoder a view uses, and how many tokens it
+has.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 
-# The two views that a unified model has of an image: it understands one, and it draws (and may read) the other. Each
-# family has names of its own for them, such as "vit" and "vae", which its processor takes as well.
+# The two views that a unified model has of an image: one to understand it, and one to draw (and perhaps read) it. Each
+# family has its own names for them, such as "vit" and "vae", which its processor accepts as well.
 View = Literal["understanding", "drawing"]
 UNDERSTANDING, DRAWING = get_args(View)
 
@@ -18,8 +20,8 @@ class ImageTokens(NamedTuple):
     """Tokens of an image that were computed before.
 
     Args:
-        ids: Row by row.
-        made_by: The fingerprint of what computed them.
+        ids: Token ids, row by row.
+        made_by: Fingerprint of the tokenizer that computed them.
     """
 
     ids: Sequence[int]
@@ -27,11 +29,11 @@ class ImageTokens(NamedTuple):
 
 
 class StoredView(NamedTuple):
-    """What a family's encoder made of an image before.
+    """The stored output of a family's encoder for an image.
 
     Args:
         data: Tensors in safetensors.
-        made_by: The fingerprint of what computed them.
+        made_by: Fingerprint of the encoder that computed them.
     """
 
     data: bytes
@@ -45,10 +47,10 @@ class TextSegment:
     Args:
         text: The text, or its token ids without the beginning and end markers.
         loss: Whether the model learns to write this text.
-        dropout: Probability of leaving the segment out while training (conditioning dropout).
-        dropped: Whether it was left out. In BAGEL a dropped text takes no tokens and no rotary position; in Janus-Pro
+        dropout: Probability of dropping the segment while training (conditioning dropout).
+        dropped: Whether it was dropped. In BAGEL a dropped text takes no tokens and no rotary position; in Janus-Pro
             its tokens become padding.
-        joint_dropout: Probability of leaving out together all segments that have one.
+        joint_dropout: Probability of dropping all segments that have one, together.
     """
 
     text: str | Sequence[int]
@@ -60,7 +62,7 @@ class TextSegment:
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """One view of an image: which encoder sees it.
+    """One view of an image.
 
     Args:
         image: A `PIL.Image.Image`, encoded bytes, a path, or `{"bytes": ..., "path": ...}` as `datasets` stores it;
@@ -68,13 +70,13 @@ class ImageSegment:
         view: `"understanding"` or `"drawing"`, or the family's own name of it: `"vit"` or `"vae"` for BAGEL,
             `"siglip"` or `"vq"` for Janus-Pro.
         loss: Whether the model learns to draw this image.
-        dropout: Probability of leaving the segment out while training (conditioning dropout).
-        dropped: Whether it was left out. In BAGEL a dropped image takes no tokens but still one rotary position; in
+        dropout: Probability of dropping the segment while training (conditioning dropout).
+        dropped: Whether it was dropped. In BAGEL a dropped image takes no tokens but still one rotary position; in
             Janus-Pro its tokens become padding.
         size: `(width, height)` in pixels before any resizing, so that packs can be planned without decoding.
-        joint_dropout: Probability of leaving out together all segments that have one.
+        joint_dropout: Probability of dropping all segments that have one, together.
         tokens: Tokens of the drawing view that were stored with the data, for families that draw discrete tokens.
-        stored: What the encoder of the view made of the image, stored with the data, for the other families.
+        stored: Output of the view's encoder that was stored with the data, for the other families.
     """
 
     image: Any
@@ -107,5 +109,5 @@ class Sample:
         object.__setattr__(self, "segments", tuple(self.segments))
 
     def with_segments(self, segments: Sequence[Segment]) -> Sample:
-        """The same sample, by id, with other segments."""
+        """A sample with the same id and other segments."""
         return replace(self, segments=tuple(segments))

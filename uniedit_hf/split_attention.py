@@ -1,9 +1,9 @@
 """Attention over a pack split by split: `attn_implementation="split_sdpa"`.
 
-A long image sees the same keys with every token, so it is one `scaled_dot_product_attention` without a mask over the
-keys that it sees: its own and those before it in its sample, without what is being drawn. Everything short (texts,
-image markers, small images, whole small samples) goes through padded rows with a small mask, one row a sample. The
-plan of all this is made once for a pack, on the CPU, from plain numbers; the layers only follow it.
+All tokens of a long image attend to the same keys, so it is one `scaled_dot_product_attention` without a mask over
+these keys: its own and those before it in its sample, except for images that are being drawn. Everything short (texts,
+image markers, small images, whole small samples) goes through padded rows with a small mask, one row per sample. The
+plan is made once per pack, on the CPU, from plain numbers; the layers only execute it.
 
 Shapes: N routed tokens, K keys of a call, S short tokens, T keys of all calls, H query heads, G key and value heads,
 E head size.
@@ -25,10 +25,10 @@ from uniedit_hf.attention import CAUSAL, NO_SAMPLE, NOISE
 
 
 NAME = "split_sdpa"
-LONG = 256  # tokens from which an image is a call of its own
-ROW_COST = 4096  # what a call of padded rows costs beside its scores, counted in scores
-# What a GPU computes attention with, by preference. Without a mask cuDNN took half the time of FlashAttention 2 on an
-# H200; with one, few kernels take any length.
+LONG = 256  # images with at least this many tokens are a call of their own
+ROW_COST = 4096  # overhead of a call of padded rows, in units of scores
+# Attention kernels of a GPU, by preference. Without a mask cuDNN took half the time of FlashAttention 2 on an H200;
+# with a mask, few kernels support any length.
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -44,11 +44,11 @@ class SplitPlan:
 
     Args:
         runs: (tokens, call) of consecutive routed rows; a call of -1 marks short rows.
-        keys: Keys of each call: first of the long ones, then of the padded rows as (rows, keys a row).
+        keys: Number of keys of each call: first the long ones, then the padded ones as (rows, keys per row).
         key_rows: (T,) the routed rows that these keys are, call after call.
-        key_uses: (N, uses) where each routed row stands in `key_rows`; T where it is used less often.
-        queries: For each call of padded rows, (rows, queries a row): the short row of each query.
-        query_place: (S,) where each short row stands in these calls, laid end to end.
+        key_uses: (N, uses) positions of each routed row in `key_rows`; T where it is used less often.
+        queries: For each call of padded rows, (rows, queries per row): the short row of each query.
+        query_place: (S,) position of each short row in these calls, laid end to end.
         masks: For each call of padded rows, (rows, 1, queries, keys) booleans.
     """
 
@@ -65,7 +65,7 @@ class SplitPlan:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SplitPlan:
-        """The plan in page-locked memory, from which a GPU takes it without waiting."""
+        """The plan in page-locked memory, so that copying it to a GPU is asynchronous."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, move) -> SplitPlan:
@@ -92,13 +92,13 @@ class _Row:
 
 
 def plan_splits(sample, split, kind, order, long: int = LONG, first_query: int = 0) -> SplitPlan:
-    """The calls of a pack.
+    """Plans the calls of a pack.
 
     Args:
         sample, split, kind: (L,) of every token of the sequence, see `uniedit_hf.attention.Splits`.
         order: (N,) the tokens in their routed order; padding is left out.
-        long: Tokens from which an image is a call of its own.
-        first_query: The routed row from which on rows ask; those before it are only seen.
+        long: Images with at least this many tokens are a call of their own.
+        first_query: The first routed row that is a query; rows before it are only keys.
     """
     sample, split, kind, order = (np.asarray(each, dtype=np.int64) for each in (sample, split, kind, order))
     routed = np.full(len(sample), -1)
@@ -140,7 +140,7 @@ def _longest_run(rows: np.ndarray) -> np.ndarray:
 
 
 def _short_row(queries, tokens, split, kind, routed) -> _Row:
-    """The rule of `uniedit_hf.attention` for some tokens of a sample (places in the sequence)."""
+    """The rule of `uniedit_hf.attention` for some tokens of a sample (given by their positions in the sequence)."""
     same_split = split[queries][:, None] == split[tokens]
     sees = (tokens <= queries[:, None]) | (same_split & (kind[tokens] != CAUSAL))
     mask = sees & ~((kind[tokens] == NOISE) & ~same_split)
@@ -150,7 +150,7 @@ def _short_row(queries, tokens, split, kind, routed) -> _Row:
 
 
 def _grouped(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows that share a call, padded to the longest: as few scores and as few calls as a greedy walk finds."""
+    """Groups rows into calls, padded to the longest: a greedy search for few scores and few calls."""
     groups: list[list[_Row]] = []
     queries = keys = 0
     for row in sorted(rows, key=lambda each: each.mask.shape[::-1]):
@@ -189,7 +189,7 @@ def _assemble(call_of: np.ndarray, first_query: int, long_keys, groups: list[lis
             query_place[places] = offset + number * width + np.arange(num_queries)
             seen[number, :num_keys], real[number, :num_keys] = row.keys, True
             mask[number, 0, :num_queries, :num_keys] = row.mask
-        mask[..., 0] |= ~mask.any(-1)  # padding sees something, or its softmax would be NaN
+        mask[..., 0] |= ~mask.any(-1)  # padding attends to something, or its softmax would be NaN
         offset += index.size
         keys.append(seen.shape)
         key_rows.append(seen.flatten())
@@ -205,7 +205,7 @@ def _assemble(call_of: np.ndarray, first_query: int, long_keys, groups: list[lis
 
 
 def _uses(rows: np.ndarray, real: np.ndarray, count: int) -> np.ndarray:
-    """For each of `count` rows its places in `rows` as far as these are `real`: (count, most uses of a row)."""
+    """For each of `count` rows its positions in `rows` where these are `real`: (count, most uses of a row)."""
     places = np.flatnonzero(real)
     places = places[np.argsort(rows[places], kind="stable")]
     often = np.bincount(rows[places], minlength=count)
@@ -219,8 +219,9 @@ def _uses(rows: np.ndarray, real: np.ndarray, count: int) -> np.ndarray:
 
 
 class _TakeRows(torch.autograd.Function):
-    """`states[rows]`, whose gradient is gathered by the known uses of each row and not scattered, so that it is the
-    same every time."""
+    """`states[rows]`, whose gradient is gathered by the known uses of each row instead of scattered, so that it is
+    deterministic.
+    """
 
     @staticmethod
     def forward(ctx, states, rows, uses):
@@ -238,7 +239,7 @@ class _TakeRows(torch.autograd.Function):
 
 
 class PickRows(torch.autograd.Function):
-    """`states[rows]` where no row is taken twice: its gradient is put and not added."""
+    """`states[rows]` where no row is taken twice: its gradient is written, not added."""
 
     @staticmethod
     def forward(ctx, states, rows):
@@ -265,12 +266,12 @@ def split_attention_forward(
     """Attention of a routed pack, in the signature of transformers' attention interface.
 
     Args:
-        module: Not read.
+        module: Not used.
         query: (1, H, N, E).
         key, value: (1, G, N, E).
         attention_mask: The plan of the pack; `None` for plain attention of rows (B, heads, N, E) without a mask.
-        scaling: Of the scores; E ** -0.5 by default.
-        dropout: Of the attention weights.
+        scaling: Factor of the scores; E ** -0.5 by default.
+        dropout: Dropout of the attention weights.
 
     Returns:
         (1, N, H, E), and no weights.
@@ -289,7 +290,7 @@ def split_attention_forward(
 
 def _by_plan(query, key, value, plan: SplitPlan, scaling, dropout) -> torch.Tensor:
     """Routed queries (N, H, E), keys and values (N, G, E) to (N, H, E)."""
-    if not plan.runs:  # a pack without tokens, whose projections stay in the graph
+    if not plan.runs:  # a pack without tokens keeps its projections in the graph
         return query + 0 * (key.sum() + value.sum())
     key, value = (_TakeRows.apply(states, plan.key_rows, plan.key_uses) for states in (key, value))
     sizes = [rows * keys for rows, keys in plan.keys]
@@ -353,7 +354,7 @@ def _kernels(query: torch.Tensor, mask: torch.Tensor | None):
 
 
 def _shares_keys(query, key, value) -> bool:
-    """Whether the first kernel takes several query heads a key head; else the keys are repeated for it."""
+    """Whether the first kernel supports several query heads per key head; otherwise the keys are repeated."""
     if query.device.type != "cuda":
         return True
     asked = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, True)
@@ -363,8 +364,7 @@ def _shares_keys(query, key, value) -> bool:
 
 
 def _folded_attention(query, key, value, mask, scaling, dropout, groups: int) -> torch.Tensor:
-    """Masked attention in which the heads that share keys become more queries of one head, so that no key is
-    repeated."""
+    """Masked attention in which heads that share keys become more queries of one head, so that no key is repeated."""
     rows, heads, queries, size = query.shape
     query = query.reshape(rows, heads // groups, groups * queries, size)
     mask = mask.repeat(1, 1, groups, 1)
@@ -374,8 +374,9 @@ def _folded_attention(query, key, value, mask, scaling, dropout, groups: int) ->
 
 
 def _plain_attention(query, key, value, mask, scaling, dropout) -> torch.Tensor:
-    """Attention as two products around a softmax, all (rows, heads, tokens, E): on short rows faster than the CPU's
-    kernel, whose backward takes three times as long. The heads that share keys become more queries of one head."""
+    """Attention as two products around a softmax, all (rows, heads, tokens, E). On short rows it is faster than the
+    CPU's kernel, whose backward takes three times as long. Heads that share keys become more queries of one head.
+    """
     rows, heads, queries, size = query.shape
     shared, groups = key.shape[1], heads // key.shape[1]
     bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))

@@ -1,7 +1,7 @@
-"""A verb of the pipeline as a generator: texts and previews as they come, then the result.
+"""Runs a method of the pipeline as a generator: texts and previews as they come, then the result.
 
-The verb runs in a thread of its own and tells what it has got. Closing the generator stops it at the next token or
-step and waits for that, so that nobody works for one who has left.
+The method runs in its own thread and sends events. Closing the generator stops it at the next token or step and joins
+the thread, so no work continues after the consumer is gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uniedit_hf.thinking import CLOSE, OPEN, split_thoughts
 
 @dataclass(frozen=True)
 class TextPiece:
-    """A piece of text, `thought` or answer."""
+    """A piece of text: reasoning (`thought`) or answer."""
 
     text: str
     thought: bool
@@ -28,7 +28,7 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class Preview:
-    """What the image will be, as far as the model knows after `step` of `steps`."""
+    """The predicted final image after `step` of `steps`."""
 
     step: int
     steps: int
@@ -37,7 +37,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end: an image or an answer, and what was thought before it."""
+    """The last event: an image or an answer, and the reasoning before it."""
 
     result: Image.Image | str
     thoughts: str
@@ -47,17 +47,17 @@ Event = TextPiece | Preview | Finished
 
 
 class Stopped(Exception):
-    """Whoever listened has left."""
+    """Raised in the worker when the consumer has closed the generator."""
 
 
 class EventStreamer(BaseStreamer):
-    """Tells what is written, piece by piece; takes part in `generate()` as a streamer.
+    """A streamer for `generate()` that sends the text as events, piece by piece.
 
     Args:
         tell: Takes events, or raises `Stopped`.
-        decode: Token ids to text.
-        thinking: Whether what stands before a closing tag is thoughts.
-        only_thoughts: Whether all of it is, tags or not, as before a drawing.
+        decode: Converts token ids to text.
+        thinking: Whether the text before a closing tag is reasoning.
+        only_thoughts: Whether all text is reasoning, with or without tags, as before a drawing.
     """
 
     def __init__(
@@ -74,24 +74,24 @@ class EventStreamer(BaseStreamer):
         self.prompt_seen = False
 
     def put(self, value) -> None:
-        """Takes token ids: those of the prompt first."""
+        """Receives token ids, first those of the prompt."""
         if not self.prompt_seen:
             self.prompt_seen = True
             return
         self.take(value.flatten().tolist())
 
     def take(self, ids: list[int]) -> None:
-        """Takes token ids behind the prompt."""
+        """Receives token ids after the prompt."""
         self.ids += ids
         self._tell_new(self.decode(self.ids), whole=False)
 
     def end(self) -> None:
-        """Tells what was held back."""
+        """Sends the text that was held back."""
         self._tell_new(self.decode(self.ids), whole=True)
 
     def _tell_new(self, text: str, whole: bool) -> None:
         if not whole and (text.endswith("\ufffd") or _may_become_tag(text)):
-            self.tell(TextPiece("", True))  # nothing new, but whoever has left is noticed
+            self.tell(TextPiece("", True))  # nothing new, but this notices a closed generator
             return
         thoughts, answer = split_thoughts(text)
         if self.only_thoughts:
@@ -111,7 +111,7 @@ def _may_become_tag(text: str) -> bool:
 
 
 def stream_answer(verb: Callable[..., str], decode: Callable[[list[int]], str], **arguments: Any) -> Iterator[Event]:
-    """The events of a verb that answers; `arguments` are its own."""
+    """The events of a method that answers; `arguments` are those of the method."""
 
     def work(tell):
         streamer = EventStreamer(tell, decode, thinking=bool(arguments.get("thinking_budget")))
@@ -128,7 +128,7 @@ def stream_drawing(
     num_previews: int,
     **arguments: Any,
 ) -> Iterator[Event]:
-    """The events of a verb that draws, with so many previews, evenly spaced, the result not among them."""
+    """The events of a method that draws, with `num_previews` evenly spaced previews besides the result."""
 
     def work(tell):
         streamer = EventStreamer(tell, decode, thinking=True, only_thoughts=True)

@@ -1,6 +1,6 @@
 """Thinking first: the model writes its reasoning between two tags, then answers or draws, as BAGEL's reference does.
 
-What asks a model to think is its processor's business (`thinking_prompts`).
+The prompt that asks a model to think comes from its processor (`thinking_prompts`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from transformers import LogitsProcessor
 
 
 OPEN, CLOSE = "<think>", "</think>"
-TAIL = 8  # tokens in which a closing tag is looked for; it takes three of Qwen2's
+TAIL = 8  # number of tokens in which a closing tag is searched; in Qwen2 it takes three
 
 
 def split_thoughts(text: str) -> tuple[str, str]:
-    """What a model wrote, as its thoughts and the rest, both without tags. Without tags there are no thoughts."""
+    """Splits a model's text into reasoning and the rest, both without tags. Without tags there is no reasoning."""
     before, closed, after = text.partition(CLOSE)
     if not closed and not before.lstrip().startswith(OPEN):
         return "", text.strip()
@@ -22,12 +22,12 @@ def split_thoughts(text: str) -> tuple[str, str]:
 
 
 class ThinkingBudget(LogitsProcessor):
-    """Closes the thoughts of every row that has not done so after `budget` tokens, so that an answer follows.
+    """Closes the reasoning of every row that has not closed it after `budget` tokens, so that an answer follows.
 
     Args:
-        tokenizer: Writes the closing tag.
+        tokenizer: Encodes the closing tag.
         prompt_length: Tokens of the context in `input_ids`.
-        budget: Tokens of thoughts, those of the closing tag not counted.
+        budget: Maximum number of reasoning tokens, not counting the closing tag.
     """
 
     def __init__(self, tokenizer, prompt_length: int, budget: int):
@@ -36,7 +36,7 @@ class ThinkingBudget(LogitsProcessor):
         self.closed: set[int] = set()
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores (rows, vocabulary) of the next token behind `input_ids` (rows, length)."""
+        """Scores (rows, vocabulary) of the next token after `input_ids` (rows, length)."""
         written = input_ids[:, self.prompt_length :]
         for row in range(len(written)):
             if row not in self.closed and CLOSE in self.tokenizer.decode(written[row, -TAIL:]):

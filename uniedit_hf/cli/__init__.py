@@ -1,9 +1,9 @@
 """The command line, `uniedit COMMAND [options]`.
 
-A command is a file of this folder with a function `run`, whose annotations name the dataclasses of its options, and a
-line in `COMMANDS`. Here a command is chosen and its mistakes are told apart: exit code 2 for a command line that makes
-no sense, 1 for what a command found wrong (one sentence each), 130 for Ctrl-C; anything else is our mistake and keeps
-its traceback.
+A command is a file in this folder with a function `run`, whose annotations name the dataclasses of its options, and a
+line in `COMMANDS`. This module picks the command and sets the exit code: 2 for an invalid command line, 1 for an error
+that the command reports (one sentence each), 130 for Ctrl-C. Any other exception is a bug of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from uniedit_hf import __version__
 
 # The words after `uniedit` -> what the command does. `dataset build` lives in dataset_build.py.
 COMMANDS = {
-    "quickstart": "Go the whole way once on a laptop: make data, tune a small model, look at its edits.",
-    "edit": "Edit an image, or every image of a folder, after an instruction.",
-    "ask": "Ask a question about an image, or about every image of a folder.",
+    "quickstart": "Run the whole method once on a laptop: make data, tune a small model, look at its edits.",
+    "edit": "Edit an image, or every image in a folder, by an instruction.",
+    "ask": "Ask a question about an image, or about every image in a folder.",
     "generate": "Draw an image for a prompt, or one for every line of a file.",
-    "synthesize": "Turn questions about pictures into verified intelligent edits.",
-    "dataset build": "Turn a raw release into Parquet that load_dataset reads.",
+    "synthesize": "Turn questions about images into verified intelligent edits.",
+    "dataset build": "Convert a raw release to Parquet that load_dataset reads.",
     "dataset validate": "Check a built data set: schema, images, duplicates, categories, benchmarks.",
-    "dataset tokens": "Store a Janus-Pro's image tokens with a data set, so that training need not make them.",
-    "dataset latents": "Store what a BAGEL's frozen encoders make of images with a data set.",
-    "dataset publish": "Put a built data set on the Hub: card, resumable upload, tag.",
+    "dataset tokens": "Precompute a Janus-Pro's image tokens and store them with a data set.",
+    "dataset latents": "Precompute a BAGEL's image latents and features and store them with a data set.",
+    "dataset publish": "Publish a built data set on the Hub: card, resumable upload, tag.",
     "train": "Tune a model on intelligent edits, or on a mix of data sets.",
-    "evaluate": "Compare a tuned model with its base on a benchmark, with intervals.",
+    "evaluate": "Compare a tuned model with its base on a benchmark, with confidence intervals.",
     "demo": "Show a base and a tuned model side by side on a local page, or as a Space.",
     "doctor": "Print versions, devices, extras and whether the Hub answers, for a bug report.",
     "serve": "Serve a model over HTTP with OpenAI's routes: draw, edit, ask.",
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
 
     Raises:
-        SystemExit: After `COMMAND --help` (0) or an option that makes no sense (2), as argparse does it.
+        SystemExit: After `COMMAND --help` (0) or an invalid option (2), as in argparse.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         return _complain(f"uniedit: {_unknown(arguments)}", 2)
     try:
-        # Imported here: the parser takes a third of a second, and a command whatever it needs.
+        # Imported here: the parser takes a third of a second to import, and a command may take longer.
         from uniedit_hf.cli.parsing import CommandParser
 
         run = import_module(f"uniedit_hf.cli.{command.replace(' ', '_')}").run
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _complain(f"uniedit {command}: {error}", 1)
     except KeyboardInterrupt:
-        gc.freeze()  # or Python looks for garbage among all of torch before it ends, which takes seconds
+        gc.freeze()  # otherwise Python collects garbage over all of torch before it exits, which takes seconds
         return _complain(f"uniedit {command}: stopped by Ctrl-C", 130)
     return 0
 

@@ -1,4 +1,4 @@
-"""`uniedit ask`: a question about one image, or about every image of a folder."""
+"""`uniedit ask`: a question about one image, or about every image in a folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from uniedit_hf.cli.inference import InferenceOptions, in_batches, input_images,
 @dataclass(kw_only=True)
 class AskOptions(InferenceOptions):
     image: str = field(metadata={"help": "an image, or a folder of images", "metavar": "PATH"})
-    question: str = field(metadata={"help": "what to ask about it", "metavar": "TEXT"})
+    question: str = field(metadata={"help": "the question", "metavar": "TEXT"})
     output: str | None = field(
         default=None, metadata={"help": "JSON Lines with image and answer; printed if not given", "metavar": "FILE"}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "tokens of the longest answer"})
+    max_new_tokens: int = field(default=512, metadata={"help": "maximum number of tokens in an answer"})
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,9 +11,9 @@ from typing import Literal
 @dataclass
 class ConvertOptions:
     input_dir: str = field(metadata={"help": "the checkpoint, in any of the layouts", "metavar": "FOLDER"})
-    output_dir: str = field(metadata={"help": "where the converted checkpoint goes", "metavar": "FOLDER"})
+    output_dir: str = field(metadata={"help": "folder for the converted checkpoint", "metavar": "FOLDER"})
     to: Literal["official", "transformers"] = field(
-        metadata={"help": "the layout to write; Janus-Pro is only converted to that of transformers"}
+        metadata={"help": "the layout to write; Janus-Pro can only be converted to that of transformers"}
     )
 
 

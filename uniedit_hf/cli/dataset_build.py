@@ -14,24 +14,24 @@ class DatasetBuildOptions:
         }
     )
     output_dir: str = field(
-        metadata={"help": "where the Parquet goes; goes on with a build there", "metavar": "FOLDER"}
+        metadata={"help": "folder for the Parquet files; resumes a build there", "metavar": "FOLDER"}
     )
-    strict: bool = field(default=False, metadata={"help": "stop at a faulty row instead of leaving it out"})
+    strict: bool = field(default=False, metadata={"help": "stop at an invalid row instead of skipping it"})
     redo_faulty: bool = field(
-        default=False, metadata={"help": "read rows again that were left out, after mending them"}
+        default=False, metadata={"help": "read skipped rows again, after you have corrected them"}
     )
     manifest_148k: list[str] | None = field(
         default=None,
-        metadata={"help": "manifests of 148k in the source, if not named *148k*.jsonl", "metavar": "FILE"},
+        metadata={"help": "manifests of 148k in the source; *148k*.jsonl by default", "metavar": "FILE"},
     )
     manifest_40k: list[str] | None = field(
-        default=None, metadata={"help": "manifests of 40k in the source, if not named *40k*.jsonl", "metavar": "FILE"}
+        default=None, metadata={"help": "manifests of 40k in the source; *40k*.jsonl by default", "metavar": "FILE"}
     )
     image_root: str | None = field(
-        default=None, metadata={"help": "what image paths are relative to, if not the source", "metavar": "FOLDER"}
+        default=None, metadata={"help": "folder of the image paths; the source by default", "metavar": "FOLDER"}
     )
-    rows_per_file: int = field(default=512, metadata={"help": "lines that make one Parquet file"})
-    num_proc: int = field(default=1, metadata={"help": "processes at work"})
+    rows_per_file: int = field(default=512, metadata={"help": "manifest lines per Parquet file"})
+    num_proc: int = field(default=1, metadata={"help": "number of worker processes"})
 
     def __post_init__(self):
         for name in ("rows_per_file", "num_proc"):

@@ -1,4 +1,6 @@
-"""`uniedit dataset latents`: what a BAGEL's frozen encoders make of images, stored with a data set."""
+"""`uniedit dataset latents`: precomputes what a BAGEL's frozen encoders make of the images, and stores it with the
+data set.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from .encoding import EncodingOptions, load_encoder, new_folder, write
 @dataclass
 class DatasetLatentsOptions(EncodingOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "of what is stored; 16 bits take half and round"}
+        default="float32", metadata={"help": "dtype of the stored tensors; 16 bits take half the space and round"}
     )
-    vit_features: bool = field(default=True, metadata={"help": "also store features of sources, several MB each"})
+    vit_features: bool = field(
+        default=True, metadata={"help": "also store the ViT features of source images, several MB each"}
+    )
     vit_longest_edge: int | None = field(
         default=None, metadata={"help": "longest side of the ViT view in pixels, as training will use it"}
     )

@@ -1,4 +1,4 @@
-"""`uniedit dataset publish`: a built data set to the Hub."""
+"""`uniedit dataset publish`: uploads a built data set to the Hub."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class DatasetPublishOptions:
-    input_dir: str = field(metadata={"help": 'what "uniedit dataset build" made', "metavar": "FOLDER"})
-    repo_id: str = field(metadata={"help": "the repository, made if it is not there", "metavar": "ORG/NAME"})
+    input_dir: str = field(metadata={"help": 'folder that "uniedit dataset build" made', "metavar": "FOLDER"})
+    repo_id: str = field(metadata={"help": "the repository; created if it does not exist", "metavar": "ORG/NAME"})
     private: bool = field(default=False, metadata={"help": "whether a new repository is private"})
-    tag: str = field(default="v1.0.0", metadata={"help": "name of the revision"})
+    tag: str = field(default="v1.0.0", metadata={"help": "tag of the uploaded revision"})
     license_source_images: str | None = field(
-        default=None, metadata={"help": "terms of the source images, for the card", "metavar": "TEXT"}
+        default=None, metadata={"help": "license of the source images, for the card", "metavar": "TEXT"}
     )
     license_generated_images: str | None = field(
-        default=None, metadata={"help": "terms of the generated images, for the card", "metavar": "TEXT"}
+        default=None, metadata={"help": "license of the generated images, for the card", "metavar": "TEXT"}
     )
 
 

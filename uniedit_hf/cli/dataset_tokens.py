@@ -1,4 +1,4 @@
-"""`uniedit dataset tokens`: the image tokens of a Janus-Pro, stored with a data set."""
+"""`uniedit dataset tokens`: precomputes the image tokens of a Janus-Pro, and stores them with the data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .encoding import EncodingOptions, load_encoder, new_folder, write
 
 @dataclass
 class DatasetTokensOptions(EncodingOptions):
-    batch_size: int = field(default=16, metadata={"help": "images that are encoded together"})
+    batch_size: int = field(default=16, metadata={"help": "images encoded at once"})
 
 
 def run(options: DatasetTokensOptions) -> None:

@@ -1,4 +1,4 @@
-"""`uniedit dataset validate`: a built data set, checked row by row."""
+"""`uniedit dataset validate`: checks a built data set row by row."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class DatasetValidateOptions:
-    input_dir: str = field(metadata={"help": 'what "uniedit dataset build" made', "metavar": "FOLDER"})
+    input_dir: str = field(metadata={"help": 'folder that "uniedit dataset build" made', "metavar": "FOLDER"})
     benchmarks: str | None = field(
-        default=None, metadata={"help": "images and questions that must not be in the data", "metavar": "FOLDER"}
+        default=None,
+        metadata={"help": "benchmark images and questions that must not be in the data", "metavar": "FOLDER"},
     )
     report: str | None = field(
         default=None,
-        metadata={"help": "the page to write; validation.html in the data set if not given", "metavar": "FILE"},
+        metadata={"help": "HTML report; validation.html in the data set by default", "metavar": "FILE"},
     )
 
 
@@ -35,7 +36,7 @@ def run(options: DatasetValidateOptions) -> None:
     if not result.valid:
         first = f" First: {result.problems[0]}" if result.problems else ""
         raise ValueError(
-            f"{len(result.problems)} problems, {result.contaminated} rows with images of a benchmark; "
-            f"see {report}.{first}"
+            f"{len(result.problems)} problems, {result.contaminated} rows with images of a benchmark; see "
+            f"{report}.{first}"
         )
-    print(f"Nothing to put right; see {report}")
+    print(f"No problems found; see {report}")

@@ -15,16 +15,19 @@ QUICKSTART = Path("runs/quickstart")
 class DemoOptions:
     base: str | None = field(
         default=None,
-        metadata={"help": "folder or Hub id of the base model; the quickstart's if not given", "metavar": "NAME"},
+        metadata={"help": "folder or Hub id of the base model; the quickstart's by default", "metavar": "NAME"},
     )
     tuned: str | None = field(
         default=None,
-        metadata={"help": "of the tuned model; the quickstart's result if not given", "metavar": "NAME"},
+        metadata={
+            "help": "folder or Hub id of the tuned model; the quickstart's result by default",
+            "metavar": "NAME",
+        },
     )
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0 lets the network in"})
-    port: int | None = field(default=None, metadata={"help": "port; the first free one from 7860 if not given"})
+    port: int | None = field(default=None, metadata={"help": "port; by default the first free one from 7860"})
     deploy: str | None = field(
-        default=None, metadata={"help": "instead, put the page on the Hub as this Space", "metavar": "ME/SPACE"}
+        default=None, metadata={"help": "publish the page as this Space instead", "metavar": "ME/SPACE"}
     )
     hardware: str = field(default="zero-a10g", metadata={"help": "hardware to request for the Space"})
     private: bool = field(default=False, metadata={"help": "whether a new Space is private"})
@@ -61,7 +64,7 @@ def _tuned() -> Path:
 
 
 def _base() -> Path:
-    """What the quickstart tuned; the small base if it has not been run."""
+    """The model that the quickstart tuned; the small base if the quickstart has not been run."""
     from uniedit_hf.small_world.quickstart.tuning import base_folder
 
     report = QUICKSTART / "report.json"

@@ -1,4 +1,4 @@
-"""`uniedit doctor`: what this machine has, in one screen that can be pasted into a bug report."""
+"""`uniedit doctor`: prints versions, devices and extras, to be pasted into a bug report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GB = 10**9
 @dataclass
 class DoctorOptions:
     model: str | None = field(
-        default=None, metadata={"help": "a model whose ways of training are planned for this machine"}
+        default=None, metadata={"help": "a model; also prints which ways of training it fit on this machine"}
     )
 
 
@@ -34,7 +34,7 @@ def run(options: DoctorOptions) -> None:
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """Names and values, one a line. No value holds a key or the name of a user."""
+    """Names and values, one per line. No value contains a key or a user name."""
     yield "uniedit_hf", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield "packages", ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in PACKAGES)
     yield from devices()
@@ -46,7 +46,7 @@ def facts() -> Iterator[tuple[str, str]]:
 
 
 def devices() -> Iterator[tuple[str, str]]:
-    """Processor, memory, GPUs, and what small models are trained with here."""
+    """Processor, memory, GPUs, and the device and dtype that small models are trained with here."""
     import psutil
     import torch
     from huggingface_hub import constants
@@ -106,7 +106,7 @@ def installed_version(name: str) -> str | None:
 
 
 def hub_state() -> str:
-    """Whether the Hub answers and somebody is logged in."""
+    """Whether the Hub answers and whether a user is logged in."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import get_session

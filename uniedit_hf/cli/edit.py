@@ -1,4 +1,4 @@
-"""`uniedit edit`: one image, or every image of a folder, edited after an instruction."""
+"""`uniedit edit`: edits one image, or every image in a folder, by an instruction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uniedit_hf.cli.inference import DrawingOptions, in_batches, input_images, l
 @dataclass(kw_only=True)
 class EditOptions(DrawingOptions):
     image: str = field(metadata={"help": "an image, or a folder of images", "metavar": "PATH"})
-    instruction: str = field(metadata={"help": "what to change", "metavar": "TEXT"})
+    instruction: str = field(metadata={"help": "the instruction: what to change", "metavar": "TEXT"})
     output: str = field(metadata={"help": "file of the result; for a folder of images, a folder", "metavar": "PATH"})
 
 

@@ -1,5 +1,6 @@
-"""What `uniedit dataset tokens` and `uniedit dataset latents` do alike: read rows, load the model whose encoders see
-their images, and write the same rows with what the encoders made."""
+"""The shared part of `uniedit dataset tokens` and `uniedit dataset latents`: read rows, load the model whose encoders
+process the images, and write the rows with the encoders' output.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ ROWS_PER_FILE = 2000
 
 @dataclass
 class EncodingOptions:
-    dataset_name: str = field(metadata={"help": "Hub id or folder of the data", "metavar": "NAME"})
+    dataset_name: str = field(metadata={"help": "Hub id or folder of the data set", "metavar": "NAME"})
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model", "metavar": "NAME"})
-    output_dir: str = field(
-        metadata={"help": "a new folder for the same rows with what is stored", "metavar": "FOLDER"}
+    output_dir: str = field(metadata={"help": "a new folder for the rows with what is stored", "metavar": "FOLDER"})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "configuration of the data set", "metavar": "NAME"}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "a configuration of it", "metavar": "NAME"})
     dataset_split: str = field(default="train", metadata={"help": "the split to encode", "metavar": "NAME"})
 
 
@@ -27,7 +28,7 @@ def new_folder(name: str) -> Path:
     """A folder that does not exist yet, or is empty.
 
     Raises:
-        ValueError: If something is in its place.
+        ValueError: If it exists and is not empty.
     """
     folder = Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -39,7 +40,7 @@ def load_encoder(options: EncodingOptions, family: type, otherwise: str):
     """The pipeline of a model of this family, on its device, and the rows to encode.
 
     Raises:
-        ValueError: If the model is of another family; `otherwise` says what it lacks and what to do.
+        ValueError: If the model is of another family; `otherwise` says what it does not have and what to do.
     """
     from uniedit_hf.arithmetic import inference_arithmetic
     from uniedit_hf.hub import load_split
@@ -53,7 +54,9 @@ def load_encoder(options: EncodingOptions, family: type, otherwise: str):
 
 
 def write(dataset, folder: Path, split: str) -> None:
-    """Parquet with all images inside, as `load_dataset(folder)` reads it. The folder appears when it is complete."""
+    """Writes Parquet with all images inside, as `load_dataset(folder)` reads it. The folder appears only when it is
+    complete.
+    """
     from datasets.table import embed_table_storage
 
     unfinished = folder.with_name(f".{folder.name}.unfinished")

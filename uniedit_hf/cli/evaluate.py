@@ -1,10 +1,10 @@
-"""`uniedit evaluate`: a tuned model against its base on a benchmark, with intervals.
+"""`uniedit evaluate`: compares a tuned model with its base on a benchmark, with confidence intervals.
 
     uniedit evaluate --suite wise --prompts final_data.json --model runs/bagel \\
         --baseline ByteDance-Seed/BAGEL-7B-MoT --judge_model gpt-4o-2024-11-20 --output_dir runs/wise
 
-The same command resumes where it was stopped, and asks again what has no reply yet. Under `accelerate launch` the
-images are shared out over the GPUs.
+The same command resumes a run that was stopped, and asks the judge again about images that have no reply yet. Under
+`accelerate launch` the images are distributed over the GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uniedit_hf.evaluation.suites import SUITES
 class EvaluateOptions:
     suite: Literal[SUITES] = field(metadata={"help": "the benchmark"})
     model: str = field(metadata={"help": "Hub id or folder of the tuned model", "metavar": "NAME"})
-    output_dir: str = field(metadata={"help": "folder of pictures, replies and results", "metavar": "FOLDER"})
+    output_dir: str = field(metadata={"help": "folder for images, replies and results", "metavar": "FOLDER"})
     prompts: str | None = field(
         default=None,
         metadata={
@@ -30,30 +30,28 @@ class EvaluateOptions:
             "metavar": "PATH",
         },
     )
-    baseline: str | None = field(default=None, metadata={"help": "the model it is compared with", "metavar": "NAME"})
-    images: str | None = field(
-        default=None, metadata={"help": "folder of the benchmark's pictures", "metavar": "PATH"}
-    )
+    baseline: str | None = field(default=None, metadata={"help": "the model to compare it with", "metavar": "NAME"})
+    images: str | None = field(default=None, metadata={"help": "folder of the benchmark's images", "metavar": "PATH"})
     preset: Literal["bagel", "uniedit", "model"] = field(
-        default="bagel", metadata={"help": "whose generation settings"}
+        default="bagel", metadata={"help": "preset of generation settings"}
     )
     drawing: dict | str | None = field(
         default=None, metadata={"help": "settings that replace those of the preset", "metavar": "JSON"}
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one image a prompt with each"})
-    limit: int | None = field(default=None, metadata={"help": "take the first items only"})
-    batch_size: int = field(default=8, metadata={"help": "pictures drawn side by side"})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds; one image per prompt for each"})
+    limit: int | None = field(default=None, metadata={"help": "use only the first items"})
+    batch_size: int = field(default=8, metadata={"help": "images drawn in one batch"})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="auto", metadata={"help": "of the weights"}
+        default="auto", metadata={"help": "dtype of the weights"}
     )
     compat: Literal["uniedit", "upstream", "lmms-eval"] | None = field(
-        default=None, metadata={"help": "score as this official script does, faults included"}
+        default=None, metadata={"help": "score as this official script does, including its faults"}
     )
     write_card: bool = field(
         default=False,
-        metadata={"help": "into the model's card also with limit"},
+        metadata={"help": "write the table into the model's card even with limit"},
     )
-    push_to_hub: bool = field(default=False, metadata={"help": "into the model's card on the Hub"})
+    push_to_hub: bool = field(default=False, metadata={"help": "write the table into the model's card on the Hub"})
 
 
 @dataclass
@@ -66,29 +64,31 @@ class JudgeOptions:
     )
     judge_api_key_env: str = field(
         default="OPENAI_API_KEY",
-        metadata={"help": "variable of its key, or none", "metavar": "NAME"},
+        metadata={"help": "environment variable of its key, or none", "metavar": "NAME"},
     )
     judge_prompts: str | None = field(
-        default=None, metadata={"help": "JSON file of texts for the judge instead of ours", "metavar": "PATH"}
+        default=None, metadata={"help": "JSON file of prompts for the judge that replace ours", "metavar": "PATH"}
     )
     judge_arguments: dict | str | None = field(
         default=None,
         metadata={
-            "help": "further arguments of a call; null leaves one out",
+            "help": "further arguments of a call; null omits one",
             "metavar": "JSON",
         },
     )
-    judge_timeout: float = field(default=120.0, metadata={"help": "seconds until a call has failed"})
-    judge_attempts: int = field(default=8, metadata={"help": "attempts at a call; 8 take two minutes"})
-    judge_workers: int = field(default=8, metadata={"help": "calls at a time"})
+    judge_timeout: float = field(default=120.0, metadata={"help": "timeout of a call in seconds"})
+    judge_attempts: int = field(default=8, metadata={"help": "attempts per call; 8 take two minutes"})
+    judge_workers: int = field(default=8, metadata={"help": "concurrent calls"})
     retry: Literal["failed"] | None = field(
-        default=None, metadata={"help": "ask again what was refused, empty or unreadable"}
+        default=None, metadata={"help": "ask again where a reply was refused, empty or unreadable"}
     )
     detector: str = field(
         default="facebook/mask2former-swin-small-coco-instance",
-        metadata={"help": "GenEval's Mask2Former", "metavar": "NAME"},
+        metadata={"help": "GenEval's Mask2Former checkpoint", "metavar": "NAME"},
     )
-    detector_size: int = field(default=800, metadata={"help": "shortest edge it scales to, in pixels"})
+    detector_size: int = field(
+        default=800, metadata={"help": "shortest edge that the detector scales images to, in pixels"}
+    )
     class_names: str | None = field(default=None, metadata={"help": "GenEval's object_names.txt", "metavar": "PATH"})
     clip: str = field(default="openai/clip-vit-large-patch14", metadata={"help": "GenEval's CLIP", "metavar": "NAME"})
 
@@ -107,7 +107,7 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
     drawing, seeds = _drawing(options, suite), sorted(options.seeds)
     if options.compat and hasattr(suite, "check"):
         suite.check(items, options.compat)
-    # what is missing for judging is told before anything is drawn
+    # anything missing for scoring is reported before anything is drawn
     scorer, named, ready = _scorer(options, judging, seeds, str(state.device))
     models = {"tuned": options.model} | ({"baseline": options.baseline} if options.baseline else {})
     folders = {name: output / name for name in models}
@@ -133,7 +133,7 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
 
 
 def _check(options: EvaluateOptions) -> None:
-    """Raises: ValueError: Options make no sense."""
+    """Raises: ValueError: The options contradict each other."""
     if options.prompts is None and options.suite != "small_world":
         raise ValueError(f"{options.suite} needs its prompt file: give it as prompts.")
     if options.push_to_hub and Path(options.model).is_dir():
@@ -145,7 +145,7 @@ def _check(options: EvaluateOptions) -> None:
 
 
 def _notes(suite, seeds: list[int], taken: int, num_all: int) -> list[str]:
-    """What a reader of the table has to know."""
+    """Notes for the reader of the table."""
     notes = []
     if taken < num_all:
         notes.append(f"Only the first {taken} of {num_all} items were used.")
@@ -153,7 +153,7 @@ def _notes(suite, seeds: list[int], taken: int, num_all: int) -> list[str]:
     if len(seeds) < official:
         names = " ".join(map(str, range(official)))
         notes.append(
-            f"The official protocol draws {official} images a prompt (--seeds {names}), this run {len(seeds)}."
+            f"The official protocol draws {official} images per prompt (--seeds {names}); this run draws {len(seeds)}."
         )
     return notes
 
@@ -172,7 +172,7 @@ def _report(result: dict, items: list, output: Path, folders: dict, options: Eva
     examples = ", with the worst and best examples," if any(extremes(result)) else ""
     print(f"The result{examples} is in {page}.")
     if page.stem != "result":
-        print(f"{output / 'result.html'} is of an earlier run with more marks and stays.")
+        print(f"{output / 'result.html'} is from an earlier run with more marks and is kept.")
     _write_card(result, options)
     if missing := missing_replies(result):
         raise ValueError(
@@ -197,17 +197,17 @@ def _write_card(result: dict, options: EvaluateOptions) -> None:
     local = Path(options.model).is_dir()
     asked = options.write_card or options.push_to_hub
     if reason := why_not_written(result, options.model, asked, options.limit is not None):
-        print(f"The model's card is left as it is: {reason}.")
+        print(f"The model's card is unchanged: {reason}.")
     elif not local and not options.push_to_hub:
         print(f"The card of {options.model} on the Hub is as it was: --push_to_hub writes the table into it.")
     elif place := write_into_card(result, Path(options.model)) if local else push_into_card(result, options.model):
         print(f"The table is in {place}." if local else f"The table is in the model's card: {place}")
     else:
-        print("The model's card is left as it is: its table is of more images.")
+        print("The model's card is unchanged: its table covers more images.")
 
 
 def _drawing(options: EvaluateOptions, suite) -> dict:
-    """The settings of the preset, but for those given."""
+    """The settings of the preset, overridden by those given."""
     if options.compat and options.compat not in suite.COMPATS:
         known = ", ".join(suite.COMPATS) or "none"
         raise ValueError(f"{options.suite} cannot be scored as {options.compat}: compat may be {known}, or left out.")
@@ -221,7 +221,7 @@ def _drawing(options: EvaluateOptions, suite) -> dict:
 
 
 def _drawn(suite, items: list, seeds: list[int], folder: Path) -> bool:
-    """Whether a run has everything that it is scored by."""
+    """Whether a run has everything needed to score it."""
     from uniedit_hf.evaluation import running
 
     path_of = getattr(suite, "output_path", running.picture_path)
@@ -245,8 +245,7 @@ def _draw(
 def _scorer(
     options: EvaluateOptions, judging: JudgeOptions, seeds: list[int], device: str
 ) -> tuple[Callable, dict, Callable]:
-    """What scores a run, the metadata that identifies it, and what looks whether it is ready before anything is
-    drawn."""
+    """The function that scores a run, the metadata that identifies it, and a check to run before anything is drawn."""
     from uniedit_hf.evaluation import judge_prompts, running
 
     if options.suite == "small_world":

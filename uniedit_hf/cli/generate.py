@@ -1,4 +1,4 @@
-"""`uniedit generate`: an image for a prompt, or one for every line of a file of prompts."""
+"""`uniedit generate`: draws an image for a prompt, or one for every line of a file of prompts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from uniedit_hf.cli.inference import DrawingOptions, in_batches, load_pipeline, 
 
 @dataclass(kw_only=True)
 class GenerateOptions(DrawingOptions):
-    prompt: str | None = field(default=None, metadata={"help": "what to draw", "metavar": "TEXT"})
+    prompt: str | None = field(default=None, metadata={"help": "the prompt: what to draw", "metavar": "TEXT"})
     prompts: str | None = field(
-        default=None, metadata={"help": "instead, a file with a prompt a line", "metavar": "FILE"}
+        default=None, metadata={"help": "a file with one prompt per line, instead of prompt", "metavar": "FILE"}
     )
     output: str = field(metadata={"help": "file of the result; for a file of prompts, a folder", "metavar": "PATH"})
 
@@ -30,10 +30,10 @@ def run(options: GenerateOptions) -> None:
 
 def _prompts(options: GenerateOptions) -> list[str]:
     if (options.prompt is None) == (options.prompts is None):
-        raise ValueError("Give one of prompt and prompts: a text, or a file with a prompt a line.")
+        raise ValueError("Give one of prompt and prompts: a text, or a file with one prompt per line.")
     if options.prompt is not None:
         return [options.prompt]
     found = [line.strip() for line in Path(options.prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not found:
-        raise ValueError(f"{options.prompts} holds no prompt: write one a line.")
+        raise ValueError(f"{options.prompts} contains no prompt: write one per line.")
     return found

@@ -1,4 +1,6 @@
-"""What `uniedit edit`, `ask` and `generate` do alike: load a model once, run over one input or many, write results."""
+"""The shared part of `uniedit edit`, `ask` and `generate`: load a model once, run over one input or many, write
+results.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class InferenceOptions:
     device: str | None = field(
         default=None, metadata={"help": "cuda, cuda:1, mps or cpu; a GPU if there is one by default"}
     )
-    batch_size: int = field(default=8, metadata={"help": "requests that run side by side"})
+    batch_size: int = field(default=8, metadata={"help": "inputs processed in one batch"})
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -52,7 +54,7 @@ class DrawingOptions(InferenceOptions):
             raise ValueError(f"settings is {self.settings!r}, but must be a JSON object of names and values.")
 
     def drawing(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """What the pipeline takes for the inputs of these numbers."""
+        """Arguments of the pipeline for the inputs with these numbers."""
         seeds = [self.seed + number for number in numbers]
         return {"seed": seeds, **({"size": tuple(self.size)} if self.size else {}), **self.settings}
 
@@ -67,7 +69,7 @@ def load_pipeline(options: InferenceOptions):
 
 
 def input_images(path: str) -> list[Path]:
-    """An image file, or all of a folder by name.
+    """An image file, or all images in a folder, sorted by name.
 
     Raises:
         OSError: If there is no such file, or no image in the folder.
@@ -81,17 +83,17 @@ def input_images(path: str) -> list[Path]:
         raise OSError(f"There is no file or folder {path}: name an image, or a folder of images.")
     found = sorted(each for each in place.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise OSError(f"The folder {path} holds no images: expected files such as NAME.png or NAME.jpg.")
+        raise OSError(f"The folder {path} contains no images: expected files such as NAME.png or NAME.jpg.")
     for each in found:
         image_size(each)
     return found
 
 
 def output_files(output: str, names: Sequence[str], many: bool, overwrite: bool) -> list[Path]:
-    """Where each result goes: a file for one input, a folder for many.
+    """Output path of each result: a file for one input, a folder for many.
 
     Raises:
-        OSError: If a result exists, or the place cannot be written.
+        OSError: If a result exists, or the folder cannot be written.
     """
     place = Path(output)
     paths = [place / f"{name}.png" for name in names] if many or place.is_dir() else [place]

@@ -1,5 +1,6 @@
-"""One flat parser of dataclasses a command, over `trl.TrlParser`: options come from flags and from a YAML file, a flag
-wins over the file, and every mistake in either is one sentence."""
+"""One flat parser of dataclasses per command, on top of `trl.TrlParser`: options come from flags and from a YAML file,
+a flag overrides the file, and every error in either is reported in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from uniedit_hf.renamed import renamed
 
 
 class OptionFormatter(ArgumentDefaultsHelpFormatter):
-    """An option under one name, with what it takes: `--steps int`; required options say so."""
+    """Shows an option once, with the type of its value: `--steps int`. Required options are marked."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28)
@@ -41,8 +42,8 @@ class CommandParser(TrlParser):
     Args:
         command: The words after `uniedit`.
         summary: What the command does, in a line.
-        run: The function behind it; the annotations of its parameters are the dataclasses of the options.
-        show_inherited: Whether the help also shows options that are declared in another package than `run`.
+        run: The function to call; the annotations of its parameters are the dataclasses of the options.
+        show_inherited: Whether the help also shows options declared outside the package of `run`.
     """
 
     def __init__(self, command: str, summary: str, run: Callable[..., None], show_inherited: bool = False):
@@ -78,15 +79,15 @@ class CommandParser(TrlParser):
             ):
                 action.help = SUPPRESS
         self.add_argument("--config", metavar="FILE", type=str, default=SUPPRESS, help="a YAML file of options")
-        self.add_argument("--help_all", action="help", help="show the options of the libraries underneath, too")
+        self.add_argument("--help_all", action="help", help="also show the options inherited from transformers")
 
     def parse(self, flags: Sequence[str]) -> tuple[Any, ...]:
         """One dataclass instance for each parameter of `run`.
 
         Raises:
-            SystemExit: With code 2 and one sentence on stderr if an option is unknown, lacking or has a wrong value or
-                if the file of options cannot be read; with code 0 after `--help`.
-            ValueError: What a dataclass itself finds wrong with its values.
+            SystemExit: With code 2 and one sentence on stderr if an option is unknown, missing or has an invalid
+                value, or if the file of options cannot be read; with code 0 after `--help`.
+            ValueError: If a dataclass rejects its values.
         """
         flags = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
         if "--config" in flags:
@@ -133,13 +134,13 @@ class CommandParser(TrlParser):
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}.")
         if config is None:
-            self.error(f"{path} is empty: write one option a line, such as `seed: 0`.")
+            self.error(f"{path} is empty: write one option per line, such as `seed: 0`.")
         if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
-            self.error(f"{path} must hold one option a line, such as `seed: 0`, with `env` a mapping of its own.")
+            self.error(f"{path} must contain one option per line, such as `seed: 0`, with `env` a mapping of its own.")
         return config
 
     def _checked(self, path: str, option: Action, value: Any) -> Any:
-        """A value of the file, converted and checked as the same value after a flag would be."""
+        """A value from the file, converted and checked like the value of a flag."""
         hint = self.type_hints[option.dest]
         takes = {get_origin(each) or each for each in (hint, *get_args(hint))}
         structured = value is None or isinstance(value, dict) or (isinstance(value, list) and option.nargs != "+")
@@ -170,7 +171,7 @@ class CommandParser(TrlParser):
 
 
 def _kind(option: Action) -> str:
-    """What an option takes, for people."""
+    """The type of an option's value, for messages."""
     if option.choices is not None:
         return "|".join(map(str, option.choices))
     name = option.type.__name__

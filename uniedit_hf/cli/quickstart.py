@@ -1,4 +1,4 @@
-"""`uniedit quickstart`: the whole way once, on a laptop."""
+"""`uniedit quickstart`: the whole method once, on a laptop."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Literal
 class QuickstartOptions:
     output_dir: str = field(
         default="runs/quickstart",
-        metadata={"help": "where the data, the model and the report go", "metavar": "FOLDER"},
+        metadata={"help": "folder for the data, the model and the report", "metavar": "FOLDER"},
     )
     model: Literal["bagel", "janus"] = field(default="bagel", metadata={"help": "the family of the small model"})
-    steps: int = field(default=400, metadata={"help": "optimizer steps of each tuning"})
-    seed: int = field(default=0, metadata={"help": "seed of the data and of the first tuning"})
-    seeds: int = field(default=1, metadata={"help": "how many seeds to tune with; the report shows their mean"})
-    edits: int = field(default=3000, metadata={"help": "intelligent edits to make, and as many plain ones"})
+    steps: int = field(default=400, metadata={"help": "optimizer steps of each tuning run"})
+    seed: int = field(default=0, metadata={"help": "seed of the data and of the first tuning run"})
+    seeds: int = field(default=1, metadata={"help": "number of seeds to tune with; the report shows the mean"})
+    edits: int = field(default=3000, metadata={"help": "number of intelligent edits to make, and of plain ones"})
     items: int = field(default=100, metadata={"help": "test items of each kind; at 100, each ability has 200"})
     base: str | None = field(
         default=None,
-        metadata={"help": "folder of the model to tune; the project's own if not given", "metavar": "FOLDER"},
+        metadata={"help": "folder of the model to tune; the project's small base by default", "metavar": "FOLDER"},
     )
     jobs: int | None = field(
-        default=None, metadata={"help": "models to tune side by side; on a CPU with two cores 2 if not given"}
+        default=None, metadata={"help": "models to tune in parallel; 2 by default on a CPU with two cores"}
     )
 
 
 FIRST = (
     "The quickstart makes edits, tunes a small model twice and measures it: 2 to 5 minutes on two cores with 16-bit "
-    "arithmetic, up to 10 without. Looking at this machine ..."
+    "arithmetic, up to 10 without. Checking this machine ..."
 )
 NEXT = """What to run next:
   uniedit demo                                   base and tuned model side by side in the browser

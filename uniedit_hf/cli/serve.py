@@ -1,4 +1,4 @@
-"""`uniedit serve`: a model behind OpenAI's routes."""
+"""`uniedit serve`: serves a model over OpenAI's routes."""
 
 from __future__ import annotations
 

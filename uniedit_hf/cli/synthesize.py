@@ -1,4 +1,4 @@
-"""`uniedit synthesize`: from questions about images to intelligent edits."""
+"""`uniedit synthesize`: turns questions about images into intelligent edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from uniedit_hf.synthesis.writer import Merged
 
 
-MANY_ALIKE = 0.1  # share of the rows from which on near duplicates are worth a line
+MANY_ALIKE = 0.1  # share of rows dropped as near duplicates above which a message is printed
 
 
 @dataclass
@@ -42,10 +42,10 @@ class SynthesizeOptions:
     engine: dict = field(default_factory=dict, metadata={"help": "local or datatrove (set in the YAML file)"})
     export: dict = field(default_factory=dict, metadata={"help": "further output files (set in the YAML file)"})
     seed: int = field(default=0, metadata={"help": "seed of every random choice"})
-    shards: int = field(default=1, metadata={"help": "number of independent parts"})
-    window: int = field(default=64, metadata={"help": "most rows of a shard in progress"})
+    shards: int = field(default=1, metadata={"help": "number of independent shards"})
+    window: int = field(default=64, metadata={"help": "rows of a shard in progress at once"})
     retry: Literal["failed"] | None = field(
-        default=None, metadata={"help": "ask again, once, what was refused or got a reply that could not be used"}
+        default=None, metadata={"help": "ask once more where a call was refused or its reply could not be used"}
     )
     dry_run: bool = field(default=False, metadata={"help": "print an upper bound of the cost and exit"})
 
@@ -72,7 +72,7 @@ def _print_result(merged: Merged, wanted: int | None, report: Path) -> None:
     """Prints how many edits were made and what to do about the rest. Raises ValueError if none was made."""
     counts, (made, rejected) = merged.counts, (merged.counts.records, merged.counts.rejects)
     most = ", ".join(f"{number:,} {stage}: {reason}" for (stage, reason), number in counts.by_reason.most_common(3))
-    again = f"{merged.failed:,} rows failed at calls that may succeed later: run the same command again to retry them."
+    again = f"{merged.failed:,} rows failed but may succeed later: run the same command again to retry them."
     if not made and not merged.stopped:
         found = f"No edit was made from {rejected:,} rows ({most or 'the source is empty'}): see {report}."
         raise ValueError(f"{found} {again}" if merged.failed else found)

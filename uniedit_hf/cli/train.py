@@ -3,7 +3,7 @@
     uniedit train --model_name_or_path ByteDance-Seed/BAGEL-7B-MoT --dataset_name uniedit-148k --output_dir runs/bagel
     accelerate launch -m uniedit_hf.cli train --config examples/train/bagel_full.yaml
 
-The settings of the run are those of `UniEditConfig`, which are transformers' `TrainingArguments` and our own.
+The settings of a run are those of `UniEditConfig`: transformers' `TrainingArguments` and our own.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class DataOptions:
     dataset_test_split: str | None = field(
         default=None, metadata={"help": "the split to evaluate on", "metavar": "NAME"}
     )
-    dataset_streaming: bool = field(default=False, metadata={"help": "read the training data as it is needed"})
+    dataset_streaming: bool = field(default=False, metadata={"help": "stream the training data"})
     datasets: dict | str | None = field(
         default=None,
         metadata={
-            "help": "instead, a mix: a label for each part with name, config, split, test_split, recipe and weight",
+            "help": "a mix: a label for each part with name, config, split, test_split, recipe and weight",
             "metavar": "JSON",
         },
     )
@@ -51,17 +51,17 @@ class ModelOptions:
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model", "metavar": "NAME"})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = field(
         default=None,
-        metadata={"help": "of the weights; the optimizer works in it; float32 on a CPU, on a GPU by the plan"},
+        metadata={"help": "dtype of the weights and optimizer states; float32 on a CPU; on a GPU the plan decides"},
     )
     attn_implementation: Literal["sdpa", "flex_attention", "eager"] | None = field(
-        default=None, metadata={"help": "of the language model; transformers chooses if not set"}
+        default=None, metadata={"help": "attention of the language model; transformers' choice by default"}
     )
     use_peft: bool = field(default=False, metadata={"help": "train LoRA adapters instead of the weights"})
     lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
-    lora_alpha: int = field(default=32, metadata={"help": "scale of the adapters times their rank"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout in front of the adapters"})
+    lora_alpha: int = field(default=32, metadata={"help": "alpha of the adapters; their scale is alpha / rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the inputs of the adapters"})
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "layers to adapt; the linear layers of both experts if not set"}
+        default=None, metadata={"help": "layers to adapt; by default the linear layers of both experts"}
     )
     load_in_4bit: bool = field(default=False, metadata={"help": "store the weights in 4 bit (NF4), for adapters"})
     load_in_8bit: bool = field(default=False, metadata={"help": "store the weights in 8 bit, for adapters"})
@@ -107,10 +107,10 @@ def _train(
 
 
 def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
-    """Saves the model, its card and perhaps a copy on the Hub, if the run came to its end.
+    """Saves the model and its card, and pushes them if asked to, if the run is complete.
 
     Raises:
-        KeyboardInterrupt: If Ctrl-C ended it, after a checkpoint was written.
+        KeyboardInterrupt: If Ctrl-C stopped the run; a checkpoint was written.
     """
     state, folder = trainer.state, trainer.args.output_dir
     if state.global_step < state.max_steps:
@@ -126,7 +126,7 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
         if trainer.is_world_process_zero():
             print(
                 f"0 new steps: the run in {folder} had reached step {trainer.first_step} of {state.max_steps}, and "
-                "nothing was changed. Raise max_steps or num_train_epochs to train on, or name another output_dir."
+                "nothing was changed. Raise max_steps or num_train_epochs to continue, or name another output_dir."
             )
         return
     on_hub = [name for name in dataset_names if not Path(name).exists()]
@@ -148,7 +148,7 @@ def _checkpoint(value: str | None) -> str | bool | None:
 
 
 def _data_sets(data: DataOptions, training: UniEditConfig):
-    """What the trainer takes as training and evaluation data."""
+    """Training and evaluation data for the trainer."""
     from uniedit_hf.hub import load_split
 
     if (data.dataset_name is None) == (data.datasets is None):
@@ -171,7 +171,7 @@ def _data_sets(data: DataOptions, training: UniEditConfig):
 
 
 def _mix(data: DataOptions) -> dict[str, dict]:
-    """The parts of a mix by label, as they were written."""
+    """The settings of each part of a mix, by label."""
     try:
         mix = json.loads(data.datasets) if isinstance(data.datasets, str) else data.datasets
     except json.JSONDecodeError as error:
@@ -217,7 +217,7 @@ def _adapters(model: ModelOptions):
 
 
 def _quantization(model: ModelOptions):
-    """How the weights under the adapters are stored, if not as they are."""
+    """The quantization of the weights under the adapters; `None` for none."""
     from uniedit_hf.training.quantization import quantized_weights
 
     if not model.load_in_4bit and not model.load_in_8bit:

@@ -1,5 +1,6 @@
-"""What happens beside the steps: counting epochs, averaging weights, ending cleanly on SIGTERM and
-Ctrl-C, drawing samples."""
+"""Callbacks of the trainer: counting epochs, averaging weights, stopping cleanly on SIGTERM and Ctrl-C, drawing
+samples.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Says in which epoch a run is, which for the loop is one long epoch, and does what is asked at the end of each.
+    """Reports the epoch of a run (the loop of `Trainer` sees one long epoch), and triggers what the strategies ask for
+    at the end of each.
 
     Args:
-        epoch_after: Passes over the data after so many steps.
+        epoch_after: Maps a number of steps to passes over the data.
     """
 
     def __init__(self, epoch_after: Callable[[int], float]):
@@ -65,8 +67,8 @@ class StopSignalCallback(TrainerCallback):
     second Ctrl-C stops at once, as Python does by default.
 
     Attributes:
-        received: The signal that this process got.
-        agreed: Whether any process had got it when the step began; all of them have to stop after the same step.
+        received: The signal that this process received.
+        agreed: Whether any process had received it when the step began; all processes must stop after the same step.
     """
 
     def __init__(self):
@@ -76,12 +78,12 @@ class StopSignalCallback(TrainerCallback):
 
     @property
     def signaled(self) -> bool:
-        """Whether this process got a signal."""
+        """Whether this process received a signal."""
         return self.received is not None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.received, self.agreed = None, False
-        if threading.current_thread() is threading.main_thread():  # only there Python takes signals
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only in the main thread
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.previous[number] = signal.signal(number, self._receive)
 
@@ -98,7 +100,7 @@ class StopSignalCallback(TrainerCallback):
             control.should_training_stop = True
 
     def restore_handlers(self) -> None:
-        """Leaves the signals to whom they belonged before training, however it ended."""
+        """Restores the handlers from before training, however it ended."""
         while self.previous:
             signal.signal(*self.previous.popitem())
 
@@ -109,8 +111,8 @@ class SampleImagesCallback(TrainerCallback):
     Every process draws, since the model may be spread over all of them; the first one saves.
 
     Args:
-        trainer: Whose model and processor draw.
-        rows: What to draw.
+        trainer: The trainer whose model and processor draw.
+        rows: The rows to draw.
     """
 
     def __init__(self, trainer, rows: list[dict]):

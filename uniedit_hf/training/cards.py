@@ -1,4 +1,4 @@
-"""What accelerators can do at best, from their makers' datasheets."""
+"""Peak figures of accelerators, from their makers' datasheets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Card:
     """An accelerator.
 
     Args:
-        name: As the driver says it, or what it is called in the table.
-        memory: Bytes; of a CPU those of the machine.
+        name: The driver's name of the device, or its name in the table.
+        memory: Bytes; for a CPU, the memory of the machine.
         tflops: Dense bf16 matrix products with fp32 accumulation, 10^12 operations a second; `None` if unknown.
-        bandwidth: Of its memory, 10^12 bytes a second; `None` if unknown.
-        kind: Of the device, as torch calls it.
+        bandwidth: Memory bandwidth, 10^12 bytes a second; `None` if unknown.
+        kind: The device type in torch.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Card:
     kind: str = "cuda"
 
 
-# What a device's name contains, the first match decides -> dense bf16 TFLOP/s and TB/s.
+# Part of a device's name (the first match decides) -> dense bf16 TFLOP/s and TB/s.
 CARDS = {
     "GB200": (2500, 8.0),
     "B300": (2250, 8.0),
@@ -59,13 +59,13 @@ CARDS = {
 
 
 def card_named(name: str, memory: int = 0) -> Card:
-    """The card whose name contains one of the table, with unknown speeds if none does."""
+    """The card of the table that a device's name contains; with unknown speeds if there is none."""
     found = next((speeds for part, speeds in CARDS.items() if part.lower() in name.lower()), (None, None))
     return Card(name, memory, *found)
 
 
 def card_at_hand(device: torch.device) -> Card:
-    """The device that a process trains on; of a CPU the memory of the machine."""
+    """The device that this process trains on; for a CPU, with the memory of the machine."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return card_named(properties.name, properties.total_memory)
@@ -75,5 +75,5 @@ def card_at_hand(device: torch.device) -> Card:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes of tensors that were alive at once on a GPU since the last reset; `None` on a CPU."""
+    """The peak bytes of tensors alive at once on a GPU since the last reset; `None` on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""Checkpoints that know whether they are whole: a list of their files is written last, by renaming."""
+"""Complete checkpoints: a list of the files is written last, atomically, and marks the checkpoint as complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPLETE = "complete.json"
 
 
 def mark_complete(folder: str | os.PathLike) -> None:
-    """Lists the files of a checkpoint with their sizes. The list appears whole or not at all."""
+    """Writes the list of a checkpoint's files with their sizes, atomically."""
     folder = Path(folder)
     files = {
         str(path.relative_to(folder)): path.stat().st_size
@@ -26,7 +26,7 @@ def mark_complete(folder: str | os.PathLike) -> None:
 
 
 def what_is_missing(folder: str | os.PathLike) -> str | None:
-    """Why a checkpoint cannot be used, or `None` if it is whole."""
+    """The reason why a checkpoint cannot be used, or `None` if it is complete."""
     folder = Path(folder)
     if not folder.is_dir():
         return "there is no such folder"
@@ -49,7 +49,7 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
 
 
 def last_whole_checkpoint(output_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, if any, and a sentence for every newer one that is torn."""
+    """The newest complete checkpoint of a run, if any, and a sentence for every newer one that is incomplete."""
     torn = []
     for path in checkpoints(output_dir):
         reason = what_is_missing(path)

@@ -1,4 +1,4 @@
-"""What cannot work together is refused before anything is loaded or trained, with the argument to change."""
+"""Refuses settings that cannot work together before anything is loaded or trained, naming the argument to change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .optimizers import PACKAGES
 from .planning import PartLengths
 
 
-# Arguments of transformers' Trainer that packs leave no place for, with what to use instead.
+# Arguments of transformers' Trainer that make no sense with packs -> what to use instead.
 INSTEAD = {
     "compute_metrics": "evaluate() returns the losses; `uniedit evaluate` measures what a model draws and writes",
     "compute_loss_func": "the losses are the model's; weigh them with image_loss_weight and text_loss_weight",
@@ -33,8 +33,8 @@ def check_arguments(unsupported: dict) -> None:
     """Refuses arguments of transformers' `Trainer` that would be ignored.
 
     Raises:
-        ValueError: Naming one, and what to use instead.
-        TypeError: If one is not known to `Trainer` either.
+        ValueError: Names the argument, and what to use instead.
+        TypeError: If `Trainer` does not have the argument either.
     """
     for name, value in unsupported.items():
         if name not in INSTEAD:
@@ -44,7 +44,7 @@ def check_arguments(unsupported: dict) -> None:
 
 
 def check_devices(args: UniEditConfig) -> None:
-    """One process drives one device."""
+    """Checks that one process uses one device."""
     if args.n_gpu > 1:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs, which would replicate the model in threads: start with `accelerate "
@@ -53,21 +53,21 @@ def check_devices(args: UniEditConfig) -> None:
 
 
 def check_sharding(args: UniEditConfig) -> None:
-    """What a checkpoint of shares cannot hold does not go with FSDP."""
+    """Refuses optimizers whose states a sharded checkpoint cannot store."""
     requested = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    # accelerate shards over several accelerators alone
+    # accelerate shards only over several accelerators
     if not requested or args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         return
     optim = str(getattr(args.optim, "value", args.optim))
     if optim in PACKAGES and args.save_strategy != "no":
         raise ValueError(
-            f"optim={optim!r} keeps quantised states, which checkpoints under FSDP do not hold: use "
+            f"optim={optim!r} keeps quantized states, which checkpoints under FSDP cannot store: use "
             "optim='adamw_torch_fused', whose states FSDP spreads, or save_strategy='no'."
         )
 
 
 def check_output_dir(args: UniEditConfig) -> None:
-    """The output folder is there or can be made."""
+    """Checks that the output folder exists or can be created."""
     folder = Path(args.output_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
@@ -77,7 +77,7 @@ def check_output_dir(args: UniEditConfig) -> None:
 
 
 def check_recipe(args: UniEditConfig) -> None:
-    """The recipe has something to learn, and what it would learn has a weight."""
+    """Checks that the recipe has something to learn, and that the loss it needs has a weight."""
     writes = args.recipe in ("answer", "interleaved") or args.thinking_loss
     draws = args.recipe != "answer"
     if args.text_loss_weight and not writes:
@@ -94,7 +94,7 @@ def check_recipe(args: UniEditConfig) -> None:
 
 
 def check_learned(lengths: Sequence[PartLengths], args: UniEditConfig) -> None:
-    """Every part of the data has something to learn that has a weight."""
+    """Checks that every part of the data has a loss with a weight."""
     if args.text_loss_weight and not any(part.has_text_loss for part in lengths):
         raise ValueError(
             f"text_loss_weight is {args.text_loss_weight}, but no text of the training data carries a loss: set "
@@ -111,10 +111,10 @@ def check_learned(lengths: Sequence[PartLengths], args: UniEditConfig) -> None:
 
 
 def training_parts(train_dataset, recipe) -> list[TrainingPart]:
-    """The training data as parts; a single data set takes the recipe of the settings.
+    """The training data as parts; a single data set uses the recipe of the settings.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is of another type.
     """
     if train_dataset is None:
         return []
@@ -131,7 +131,7 @@ def evaluation_parts(eval_dataset, recipe) -> dict[str, TrainingPart]:
     """The evaluation data as parts by name; a single data set has the empty name.
 
     Raises:
-        ValueError: If it is a stream, or something else.
+        ValueError: If it is a stream, or of another type.
     """
     named = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
     parts = {}
@@ -148,7 +148,7 @@ def evaluation_parts(eval_dataset, recipe) -> dict[str, TrainingPart]:
 
 
 def check_stream(parts: Sequence[TrainingPart], args: UniEditConfig) -> None:
-    """A stream has an end, a state, and a file for every worker."""
+    """Checks that the run over a stream has an end, that the stream has a state, and that every worker has a file."""
     streams = [part.dataset for part in parts if isinstance(part.dataset, IterableDataset)]
     if not streams:
         return
@@ -171,40 +171,43 @@ def check_stream(parts: Sequence[TrainingPart], args: UniEditConfig) -> None:
     buffer = _shuffle_buffer(stream._ex_iterable)
     if buffer > 1 and args.save_strategy != "no":
         raise ValueError(
-            f"The stream is shuffled through a buffer of {buffer} rows, which no checkpoint holds, so the run could "
+            f"The stream is shuffled through a buffer of {buffer} rows, which no checkpoint stores, so the run could "
             "not be resumed exactly: shuffle the rows once and store them so, use shuffle(buffer_size=1), which "
             "shuffles the files, or set save_strategy='no'."
         )
 
 
 def _shuffle_buffer(iterable) -> int:
-    """The largest shuffle buffer in a chain of iterables; `datasets` names it nowhere in public."""
+    """The largest shuffle buffer in a chain of iterables; `datasets` has no public API for it."""
     largest = iterable.buffer_size if isinstance(iterable, BufferShuffledExamplesIterable) else 1
     sources = [vars(iterable).get("ex_iterable"), *vars(iterable).get("ex_iterables", [])]
     return max([largest, *(_shuffle_buffer(source) for source in sources if source is not None)])
 
 
 def check_adapters(model, args: UniEditConfig, peft_config, quantization_config) -> None:
-    """Adapters go onto a plain model; quantised weights need them."""
+    """Checks that adapters are put on a plain model, and that quantized weights have adapters."""
     if quantization_config is not None and not isinstance(model, str):
-        raise ValueError("quantization_config loads a model by name, but model is one already: quantise when loading.")
+        raise ValueError(
+            "quantization_config loads a model by name, but model is already loaded: quantize when loading it."
+        )
     if quantization_config is not None and peft_config is None:
-        raise ValueError("Quantised weights cannot be trained: give peft_config to train adapters on them.")
+        raise ValueError("Quantized weights cannot be trained: give peft_config to train adapters on them.")
     if peft_config is not None and isinstance(model, PeftModel):
-        raise ValueError("The model carries adapters already: leave out peft_config, or merge them first.")
+        raise ValueError("The model already has adapters: leave out peft_config, or merge them first.")
     if isinstance(model, PeftModel) and (args.freeze_und or args.freeze_gen):
         raise ValueError(
-            "The model carries adapters already, so freeze_und and freeze_gen choose nothing: leave them out."
+            "The model already has adapters, so freeze_und and freeze_gen have no effect: leave them out."
         )
     if not args.freeze_vit and (peft_config is not None or isinstance(model, PeftModel)):
         raise ValueError(
-            "freeze_vit=False trains the encoder's own weights, but with adapters these stay: leave it out, or name "
+            "freeze_vit=False trains the encoder's weights, but with adapters they stay frozen: leave it out, "
+            "or name "
             "the encoder in modules_to_save of the adapters' configuration."
         )
 
 
 def check_model(model, processor, args: UniEditConfig) -> None:
-    """Model and processor keep the contract of a family, and the settings have a meaning for it."""
+    """Checks that model and processor implement the contract of a family, and that the settings apply to it."""
     check_family(model, processor)
     of_some_families = {"timestep_shift": 1, "vit_longest_edge": None, "posterior": "sample", "sample_timesteps": 20}
     for name, default in of_some_families.items():
@@ -220,12 +223,12 @@ def check_model(model, processor, args: UniEditConfig) -> None:
 
 
 def check_samples(eval_parts: dict[str, TrainingPart], args: UniEditConfig) -> None:
-    """There is something to draw while training."""
+    """Checks that there is something to draw while training."""
     if args.sample_steps is None:
         return
     if args.recipe not in ("edit", "generate"):
         raise ValueError(
-            f"sample_steps draws images, which the recipe {args.recipe!r} does not say how to: leave it out, or use "
+            f"sample_steps draws images, but the recipe {args.recipe!r} produces text only: leave it out, or use "
             "recipe='edit' or 'generate'."
         )
     if not eval_parts:

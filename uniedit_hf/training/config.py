@@ -19,20 +19,20 @@ RecipeName = Literal["edit", "answer", "generate", "interleaved"]
 BadRows = Literal["raise", "quarantine"]
 Posterior = Literal["sample", "mean"]
 Planning = Literal["show", "auto"]
-FLASH_ADAMW = "flash_adamw"  # of the package flashoptim, which transformers does not know
+FLASH_ADAMW = "flash_adamw"  # from the package flashoptim, which transformers does not support
 CONDITIONING = tuple(each.name for each in fields(Conditioning))
 BOTH_VIEWS = Conditioning(source_views=(UNDERSTANDING, DRAWING))
-# What `report_to` may name and carries the name of its package.
+# Values of `report_to` that equal the name of their package.
 REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-# Options of `TrainingArguments` that count something, and those that `uniedit train --help` shows with ours.
+# Options of `TrainingArguments` that `uniedit train --help` shows together with ours.
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 SHOWN_OPTIONS = {
-    "output_dir": "folder of the run (required)",
-    "max_steps": "optimizer steps; -1: by epochs",
+    "output_dir": "folder for checkpoints and the model (required)",
+    "max_steps": "optimizer steps; -1: use epochs",
     "num_train_epochs": "passes over the data",
-    "learning_rate": "peak of the schedule",
-    "seed": "of every random draw",
-    "save_steps": "a checkpoint every so many steps",
+    "learning_rate": "peak learning rate",
+    "seed": "seed of all random draws",
+    "save_steps": "steps between checkpoints",
     "resume_from_checkpoint": "true for the newest one, or its path",
     "push_to_hub": "push the model and its card",
 }
@@ -49,39 +49,40 @@ class UniEditConfig(TrainingArguments):
         model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` when the model is given as a folder or Hub id, such as `dtype`.
         freeze_und (`bool`, *optional*, defaults to `False`):
-            Keep the understanding expert, the text embeddings and the connector as they are.
+            Freeze the understanding expert, the text embeddings and the connector.
         freeze_gen (`bool`, *optional*, defaults to `False`):
-            Keep the generation expert and what leads to and from latent tokens as they are. With the recipe
-            `"answer"`, which does not reach them, they stay in any case.
+            Freeze the generation expert and the layers to and from latent tokens. The recipe `"answer"` does not use
+            them, so there they are always frozen.
         freeze_vit (`bool`, *optional*, defaults to `True`):
             Keep the understanding encoder as it is.
 
         plan (`str`, *optional*):
             `"show"` prints which ways of training fit the devices at hand; the command then ends. `"auto"` takes the
             best way that fits, adapters among them. Otherwise dtype, optimizer and activation checkpointing follow
-            the plan on a GPU as far as they are not set, see `uniedit_hf.training.ways`.
+            the plan on a GPU where they are not set, see `uniedit_hf.training.ways`.
         plan_memory (`str`, *optional*):
             Memory of each device to plan for, such as `"80GB"`, instead of that of the device at hand.
         optim (`str`, *optional*):
             As in `TrainingArguments`, or `"flash_adamw"` of the package flashoptim, which keeps a correction of the
             weights to 24 bits.
         activation_checkpointing (`str` or `bool`, *optional*, defaults to `"full"`):
-            What the backward pass computes again: everything (`"full"` or `True`), what is cheap (`"selective"`:
-            norms, activation functions, rotary positions), or nothing (`"none"` or `False`).
+            Which activations the backward pass recomputes: all (`"full"` or `True`), the cheap ones (`"selective"`:
+                norms, activation functions, rotary positions), or none (`"none"` or `False`).
         torch_compile (`bool`, *optional*):
-            Compile what the decoder's layers do around attention, once for all layers; on where there is a GPU. The
-            rest of the model runs as it is.
+            Compile the parts of the decoder's layers around attention, once for all layers; on by default if there is
+            a GPU. The rest of the model is not compiled.
 
         > Parameters that control the data
 
         recipe (`str`, *optional*, defaults to `"edit"`):
-            What a row becomes: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see `uniedit_hf.recipes`. A
-            `TrainingPart` brings its own.
+            The recipe that makes a sample of a row: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see
+                `uniedit_hf.recipes`. A
+            `TrainingPart` has its own.
         source_views (`list[str]`, *optional*):
             Views of the source image while training: `"understanding"` (ViT in BAGEL, SigLIP in Janus-Pro),
             `"drawing"` (VAE or VQ) or both; the family's own names `"vit"`, `"vae"`, `"siglip"` and `"vq"` work too.
             This and the dropouts are the processor's own `conditioning` if not set: for BAGEL the paper's,
-            `["understanding"]` and 0.1 for texts.
+            `["understanding"]` and a text dropout of 0.1.
         text_dropout (`float`, *optional*):
             Probability of training a sample without its text.
         understanding_dropout (`float`, *optional*):
@@ -93,10 +94,11 @@ class UniEditConfig(TrainingArguments):
         thinking_loss (`bool`, *optional*, defaults to `False`):
             Learn to write the column `thinking` before the edit.
         max_tokens_per_pack (`int`, *optional*, defaults to `11520`):
-            Tokens of a pack at most. `per_device_train_batch_size` and `per_device_eval_batch_size` count packs.
+            Maximum number of tokens in a pack. `per_device_train_batch_size` and `per_device_eval_batch_size` count
+            packs.
         packing_window (`int`, *optional*, defaults to `64`):
-            How many samples wait while packs are filled.
-        bad_rows (`str`, *optional*, defaults to `"raise"`):
+            Number of samples to choose from while packs are filled. bad_rows (`str`, *optional*, defaults to
+            `"raise"`):
             `"raise"` on a row that cannot be used, or `"quarantine"`: leave it out, count it and list it with its
             reason in `quarantine_0.jsonl`, where 0 is the process that met it.
         vit_longest_edge (`int`, *optional*):
@@ -110,21 +112,22 @@ class UniEditConfig(TrainingArguments):
         image_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the mean image loss.
         text_loss_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the mean text loss. At 0 nothing that only the text loss reaches is computed or trained.
+            Weight of the mean text loss. At 0 the parameters that only the text loss reaches are neither computed nor
+            trained.
         timestep_shift (`float`, *optional*, defaults to `1.0`):
             Shift of the flow time while training.
         ema_decay (`float`, *optional*):
             Keep an exponential moving average of the trained weights with this decay, saved under `ema/`; the paper's
             is 0.9999.
 
-        > Parameters that control what is shown
+        > Parameters that control sample images
 
         sample_steps (`int`, *optional*):
-            Draw the first rows of the evaluation data every so many steps, into `samples/`, with the recipe `"edit"`
+            Draw the first rows of the evaluation data every `sample_steps` steps, into `samples/`, with the recipe
+            `"edit"`
             or `"generate"`.
         num_samples (`int`, *optional*, defaults to `4`):
-            How many.
-        sample_timesteps (`int`, *optional*, defaults to `20`):
+            Number of rows to draw. sample_timesteps (`int`, *optional*, defaults to `20`):
             Timesteps of these drawings.
 
     > [!NOTE]
@@ -166,18 +169,18 @@ class UniEditConfig(TrainingArguments):
     plan: Planning | None = field(
         default=None,
         metadata={
-            "help": "Print what fits the devices and end, or take the best that fits.",
+            "help": "show: print what fits the devices; auto: use the best.",
             "nargs": "?",
             "const": "show",
         },
     )
     plan_memory: str | None = field(default=None, metadata={"help": "Memory of each device to plan for, as in 80GB."})
-    optim: str | None = field(default=None, metadata={"help": "The optimizer; it follows the plan if not set."})
-    freeze_und: bool = field(default=False, metadata={"help": "Keep the understanding expert as it is."})
-    freeze_gen: bool = field(default=False, metadata={"help": "Keep the generation expert as it is."})
-    freeze_vit: bool = field(default=True, metadata={"help": "Keep the understanding encoder as it is."})
+    optim: str | None = field(default=None, metadata={"help": "The optimizer; the plan decides if not set."})
+    freeze_und: bool = field(default=False, metadata={"help": "Freeze the understanding expert."})
+    freeze_gen: bool = field(default=False, metadata={"help": "Freeze the generation expert."})
+    freeze_vit: bool = field(default=True, metadata={"help": "Freeze the understanding encoder."})
 
-    recipe: RecipeName = field(default="edit", metadata={"help": "What a row becomes."})
+    recipe: RecipeName = field(default="edit", metadata={"help": "How a row becomes a sample."})
     source_views: list[str] | None = field(
         default=None, metadata={"help": "Views of the source image: understanding, drawing or both."}
     )
@@ -192,11 +195,11 @@ class UniEditConfig(TrainingArguments):
         default=None, metadata={"help": "Probability of dropping the whole condition, images and text."}
     )
     thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
-    max_tokens_per_pack: int = field(default=11520, metadata={"help": "Tokens of a pack at most."})
-    packing_window: int = field(default=64, metadata={"help": "Samples waiting while packs are filled."})
-    bad_rows: BadRows = field(default="raise", metadata={"help": "What happens to rows that cannot be used."})
+    max_tokens_per_pack: int = field(default=11520, metadata={"help": "Maximum number of tokens in a pack."})
+    packing_window: int = field(default=64, metadata={"help": "Samples to choose from while filling packs."})
+    bad_rows: BadRows = field(default="raise", metadata={"help": "What to do with rows that cannot be used."})
     vit_longest_edge: int | None = field(default=None, metadata={"help": "Longest side of the ViT view, pixels."})
-    posterior: Posterior = field(default="sample", metadata={"help": "What the VAE gives."})
+    posterior: Posterior = field(default="sample", metadata={"help": "Sample the VAE's posterior, or use its mean."})
 
     image_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the mean image loss."})
     text_loss_weight: float = field(default=0.0, metadata={"help": "Weight of the mean text loss."})
@@ -204,7 +207,7 @@ class UniEditConfig(TrainingArguments):
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of a moving average, saved under ema/."})
 
     sample_steps: int | None = field(default=None, metadata={"help": "Steps between sample images; none if not set."})
-    num_samples: int = field(default=4, metadata={"help": "How many sample images."})
+    num_samples: int = field(default=4, metadata={"help": "Number of sample images."})
     sample_timesteps: int = field(default=20, metadata={"help": "Timesteps of the sample images."})
 
     FORMER_NAMES = Conditioning.FORMER_NAMES
@@ -232,8 +235,9 @@ class UniEditConfig(TrainingArguments):
         self._check_inherited()
 
     def _resolve_inherited(self) -> None:
-        """transformers' own checks, without what it would make of our options: it does not know flash_adamw, and for
-        the compiler it would switch all fp32 arithmetic to TF32."""
+        """transformers' own checks, except for two options: it does not support flash_adamw, and for the compiler it
+        would switch all fp32 arithmetic to TF32.
+        """
         optim, default = self.optim, TrainingArguments.__dataclass_fields__["optim"].default
         backend, mode = self.torch_compile_backend, self.torch_compile_mode
         compiles = wants_compiler(self.torch_compile, backend, mode, self.use_cpu)
@@ -256,15 +260,16 @@ class UniEditConfig(TrainingArguments):
         self.source_views = list(conditioning.source_views)
 
     def make_recipe(self, name: str | None = None) -> NamedRecipe:
-        """A recipe by name, by default that of `recipe`, with these source views and dropouts; what is not set follows
-        the model that is trained."""
+        """A recipe by name (`recipe` by default) with these source views and dropouts; those that are not set follow
+        the model.
+        """
         name = name or self.recipe
         options = {"thinking_loss": self.thinking_loss} if name == "edit" else {}
         return NamedRecipe(name, self.conditioning_overrides, options)
 
     @property
     def packs_per_step(self) -> int:
-        """Packs that make one optimizer step, over batch, accumulation and devices."""
+        """Packs per optimizer step, over batch, accumulation and devices."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     @property
@@ -279,7 +284,7 @@ class UniEditConfig(TrainingArguments):
         overrides = self.conditioning_overrides
         if overrides.keys() >= {"source_views"} and set(self.source_views) <= {UNDERSTANDING, DRAWING}:
             PAPER.override(**overrides)
-        else:  # the views are the processor's to judge, the numbers can be judged now
+        else:  # only the processor can check the views; the numbers can be checked now
             BOTH_VIEWS.override(**{name: each for name, each in overrides.items() if name != "source_views"})
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: use a number between 0 and 1, 0.9999 in the paper.")
@@ -309,7 +314,7 @@ class UniEditConfig(TrainingArguments):
             raise ValueError("thinking_loss learns to write text, but text_loss_weight is 0: raise text_loss_weight.")
 
     def _check_inherited(self) -> None:
-        """Options of `TrainingArguments` that have no meaning for packs."""
+        """Refuses options of `TrainingArguments` that have no meaning for packs."""
         not_for_packs = {
             "label_smoothing_factor": "losses are exact means",
             "auto_find_batch_size": "packs are planned for one size",

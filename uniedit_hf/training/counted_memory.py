@@ -1,4 +1,4 @@
-"""Peak memory of a step by counting the bytes of all tensors that are alive, on any device."""
+"""Peak memory of a step, measured by counting the bytes of all live tensors, on any device."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils._pytree import tree_iter
 
 
 class CountedMemory(TorchDispatchMode):
-    """Counts the storages that operations make inside the context, until they are freed.
+    """Counts the storages that operations allocate inside the context, until they are freed.
 
     Args:
-        tensors: Those that are alive already, such as the weights.
+        tensors: Tensors that already exist, such as the weights.
 
     Attributes:
         now: Bytes alive.
-        peak: The most bytes that were alive at once.
+        peak: The largest number of bytes alive at once.
     """
 
     def __init__(self, tensors=()):

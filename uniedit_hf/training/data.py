@@ -2,9 +2,9 @@
 
     rows --recipe--> samples --dropout--> lengths --planner--> packs --processor--> what the model's forward takes
 
-Data of known length is planned whole before training (`planning.py`), a stream over a window (`streaming.py`). Either
-way a pack is read here. A row that cannot be used stops the run with one sentence, or is left out and reported with
-the pack it was meant for.
+Data of known length is planned whole before training (`planning.py`), a stream over a window (`streaming.py`). Both
+are read by this module. A row that cannot be used stops the run with one sentence, or is left out and reported with
+its pack.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from uniedit_hf.segments import Sample, TextSegment
 
 
 RowRecipe = Callable[[Mapping[str, Any]], Sample]
-# What a recipe, an image or its file may find wrong with a row.
+# Errors that a recipe, an image or its file raises for a bad row.
 BAD_ROW_ERRORS = (RowError, ImageError, OSError)
 
 
 class DataError(ValueError):
-    """What is wrong with the training data, in one sentence. Worker processes hand it over as it is."""
+    """The training data cannot be used; the message says why in one sentence. Workers pass it on unchanged."""
 
 
 def row_error(row: Mapping[str, Any], number: int, error: Exception) -> RowError:
-    """What a recipe, an image or its file found wrong with a row, under the name of the row."""
+    """The error of a recipe, an image or its file as a `RowError` with the row's name."""
     return RowError(error.reason if isinstance(error, RowError) else str(error), row_id=row_name(row, number))
 
 
 def row_name(row: Mapping[str, Any], number: int) -> str:
-    """What to call a row: its id, or its number where it has none."""
+    """The name of a row: its id, or its number if it has no id."""
     return str(row.get("id") or f"number {number}, without an id")
 
 
@@ -49,17 +49,17 @@ def stop_at(bad: RowError) -> DataError:
 
 @dataclass
 class TrainingPart:
-    """A data set, what its rows become, and its share of the samples.
+    """A data set, its recipe, and its share of the samples.
 
     Images are left as bytes or paths: they are opened once, by us, with our errors.
 
     Args:
         dataset: A `datasets.Dataset` or `IterableDataset` with the columns that the recipe reads.
-        recipe: From a row to a `Sample`.
+        recipe: Maps a row to a `Sample`.
         weight: Share of the samples, relative to the other parts.
 
     Raises:
-        ValueError: If the data set makes its rows by a transform, which planning would not see.
+        ValueError: If the data set makes its rows by a transform, which planning cannot see.
     """
 
     dataset: Dataset | IterableDataset
@@ -75,7 +75,7 @@ class TrainingPart:
             self.dataset = self.dataset.with_format("arrow")
 
     def for_model(self, processor) -> TrainingPart:
-        """The same part; a named recipe takes the processor's conditioning where none was set."""
+        """The same part; a named recipe uses the processor's conditioning where none was set."""
         if not isinstance(self.recipe, NamedRecipe):
             return self
         return replace(self, recipe=self.recipe.for_processor(processor))
@@ -86,7 +86,7 @@ class TrainingPart:
 
 
 def _undecoded(stream: IterableDataset) -> IterableDataset:
-    """The stream with its images, at any depth, as bytes or paths."""
+    """The stream with its images, at any depth, left as bytes or paths."""
     for name, feature in (stream.features or {}).items():
         stored = _as_stored(feature)
         if stored != feature:
@@ -106,17 +106,17 @@ def _as_stored(feature):
 
 @dataclass
 class PackNotes:
-    """What the trainer wants to know of a pack beside its tensors.
+    """Facts about a pack that the trainer needs besides its tensors.
 
     Args:
-        name: Which pack it is, for messages.
+        name: The pack's name in messages.
         epoch: The pass over the data it belongs to.
-        ids: Of its samples.
-        tokens: Its length.
-        work: What it takes.
-        bad_rows: Rows that were left out of it, or before it.
-        worker: Which worker read it from a stream.
-        state: Where that worker stood after it.
+        ids: Ids of its samples.
+        tokens: Its length in tokens.
+        work: Its workload (rows of each matrix product, attention pairs).
+        bad_rows: Rows that were left out of this pack, or before it.
+        worker: The number of the worker that read it from a stream.
+        state: The worker's place in the stream after it.
     """
 
     name: str
@@ -131,11 +131,11 @@ class PackNotes:
 
 @dataclass
 class PackReader:
-    """Rows to a pack of tensors, with what could not be read set aside.
+    """Turns rows into a pack of tensors, and sets aside rows that cannot be used.
 
     Args:
-        processor: Of the model, with the sizes of training.
-        seed: Of every random draw, with the epoch and the sample's id.
+        processor: The model's processor, with the image sizes of training.
+        seed: Seeds every random draw, together with the epoch and the sample's id.
         posterior: `"sample"` or `"mean"`.
         keep_bad_rows: Whether bad rows are left out and reported; else they raise a `DataError`.
     """
@@ -150,8 +150,8 @@ class PackReader:
 
         Args:
             rows: Recipe, row and epoch of each sample.
-            name: Of the pack.
-            epoch: Of the pack.
+            name: The pack's name.
+            epoch: The pack's epoch.
         """
         samples, epochs, bad_rows = [], [], []
         for number, (recipe, row, row_epoch) in enumerate(rows):
@@ -174,11 +174,11 @@ class PackReader:
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """Planned packs, read one by one. An item is the features of a pack, or the `DataError` that it met.
+    """Planned packs, read one by one. An item is the features of a pack, or the `DataError` that reading it raised.
 
     Args:
         parts: The data sets.
-        packs: Per pack its rows.
+        packs: The rows of each pack.
         reader: Reads packs.
     """
 

@@ -19,8 +19,8 @@ class WeightAverage:
     """shadow <- decay * shadow + (1 - decay) * weight after every step, in fp32, for the parameters that are trained.
 
     Args:
-        model: The model on its device, from whose weights the average starts.
-        decay: Of the average; no warm-up, as in the reference.
+        model: The model on its device; the average starts from its weights.
+        decay: Decay of the average; without warm-up, as in the reference.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float):
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
-        """Takes in the weights after an optimizer step."""
+        """Updates the average after an optimizer step."""
         weights = dict(model.named_parameters())
         shadows = [local_part(shadow) for shadow in self.shadow.values()]
         found = [local_part(weights[name].detach()).float() for name in self.shadow]
@@ -41,7 +41,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def copy_to(self, model: torch.nn.Module) -> None:
-        """Puts the average in the place of the model's weights."""
+        """Copies the average into the model's weights."""
         weights = dict(model.named_parameters())
         for name, shadow in self.shadow.items():
             weights[name].copy_(shadow)
@@ -52,12 +52,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def gathered(self, model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The weights of a model, whole, with the average in the place of those that are trained. Sharded averages are
-        gathered, for which all devices call this together.
+        """The full weights of a model, with the average in place of the trained ones. Sharded averages are gathered,
+        so all devices must call this together.
 
         Args:
-            model: As it is trained.
-            state: Its whole weights; empty on devices that keep none.
+            model: The model in training.
+            state: Its full weights; empty on devices that keep none.
         """
         averaged = {}
         for name, shadow in self.shadow.items():
@@ -78,11 +78,11 @@ class WeightAverage:
         """Resumes from a checkpoint.
 
         Raises:
-            OSError: If the checkpoint holds no average.
+            OSError: If the checkpoint contains no average.
         """
         path = Path(folder, STATE_FILE)
         if not path.is_file():
-            raise OSError(f"{path} is missing: the run did not average when it was saved; leave out ema_decay.")
+            raise OSError(f"{path} is missing: the checkpoint was saved without an average; leave out ema_decay.")
         stored = load_file(path)
         for name, shadow in self.shadow.items():
             shadow.copy_(stored[name])

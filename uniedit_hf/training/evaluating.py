@@ -1,4 +1,4 @@
-"""What a trainer does with evaluation data: losses over all of its tokens, and rows that cannot be used set aside."""
+"""Evaluation during training: losses over all tokens of the evaluation data, with unusable rows set aside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class EvaluationMixin:
     """The evaluation of a `UniEditTrainer`, which has `args`, `eval_parts`, `reader` and `data`."""
 
     def begin_evaluations(self) -> None:
-        """Sets aside where evaluations add up."""
+        """Prepares the sums of evaluations."""
         self._eval_loaders: dict[str, PackLoader] = {}
         self._eval_sums = RunningSums()
         self._eval_bad_rows: dict[str, RowError] = {}
@@ -66,7 +66,7 @@ class EvaluationMixin:
         if not means:
             raise DataError(
                 f"No row of the evaluation data can be used ({int(sums['quarantined_rows'])} are left out, see "
-                f"{self.data.evaluation_file}), so there is no {metric_key_prefix}_loss: mend the data, or leave "
+                f"{self.data.evaluation_file}), so there is no {metric_key_prefix}_loss: correct the data, or leave "
                 "eval_dataset out."
             )
         weights = {"image": self.args.image_loss_weight, "text": self.args.text_loss_weight}

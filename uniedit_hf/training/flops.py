@@ -2,8 +2,8 @@
 
 A multiplication and an addition are two operations. Matrix products, attention and the autoencoder's convolutions
 count; norms, activations and the optimizer, which are limited by memory, do not. Attention counts the pairs that are
-seen, whatever the kernel computes beside them. A frozen layer has no gradient of its weights, and none of its input
-where nothing before it is trained.
+seen, whatever else the kernel computes. A frozen layer has no gradient for its weights, and none for its input if
+nothing before it is trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from uniedit_hf.models.workload import Workload, encoder_operations, rows_of
 
 
-# The parts of a decoder layer in the order in which they run; those of one place run side by side.
+# The parts of a decoder layer in the order in which they run; parts with the same number run in parallel.
 ORDER = (
     ("input_layernorm",),
     ("q_proj", "k_proj", "v_proj"),
@@ -28,7 +28,7 @@ ORDER = (
     ("gate_proj", "up_proj"),
     ("down_proj",),
 )
-ATTENDED = 3  # from here on a token of one expert depends on those of the other
+ATTENDED = 3  # from here on, tokens of one expert depend on those of the other
 # BAGEL's experts have streams of their own until attention mixes them -> what leads into each.
 STREAMS = {"understood": ("read", "embed_tokens", "understood"), "drawn": ("vae2llm", "time_embedder", "drawn")}
 
@@ -38,12 +38,12 @@ class Product:
     """A matrix product of a layer.
 
     Args:
-        rows: The field of `Workload` with the number of its rows.
-        forward: Operations of a row.
-        backward: Operations of a row for the gradients of input and weights.
+        rows: The field of `Workload` that has its number of rows.
+        forward: Operations per row.
+        backward: Operations per row for the gradients of input and weights.
         repeated: Whether it is in a layer that may be recomputed: those of the decoder, and of an understanding
             encoder that is trained.
-        for_text: Whether nothing but the text loss reaches it.
+        for_text: Whether only the text loss reaches it.
     """
 
     rows: str
@@ -55,7 +55,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations of a step by their kind."""
+    """Operations of a step by kind."""
 
     forward: int = 0
     backward: int = 0
@@ -64,12 +64,12 @@ class Operations:
 
     @property
     def useful(self) -> int:
-        """What the step needs, as MFU counts it: everything but what is recomputed."""
+        """Operations that the step needs, as MFU counts them: all but the recomputed ones."""
         return self.forward + self.backward + self.encoding
 
     @property
     def total(self) -> int:
-        """What the hardware does."""
+        """Operations that the hardware executes."""
         return self.useful + self.recomputed
 
     def __add__(self, other: Operations) -> Operations:
@@ -80,7 +80,7 @@ class OperationCounter:
     """Counts packs for one model.
 
     Args:
-        model: With its adapters, and frozen as it is trained. No weight is read, so it may be on the meta device.
+        model: The model with its adapters, frozen as in training. No weight is read, so it may be on the meta device.
         recompute: Whether the layers of the decoder run again in the backward pass.
         text_loss: Whether the text loss has a weight.
     """
@@ -94,7 +94,7 @@ class OperationCounter:
         self.products, decoder_trained, self.reader_trained = _products(model, self.config.model_type)
         text, vision = self.config.text_config, self.config.vision_config
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        # two products, of queries with keys and of weights with values, and twice as much backward
+        # two products (queries with keys, weights with values), and twice as much backward
         self.pair = 4 * text.num_hidden_layers * text.num_attention_heads * width
         self.read_pair = 4 * vision.num_hidden_layers * vision.hidden_size
         self.pair_backward = 2 * self.pair * decoder_trained
@@ -134,7 +134,7 @@ def _products(model: nn.Module, family: str) -> tuple[list[Product], bool, bool]
 
 
 def _last_products(model: nn.Module) -> set[str]:
-    """The products that end a layer. What they return is saved by nothing, so recomputing stops before them."""
+    """The last products of a layer. Nothing saves their output, so recomputation stops before them."""
     ends: dict[str, str] = {}
     for name, module in model.named_modules():
         layer = re.match(r".*\.layers\.\d+\.", name)
@@ -144,7 +144,7 @@ def _last_products(model: nn.Module) -> set[str]:
 
 
 def _size(module: nn.Linear | nn.Conv2d) -> int:
-    """Weights of a matrix, of those stored in 4 bits too, whose tensor has another shape."""
+    """Number of weights in a matrix, also if stored in 4 bits, where the tensor has another shape."""
     return module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
 
 
@@ -167,7 +167,7 @@ def _inputs_with_gradient(model: nn.Module, family: str) -> set[str]:
         leading = (chain,) if stage == 0 else (*STREAMS.get(chain, reached), "mixed")
         before = any(reached.get(each, False) for each in leading)
         for name, module in places[place]:
-            # behind the first half of an adapter comes its second
+            # the first half of an adapter is followed by its second
             if before or ".lora_B." in name and _is_trained(module):
                 needed.add(name)
         reached[chain] = before or any(_is_trained(module) for _, module in places[place])
@@ -175,7 +175,7 @@ def _inputs_with_gradient(model: nn.Module, family: str) -> set[str]:
 
 
 def _place(name: str, family: str, number: int) -> tuple:
-    """Stage, layer, order and chain: what leads in (each chain by itself), then the decoder, then the heads."""
+    """Stage, layer, order and chain: the input layers (each chain by itself), then the decoder, then the heads."""
     layer, rows = _layer_of(name), rows_of(family, f".{name}")
     if layer is not None:
         order = _order(name)
@@ -190,7 +190,7 @@ def _place(name: str, family: str, number: int) -> tuple:
 
 
 def _order(name: str) -> int:
-    """When a part of a decoder layer runs."""
+    """The position of a part in the order of a decoder layer."""
     return next((i for i, parts in enumerate(ORDER) if any(part in name for part in parts)), len(ORDER))
 
 

@@ -1,5 +1,6 @@
-"""What a run takes of the plan: dtype, optimizer and activation checkpointing where they are not set, and with
-`plan="auto"` the way itself. Nothing is loaded that cannot fit."""
+"""Applies the plan to a run: dtype, optimizer and activation checkpointing where they are not set, and with
+`plan="auto"` the way itself. A model that cannot fit is refused before it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +38,13 @@ from .ways import (
 
 @dataclass(frozen=True)
 class Choice:
-    """How a run trains.
+    """The way a run trains.
 
     Args:
-        row: The way, with what it takes; `None` for a family that is not planned.
-        sentence: The same in words, for the log and the card; `None` where all was set or nothing is planned.
-        adapters: What is trained in place of the weights.
-        quantization: How the weights under them are stored.
+        row: The way with its memory; `None` for a family without a plan.
+        sentence: The same in words, for the log and the card; `None` if everything was set or nothing is planned.
+        adapters: The adapters that are trained instead of the weights.
+        quantization: Quantization of the weights under them.
     """
 
     row: PlanRow | None
@@ -58,8 +59,7 @@ def plan_of(model: str, args: UniEditConfig, adapters: PeftConfig | None = None,
     Args:
         model: A Hub id or folder.
         args: Settings of the run.
-        adapters: What is trained where a way trains adapters.
-        draws: Whether any sample is drawn.
+        adapters: The adapters of ways that train adapters. draws: Whether any sample is drawn.
 
     Raises:
         OSError: If there is no such model.
@@ -77,15 +77,15 @@ def follow_plan(
     draws: bool = True,
     card: Card | None = None,
 ) -> Choice:
-    """Chooses what is left open, writes it into the settings, and refuses what cannot fit.
+    """Chooses the settings that are not set, writes them into `args`, and refuses what cannot fit.
 
     Args:
         model: A Hub id or folder.
         args: Settings of the run; completed in place.
-        adapters: What is trained in place of the weights, if it is set.
-        quantization: How the weights under them are stored, if it is set.
+        adapters: The adapters to train, if set.
+        quantization: Quantization of the weights under them, if set.
         draws: Whether any sample is drawn.
-        card: What each process trains on, by default the device at hand.
+        card: The device of each process; by default that of this machine.
 
     Raises:
         OSError: If there is no such model.
@@ -115,17 +115,17 @@ def follow_plan(
 
 
 def is_sharded(args: UniEditConfig) -> bool:
-    """Whether FSDP spreads the weights over devices."""
+    """Whether FSDP shards the weights over devices."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _uses_deepspeed(args: UniEditConfig) -> bool:
-    """Whether DeepSpeed spreads the weights, by rules of its own, which are not planned."""
+    """Whether DeepSpeed shards the weights; its memory is not planned."""
     return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _allowed_ways(args: UniEditConfig, adapters, quantization, card: Card) -> Sequence[Way]:
-    """The ways that agree with what is set, best first."""
+    """The ways that agree with the settings, best first."""
     on_cpu = card.kind == "cpu"
     dtype = _dtype(args)
     optim = None if "optim" in args.left_open else str(getattr(args.optim, "value", args.optim))
@@ -135,7 +135,7 @@ def _allowed_ways(args: UniEditConfig, adapters, quantization, card: Card) -> Se
         return [replace(LORA, name=name, dtype=dtype or usual, bits=bits, optim=optim or LORA.optim)]
     if is_sharded(args) and args.world_size > 1:
         ways = [replace(FULL[0], name=f"fsdp over {args.world_size}", shards=args.world_size)]
-        dtype = None if args.bf16 or args.fp16 else dtype  # accelerate keeps what is trained in fp32 then
+        dtype = None if args.bf16 or args.fp16 else dtype  # accelerate then keeps trained weights in fp32
     elif args.plan == "auto":
         ways = [way for way in WAYS if not (way.gen_only and (args.freeze_und or args.freeze_gen))]
     else:
@@ -157,14 +157,14 @@ def _dtype(args: UniEditConfig) -> torch.dtype | None:
 
 
 def _allowed_checkpointing(args: UniEditConfig, card: Card) -> Sequence[Checkpointing]:
-    """What is set, or what a GPU may choose among."""
+    """The setting, or the modes to choose from on a GPU."""
     if "activation_checkpointing" in args.left_open and card.kind != "cpu":
         return CHECKPOINTING
     return [checkpointing_of(args)]
 
 
 def checkpointing_of(args: UniEditConfig) -> Checkpointing:
-    """The setting `activation_checkpointing`, of which true and false stand for full and none."""
+    """The setting `activation_checkpointing`, where true and false mean full and none."""
     asked = args.activation_checkpointing
     return asked if isinstance(asked, str) else "full" if asked or args.gradient_checkpointing else "none"
 

@@ -1,5 +1,6 @@
-"""What is trained. The paper: both experts, connector, embeddings, time embedder and the layers to and from latents;
-the understanding encoder, the autoencoder and the position tables stay as they are."""
+"""Which parameters are trained. In the paper: both experts, connector, embeddings, time embedder and the layers to and
+from latents;
+the understanding encoder, the autoencoder and the position tables are frozen."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from .config import UniEditConfig
 def freeze(model, args: UniEditConfig, draws: bool) -> None:
     """Sets which parameters of a model are trained.
 
-    What no loss reaches is frozen too, so that it is neither computed for nor kept in the optimizer: without a text
-    loss that is the text head, and in the last layer what only makes understanding tokens; where no image is drawn,
-    the generation expert.
+    Parameters that no loss reaches are frozen too, so that they get no gradient and no optimizer state: without a text
+    loss the text head, and in the last layer the parts used only by understanding tokens; if no image is drawn, the
+    generation expert.
 
     Args:
-        model: With all its heads.
-        args: Say what is wanted.
-        draws: Whether any sample may hold an image that the model draws.
+        model: The model with all its heads.
+        args: The settings of the run.
+        draws: Whether any sample may contain an image that the model draws.
     """
     wanted = {
         "vit": not args.freeze_vit,
@@ -31,7 +32,7 @@ def freeze(model, args: UniEditConfig, draws: bool) -> None:
 
 
 def adapted_layers(model, args: UniEditConfig, draws: bool) -> str:
-    """The layers that adapters go to: those of the decoder that `freeze` would leave to train."""
+    """The layers to adapt: those of the decoder that `freeze` would leave trainable."""
     return model.lora_target_modules(
         und=not args.freeze_und,
         gen=not args.freeze_gen and draws,

@@ -1,4 +1,6 @@
-"""FSDP2: what is sharded as one, which weights every device keeps whole, and how whole weights are had."""
+"""FSDP2: which modules are sharded as one unit, which weights every device keeps in full, and how to gather full
+weights.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,20 @@ logger = logging.get_logger(__name__)
 
 
 def sharded_units(model) -> list[str]:
-    """Names of the classes whose modules are gathered and reduced as one: the layers of the decoder, and each encoder
-    as a whole. An encoder runs once for each size of image in a batch, so its layers run differently often on devices,
-    which would wait for each other forever; the encoder itself is called once."""
+    """Names of the module classes that are sharded as one unit: the layers of the decoder, and each encoder
+    as a whole. An encoder runs once for each image size in a batch, so its layers run a different number of times on
+    each device, and sharding them would deadlock; the encoder itself is called once.
+    """
     layers = [name for name in model._no_split_modules if name.endswith("DecoderLayer")]
     return layers + [type(encoder).__name__ for encoder in model.encoders]
 
 
 def frozen_encoders(model) -> list[FSDPModule]:
-    """The sharded encoders that are not trained, set to stay whole once they are gathered.
+    """The sharded frozen encoders, set to stay unsharded once they are gathered.
 
-    The autoencoder is not called but asked to encode, which gathers nothing by itself. Call `unshard` on all of them
-    before a forward: it costs nothing unless they were sharded since, as they are to be saved.
+    The autoencoder is used through `encode`, not `forward`, which does not gather by itself. Call `unshard` on all of
+    them
+    before a forward: it costs nothing unless they were sharded again, for example to be saved.
     """
     encoders = [
         module
@@ -45,8 +49,8 @@ def whole_weights(model: torch.nn.Module, reshard_after_forward: bool, kept: lis
 
     Args:
         model: Sharded or not.
-        reshard_after_forward: What the layers do otherwise.
-        kept: Modules that stay whole in any case.
+        reshard_after_forward: The setting to restore for the layers.
+        kept: Modules that stay unsharded afterwards.
     """
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     layers = [module for module in modules if module is not model and module not in kept]
@@ -66,7 +70,9 @@ def whole_weights(model: torch.nn.Module, reshard_after_forward: bool, kept: lis
 
 @torch.no_grad()
 def gathered_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights, whole, in the memory of the first process and nothing on the others; all call it together."""
+    """All weights in full, in the memory of the first process; empty on the others. All processes must call it
+    together.
+    """
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     state = {}
     for name, tensor in model.state_dict().items():

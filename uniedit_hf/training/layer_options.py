@@ -13,7 +13,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 
 aten = torch.ops.aten
-# Products and attention, which take nearly all of the time. Norms, activations and rotary positions are made again.
+# Products and attention take nearly all of the time and are kept. Norms, activations and rotary positions are
+# recomputed.
 DEAR = {
     aten.mm.default,
     aten.addmm.default,
@@ -27,10 +28,10 @@ DEAR = {
 
 
 def checkpointing_mode(asked: bool | str) -> bool | str:
-    """What `activation_checkpointing` says as `True` (full), `False` (none) or `"selective"`.
+    """The value of `activation_checkpointing` as `True` (full), `False` (none) or `"selective"`.
 
     Raises:
-        ValueError: If it says something else.
+        ValueError: If it has another value.
     """
     words = {"full": True, "true": True, "none": False, "false": False, "selective": "selective"}
     mode = words.get(str(asked).lower())
@@ -40,7 +41,7 @@ def checkpointing_mode(asked: bool | str) -> bool | str:
 
 
 def missing_compiler(use_cpu: bool) -> str | None:
-    """What `torch.compile` needs on this machine and does not find."""
+    """What `torch.compile` needs but this machine does not have."""
     gpu = torch.cuda.is_available() and not use_cpu
     if gpu and not has_triton():
         return "the package triton"
@@ -49,10 +50,10 @@ def missing_compiler(use_cpu: bool) -> str | None:
 
 
 def wants_compiler(asked: bool | None, backend: str | None, mode: str | None, use_cpu: bool) -> bool:
-    """Whether the layers are compiled: as `torch_compile` says, and by default on a GPU.
+    """Whether to compile the layers: as set by `torch_compile`, and by default on a GPU.
 
     Raises:
-        ValueError: If they are to be compiled and the compiler is missing.
+        ValueError: If they should be compiled and the compiler is missing.
     """
     if asked is None and (backend is not None or mode is not None):
         asked = True
@@ -63,16 +64,17 @@ def wants_compiler(asked: bool | None, backend: str | None, mode: str | None, us
 
 
 def set_checkpointing(model, mode: bool | str, compiled: bool, options: dict[str, Any] | None = None) -> None:
-    """Says what the layers of a model keep.
+    """Sets which activations the layers of a model keep.
 
-    Compiled layers are selective by themselves: their compiler makes again what is cheap. So there `selective` needs
-    no checkpoints.
+    Compiled layers are selective by themselves, because the compiler recomputes cheap operations. There `selective`
+    needs no checkpoints.
 
     Args:
         model: A model of transformers, or adapters around one.
         mode: `"full"`, `"selective"` or `"none"`.
         compiled: Whether the layers are compiled.
-        options: Of `torch.utils.checkpoint.checkpoint`, with `every_n_layers` and `offload` as in transformers.
+        options: Arguments of `torch.utils.checkpoint.checkpoint`, with `every_n_layers` and `offload` as in
+            transformers.
     """
     mode = checkpointing_mode(mode)
     if not mode or (mode == "selective" and compiled):

@@ -1,4 +1,4 @@
-"""Data sets and settings to loaders of packs."""
+"""Makes loaders of packs from data sets and settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .streaming import PackStream
 
 
 class PackLoader(DataLoader):
-    """A `DataLoader` of packs that raises the errors its workers met as they are, without a worker's traceback.
+    """A `DataLoader` of packs that raises its workers' errors unchanged, without a worker's traceback.
 
     `bad_rows` are those that planning left out of an evaluation.
     """
@@ -55,7 +55,7 @@ def plan_training(parts: Sequence[TrainingPart], reader: PackReader, args: UniEd
 def training_loader(
     parts: Sequence[TrainingPart], reader: PackReader, args: UniEditConfig, progress: DataProgress, first_step: int
 ) -> PackLoader:
-    """The packs of this process, from where the run stands to its end."""
+    """The packs of this process, from the current step to the end of the run."""
     if not parts:
         raise ValueError("There is nothing to train on: give train_dataset.")
     if progress.plan is None:
@@ -121,13 +121,16 @@ def _loader(dataset, reader: PackReader, args: UniEditConfig, **batches) -> Pack
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
         worker_init_fn=_ignore_stop_signals,
-        generator=torch.Generator().manual_seed(args.seed),  # of its own, to leave the model's dropout alone
+        generator=torch.Generator().manual_seed(
+            args.seed
+        ),  # a separate generator, so that the model's dropout is not affected
         **batches,
     )
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """A scheduler sends SIGTERM, and a terminal Ctrl-C, to every process; readers go on until the last step has been
-    saved."""
+    """A scheduler sends SIGTERM, and a terminal Ctrl-C, to every process; reading processes continue until the last
+    step has been saved.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -16,8 +16,9 @@ SHOWN = {"image_loss": "image loss", "text_loss": "text loss", "eval_loss": "eva
 
 
 def draw_loss_curve(log_history: Sequence[Mapping[str, Any]], folder: Path) -> str | None:
-    """Draws the logged losses over the steps into `folder` and returns the name of the file; nothing is drawn of a run
-    without logs, or without matplotlib, which the log then says."""
+    """Draws the logged losses over the steps into `folder` and returns the name of the file; draws nothing if the run
+    has no logs or matplotlib is missing (which is logged).
+    """
     curves = {label: [(log["step"], log[name]) for log in log_history if name in log] for name, label in SHOWN.items()}
     curves = {label: points for label, points in curves.items() if points}
     if not curves:

@@ -1,8 +1,9 @@
-"""What a training step keeps in memory, from the configuration alone: the model is built without weights.
+"""Plans the memory of a training step from the configuration alone: the model is built without weights.
 
-Weights, states of the optimizer and encoders stay. Beside them the most is reached in one of four moments: images are
-encoded; the loss is there; the last layer runs backward, with all activations; the first one does, with all gradients.
-Bytes are those of tensors. What the driver and the allocator take beside them is `RESERVE`.
+Weights, optimizer states and encoders stay in memory throughout. The peak is reached at one of four moments: while
+images are encoded; when the loss is computed; when the last layer runs backward, with all activations; when the first
+layer runs backward, with all gradients. Bytes are those of tensors; `RESERVE` covers what the driver and the allocator
+use.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ from .freezing import adapted_layers, freeze
 
 
 GIB = 2**30
-# The share of a device for its context, the workspaces of its libraries, and free blocks that are too small.
+# Share of a device for its context, library workspaces, and free blocks too small to use.
 RESERVE = 1 / 32
-# Optimizers of transformers -> bytes of states for every byte of a weight. One that is not known counts as AdamW.
+# Optimizers of transformers -> bytes of states per byte of a weight. Others count as AdamW.
 STATES_OF_A_BYTE = {"sgd": 0, "adafactor": 0.01, "lion_32bit": 1}
 ADAMW = 2
-# The same of a weight of any dtype, and the block it is quantised in.
+# Bytes of states per weight of any dtype, and the quantization block.
 STATES_OF_A_WEIGHT = {
-    "adamw_torch_8bit": (2 * (1 + 4 / 256), 256),  # torchao: a scale in fp32 for every block
+    "adamw_torch_8bit": (2 * (1 + 4 / 256), 256),  # torchao: an fp32 scale per block
     "adamw_torch_4bit": (2 * (1 / 2 + 4 / 256), 256),
     "adamw_bnb_8bit": (2 * (1 + 4 / 256), 1),
     "adamw_8bit": (2 * (1 + 4 / 256), 1),
     "flash_adamw": (1 + 2 * (1 + 2 / 32), 1),  # the correction to 24 bits, and two moments with scales in fp16
 }
 SMALLEST_QUANTISED = 4096  # tensors with fewer weights keep full states
-# Bytes of a weight that bitsandbytes stores in so many bits: NF4 with a scale in fp32 for every block of 64.
+# Bits -> bytes per weight stored by bitsandbytes; NF4 has an fp32 scale for every block of 64.
 STORED = {4: 1 / 2 + 4 / 64, 8: 1}
-# Of the peak of a card, what our decoder reached on an H200 with its activations recomputed (benchmarks/RESULTS.md).
+# Share of a card's peak that our decoder reached on an H200 with full recomputation (benchmarks/RESULTS.md).
 EFFICIENCY = 0.4
-# The fp32 convolutions of the autoencoder, on the same card.
+# The same for the fp32 convolutions of the autoencoder.
 ENCODING_EFFICIENCY = 0.075
 
 
@@ -54,15 +55,15 @@ class Way:
     """One way of training.
 
     Args:
-        name: For people and for `plan`.
-        dtype: Of the weights.
+        name: Its name in tables and messages.
+        dtype: dtype of the weights.
         optim: The optimizer, as `optim` takes it.
         optim_args: Its arguments, as `optim_args` takes them.
-        adapters: Whether adapters are trained in place of the weights.
-        bits: Of the stored weights under the adapters, 4 or 8, where they are quantised.
-        gen_only: Whether the generation expert alone is trained.
-        shards: Over how many devices FSDP2 spreads weights, gradients and states.
-        needs: The package it takes, if that may be missing.
+        adapters: Whether adapters are trained instead of the weights.
+        bits: 4 or 8 if the weights under the adapters are quantized.
+        gen_only: Whether only the generation expert is trained.
+        shards: Number of devices over which FSDP2 shards weights, gradients and states.
+        needs: The optional package that it requires.
     """
 
     name: str
@@ -81,16 +82,16 @@ class PlanRow:
     """Bytes of a way on each device.
 
     Args:
-        way: What is planned.
+        way: The way of training.
         checkpointing: Which activations are kept.
-        weights: Of all but the encoders, with adapters.
-        gradients: Of everything that is trained.
-        states: Of the optimizer, and the moving average.
-        activations: Of the moment that takes the most.
-        encoders: Weights of the encoders, which stay whole on every device.
-        peak: The most at once; less than the sum where activations are gone before the gradients are all there.
-        operations: Floating-point operations of an optimizer step on each device, with what is recomputed.
-        encoding: Those among them that are fp32 convolutions.
+        weights: All weights except the encoders', with adapters.
+        gradients: Gradients of everything that is trained.
+        states: Optimizer states, and the moving average.
+        activations: Activations at the moment that needs the most.
+        encoders: Weights of the encoders, which are not sharded.
+        peak: The most at once; less than the sum if activations are freed before all gradients exist.
+        operations: Floating-point operations of an optimizer step on each device, including recomputation.
+        encoding: The part of them that is fp32 convolutions.
     """
 
     way: Way
@@ -105,11 +106,13 @@ class PlanRow:
     encoding: int
 
     def fits(self, memory: int) -> bool:
-        """Whether it fits a device of so many bytes, beside what is not tensors."""
+        """Whether it fits a device with this many bytes, `RESERVE` included."""
         return self.peak <= (1 - RESERVE) * memory
 
     def seconds(self, card: Card) -> float | None:
-        """Expected of an optimizer step, without waiting for data or other devices; `None` for an unknown card."""
+        """Expected seconds of an optimizer step, without waiting for data or other devices; `None` for an unknown
+        card.
+        """
         if card.tflops is None:
             return None
         speed = card.tflops * 1e12
@@ -133,13 +136,13 @@ def plan_row(
     """Plans one way.
 
     Args:
-        config: Of the model, of either family.
-        tokens: Of a forward pass: packs times their length.
+        config: Configuration of a model of either family.
+        tokens: Tokens of a forward pass: packs times their length.
         way: See `WAYS`.
         checkpointing: Which activations are kept.
         args: The settings; by default the paper's, with one pack a step.
-        adapters: What is trained where the way trains adapters; LoRA of rank 16 by default.
-        work: What a forward pass holds; by default edits, see `typical_workload`.
+        adapters: The adapters of ways that train adapters; LoRA of rank 16 by default.
+        work: Workload of a forward pass; by default edits, see `typical_workload`.
         draws: Whether any sample is drawn.
     """
     args = args or UniEditConfig(output_dir="plan", use_cpu=True, bf16=True)
@@ -150,10 +153,10 @@ class Planner:
     """Plans ways of training one model on packs of one kind.
 
     Args:
-        config: Of the model, of either family.
+        config: Configuration of a model of either family.
         args: Settings of the run.
-        work: What a forward pass holds.
-        adapters: What is trained where the way trains adapters; LoRA of rank 16 by default.
+        work: Workload of a forward pass.
+        adapters: The adapters of ways that train adapters; LoRA of rank 16 by default.
         draws: Whether any sample is drawn.
     """
 
@@ -167,7 +170,7 @@ class Planner:
         self._operations: dict[tuple[bool, bool, bool], Operations] = {}
 
     def row(self, way: Way, checkpointing: Checkpointing) -> PlanRow:
-        """One way."""
+        """Plans one way with one mode of checkpointing."""
         args, residual = self.args, way.dtype.itemsize
         parts = Parameters(self._model(way), way)
         autocast = args.bf16 or args.fp16
@@ -196,7 +199,7 @@ class Planner:
         )
 
     def _model(self, way: Way) -> nn.Module:
-        """The model without weights, frozen and adapted as the way trains it."""
+        """The model without weights, frozen and with adapters as the way needs it."""
         key = (way.adapters, way.gen_only)
         if key not in self._models:
             model, args = empty_model(self.config), copy.copy(self.args)
@@ -227,18 +230,18 @@ def _moments(
     gradients: float,
     args: UniEditConfig,
 ) -> tuple[float, float]:
-    """The most bytes of activations, and of activations and gradients together."""
+    """The peak bytes of activations, and of activations and gradients together."""
     way, tokens = parts.way, work.tokens
     reads = not args.freeze_vit and not way.adapters
     kept = activations.kept(checkpointing) * activations.text.num_hidden_layers * tokens
     kept += activations.around(work) + activations.reading(work, trained=True) * reads
     working = activations.working() * tokens
-    # autocast keeps the weights that it has cast: all of them until the loss is there, then those of one layer
+    # autocast keeps its casts of the weights: all of them until the loss is computed, then those of one layer
     cast = activations.compute if activations.compute < activations.residual else 0
     gathered = 2 * parts.layer * activations.compute if way.shards > 1 else 0
     before = gradients if args.gradient_accumulation_steps > 1 else 0
     of_layer = gradients * parts.layer_trained / max(1, sum(parts.trained))
-    # what one layer makes anew beside what it has kept
+    # what one layer recomputes besides what it has kept
     whole = checkpointing == "none" or (checkpointing == "selective" and activations.compiled)
     remade = 0 if whole else working - activations.kept(checkpointing) * tokens + cast * parts.layer
     moments = {

@@ -1,4 +1,4 @@
-"""What a run does a second: operations and their share of the card's best, time by the part of a step, peak memory."""
+"""Speed of a run: operations per second and their share of the card's peak, time by part of a step, peak memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .memory_plan import GIB
 
 PARTS = ("data", "forward", "backward", "optimizer", "other")
 COUNTS = ("useful_operations", "all_operations", *(f"{part}_seconds" for part in PARTS))
-# What depends on the clock and not on the run.
+# Figures that depend on the clock and not on the run.
 LOGGED = ("tflops_per_second", "mfu", "peak_memory_gib", *(f"{part}_seconds" for part in PARTS))
 
 
 class StepClock:
-    """Seconds of each part of the steps. On a GPU events mark them, so that nothing waits until they are read.
+    """Measures seconds of each part of the steps. On a GPU it records events, so that nothing waits until they are
+    read.
 
     Args:
         device: Where the steps run.
@@ -35,7 +36,7 @@ class StepClock:
         self.laps: list[tuple[str, object]] = []
 
     def begin(self, part: str) -> None:
-        """Ends the part that runs and begins another."""
+        """Ends the current part and begins another."""
         if self.on_gpu:
             mark = torch.cuda.Event(enable_timing=True)
             mark.record()
@@ -44,7 +45,7 @@ class StepClock:
         self.laps.append((part, mark))
 
     def read(self) -> dict[str, float]:
-        """Seconds by part since they were read last; the part that runs goes on."""
+        """Seconds by part since the last read; the current part continues."""
         if not self.laps:
             return {}
         running = self.laps[-1][0]
@@ -59,10 +60,10 @@ class StepClock:
 
 
 class Meters:
-    """Counts what the packs of one process take.
+    """Counts operations, time and memory of one process.
 
     Args:
-        model: As it is trained.
+        model: The model in training.
         recompute: Whether the layers of the decoder run again in the backward pass.
         text_loss: Whether the text loss has a weight.
         device: Where the steps run.
@@ -72,7 +73,7 @@ class Meters:
         self.card: Card = card_at_hand(device)
         self.clock = StepClock(device)
         self._device = device
-        self._counter: OperationCounter | None = None  # where it is not known how to count a family's operations
+        self._counter: OperationCounter | None = None  # for families whose operations cannot be counted
         if model.config.model_type in ROWS:
             self._counter = OperationCounter(model, recompute, text_loss)
 
@@ -81,15 +82,15 @@ class Meters:
         return Operations() if self._counter is None else sum(map(self._counter.count, packs), Operations())
 
     def counts(self) -> dict[str, float]:
-        """What is summed over processes, of the time since the last log."""
+        """The counts since the last log, to be summed over processes."""
         return {f"{part}_seconds": seconds for part, seconds in self.clock.read().items()}
 
     def logs(self, sums: Mapping[str, float], seconds: float, processes: int) -> dict[str, float]:
         """Figures of the time since the last log, means over steps and processes.
 
-        `mfu` is the share of the card's dense bf16 peak that useful operations take, those that are recomputed left
-        out; it is there where the card's peak is known. `tflops_per_second` counts the same operations. Both are
-        there for the families of `uniedit_hf.models.workload.ROWS`.
+        `mfu` is the share of the card's dense bf16 peak that useful operations take, not counting recomputation; it is
+        given if the card's peak is known. `tflops_per_second` counts the same operations. Both are given for the
+        families of `uniedit_hf.models.workload.ROWS`.
         """
         logs = {}
         if self._counter is not None:

@@ -25,7 +25,7 @@ class RunningSums:
         self.since = time.perf_counter()
 
     def add(self, **values: float | torch.Tensor) -> None:
-        """Adds to the sums of these names."""
+        """Adds to the sums with these names."""
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value
 
@@ -50,7 +50,7 @@ class RunningSums:
         return dict(zip(NAMES, table.tolist()))
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Resets the sums."""
         self.sums.clear()
         self.since = time.perf_counter()
 

@@ -50,11 +50,13 @@ The average of the weights (decay {{ ema_decay }}) is in the folder `ema`: `from
 {% endif %}
 Versions: {{ versions | join(", ") }}.
 
-## Limits and licence
+## Limits and license
 
-{% if abilities %}What is not in the table was not measured.{% else %}No evaluation came with this card: what tuning gained or cost is not known from it.{% endif %} {{ risks }}
+{% if abilities %}Abilities that are not in the table were not measured.{% else %}This model was not evaluated: what
+tuning gained or cost is unknown.{% endif %} {{ risks }}
 
-{% if license %}Licence: {{ license }}. {% endif %}The terms of the base model{{ " and of the training data" if sources }} hold as well.
+{% if license %}License: {{ license }}. {% endif %}The terms of the base model{{ " and of the training data" if sources
+}} apply as well.
 """  # noqa: E501  a paragraph is one line
 
 SHOWN = (
@@ -102,17 +104,17 @@ def model_card(
     Args:
         args: Settings of the run.
         model_name: The heading.
-        hub_model_id: What the example loads; the name if not given.
+        hub_model_id: The model that the example loads; by default `model_name`.
         base_model: Hub id of the model that was tuned, if it came from there.
         sources: The training data, as far as it is known.
-        tags: Of the model.
+        tags: Tags of the model.
         paper: Its `title` and `id`.
         adapters: Whether only adapters were trained.
-        steps: How many optimizer steps.
+        steps: Number of optimizer steps.
         abilities: See `read_abilities`.
         curve: The file beside the card that shows the losses.
         metadata: Further fields of the metadata, such as `license`.
-        measured: What the run chose and how fast it was; what is `None` is left out.
+        measured: The choices and the speed of the run; `None` values are left out.
     """
     fields = {
         "base_model": base_model,

@@ -1,4 +1,4 @@
-"""Optimizers that come from packages of their own."""
+"""Optimizers from optional packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = {
 
 
 def check_optimizer(args: UniEditConfig) -> None:
-    """The package of the optimizer is installed.
+    """Checks that the package of the optimizer is installed.
 
     Raises:
         ValueError: If it is not.
@@ -31,15 +31,15 @@ def check_optimizer(args: UniEditConfig) -> None:
 
 
 def flash_adamw(args: UniEditConfig) -> tuple[type, dict[str, Any]]:
-    """FlashAdamW (Ortiz et al., arXiv 2602.23349) with these settings: bf16 weights with a kept correction to
-    24 bits, and moments of 8 bits. It runs on NVIDIA GPUs alone.
+    """FlashAdamW (Ortiz et al., arXiv 2602.23349) with these settings: bf16 weights with a stored correction to 24
+    bits, and moments of 8 bits. It runs on NVIDIA GPUs only.
 
     Raises:
         ValueError: If there is no such GPU.
     """
     if args.device.type != "cuda":
         raise ValueError(
-            f"optim={FLASH_ADAMW!r} runs on NVIDIA GPUs alone, not on {args.device}: leave optim out, or use "
+            f"optim={FLASH_ADAMW!r} runs only on NVIDIA GPUs, not on {args.device}: leave optim out, or use "
             "adamw_torch_8bit."
         )
     from flashoptim import FlashAdamW

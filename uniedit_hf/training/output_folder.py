@@ -1,4 +1,4 @@
-"""One run in one folder: a new run is not mixed with an earlier one, and two runs do not write at once."""
+"""One run per folder: refuses a folder with an earlier run, and two runs at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.s
 
 @contextmanager
 def claimed(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds the folder for this run; of several processes of one run the first does.
+    """Locks the folder for this run; only the first process of a run takes the lock.
 
     Raises:
         ValueError: If another run writes there.
@@ -39,10 +39,10 @@ def claimed(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def check_unused(folder: str | os.PathLike) -> None:
-    """Whether a new run can begin in the folder.
+    """Checks that a new run can begin in the folder.
 
     Raises:
-        ValueError: If it holds checkpoints or a model of an earlier run.
+        ValueError: If it contains checkpoints or a model of an earlier run.
     """
     found = [*sorted(Path(folder).glob("checkpoint-*")), *(Path(folder, name) for name in RESULTS)]
     there = next((path.name for path in found if path.exists()), None)

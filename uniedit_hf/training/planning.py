@@ -1,4 +1,4 @@
-"""The packs of a whole run, planned before its first step from sizes and texts, without opening an image."""
+"""Plans the packs of a whole run before its first step, from sizes and texts, without opening an image."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment
 from .data import BAD_ROW_ERRORS, DataError, TrainingPart, row_error, stop_at
 
 
-CHUNK = 1000  # rows whose texts are tokenised together
+CHUNK = 1000  # rows whose texts are tokenized together
 
 
 class PartLengths:
-    """Tokens of every segment of every row of a part.
+    """Counts the tokens of every segment of every row of a part.
 
-    Image columns are not read where the sizes stand in columns of their own.
+    Image columns are not read if there are columns with the sizes.
 
     Args:
         part: A data set of known length with its recipe.
-        processor: Of the model.
+        processor: The model's processor.
         keep_bad_rows: Whether rows that cannot be used are listed in `bad_rows`; else they raise a `DataError`.
         show_progress: Whether to draw a progress bar.
 
     Attributes:
-        ids: Per row the sample's id, `None` for a bad row.
-        segments: Per row its segments, without texts and images.
-        tokens: Per row the tokens of its segments.
+        ids: The sample's id for each row, `None` for a bad row.
+        segments: The segments of each row, without texts and images.
+        tokens: The tokens of the segments of each row.
     """
 
     def __init__(self, part: TrainingPart, processor, keep_bad_rows: bool, show_progress: bool = False):
@@ -76,12 +76,12 @@ class PartLengths:
             self.ids.append(None if sample is None else sample.id)
             self.tokens.append(tuple(tokens + (next(counts) if text else 0) for tokens, text in length))
             key = tuple(map(_kind, segments))
-            if key not in self._shapes:  # few differ, so each is kept once
+            if key not in self._shapes:  # few differ, so each is stored once
                 self._shapes[key] = tuple(map(_without_content, segments))
             self.segments.append(self._shapes[key])
 
     def length(self, row: int, seed: int, epoch: int) -> int:
-        """Tokens of a row in an epoch, after its dropout."""
+        """Number of tokens of a row in an epoch, after its dropout."""
         if self._keep_dropped:
             return sum(self.tokens[row])
         drops = draw_drops(self.segments[row], self.ids[row], seed, epoch)
@@ -89,17 +89,17 @@ class PartLengths:
 
     @property
     def has_text_loss(self) -> bool:
-        """Whether any row learns text."""
+        """Whether any row has a text loss."""
         return any(each.loss and not _is_image(each) for shape in self._shapes.values() for each in shape)
 
     @property
     def has_image_loss(self) -> bool:
-        """Whether any row learns to draw."""
+        """Whether any row has an image loss."""
         return any(each.loss and _is_image(each) for shape in self._shapes.values() for each in shape)
 
 
 def _rows_without_images(part: TrainingPart) -> Iterator[dict[str, Any]]:
-    """Rows whose images are left unread, empty bytes in their place, where their sizes are known."""
+    """Rows with empty bytes in place of the images whose sizes are known."""
     dataset = part.dataset
     size_of = {
         name: name.replace("image", "size")
@@ -120,19 +120,19 @@ def _is_image(segment: Segment) -> bool:
 
 
 def _check_images(sample: Sample) -> None:
-    """Recipes plan an image from its size alone, but to train on it the image itself has to be there."""
+    """Checks that images exist: recipes plan from sizes alone, but training needs the image."""
     if any(segment.image is None for segment in sample.segments if _is_image(segment)):
         raise RowError("has the size of an image but no column with the image itself; add it.", row_id=sample.id)
 
 
 def _kind(segment: Segment) -> tuple:
-    """What tells segments without content apart."""
+    """A key that distinguishes segments without content."""
     view = segment.view if _is_image(segment) else None
     return view, segment.loss, segment.dropout, segment.dropped, segment.joint_dropout
 
 
 def _without_content(segment: Segment) -> Segment:
-    """What decides dropout and loss, without text and image."""
+    """A segment without text and image, which still decides dropout and loss."""
     if isinstance(segment, TextSegment):
         return replace(segment, text="")
     return replace(segment, image=None, size=None, tokens=None, stored=None)
@@ -143,11 +143,11 @@ class RunPlan:
     """The packs of a whole run, epoch after epoch.
 
     Args:
-        packs: Per pack its rows.
-        tokens: Per pack its tokens.
-        epoch_ends: How many packs are done after each epoch; the run may end before the last of them.
+        packs: The rows of each pack.
+        tokens: The number of tokens of each pack.
+        epoch_ends: Number of packs done after each epoch; the run may end before the last of them.
         bad_rows: Rows that were left out.
-        ids: Per part the sample ids of its rows.
+        ids: The sample ids of the rows of each part.
     """
 
     packs: list[list[MixedRow]] = field(default_factory=list)
@@ -170,7 +170,7 @@ class RunPlan:
         return digest.hexdigest()
 
     def of_rank(self, rank: int, num_ranks: int) -> list[int]:
-        """Numbers of the packs of one rank, in order, as many as any other rank has."""
+        """Numbers of the packs of one rank, in order; each rank has as many."""
         plan = PackPlan(tuple((number,) for number in range(len(self.packs))), tuple(self.tokens), max(self.tokens))
         return list(split_over_ranks(plan, num_ranks)[rank])
 
@@ -187,7 +187,7 @@ def plan_run(
     max_steps: int,
     skip_oversized: bool,
 ) -> RunPlan:
-    """Plans all packs of a run: `max_steps` steps of it, or `num_epochs` epochs if `max_steps` is not positive.
+    """Plans all packs of a run of `max_steps` steps, or of `num_epochs` epochs if `max_steps` is not positive.
 
     Raises:
         DataError: A sample is longer than a pack and `skip_oversized` is off, or there is no row to train on.

@@ -1,4 +1,4 @@
-"""How far a run has come in its data, as one process knows it: what makes resuming exact."""
+"""The position of a run in its data on one process, stored in checkpoints so that resuming is exact."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EVALUATION_FILE = "quarantine_eval_{rank}.jsonl"
 
 
 class DataProgress:
-    """Which packs were trained on, where the workers of a stream stand, and which rows were set aside.
+    """Records which packs were trained on, the places of a stream's workers, and which rows were set aside.
 
     Args:
-        args: Of the run.
-        plan: Of the run, `None` for a stream.
+        args: Settings of the run.
+        plan: Plan of the run, `None` for a stream.
     """
 
     def __init__(self, args: UniEditConfig, plan: RunPlan | None):
@@ -38,11 +38,11 @@ class DataProgress:
 
     @property
     def num_workers(self) -> int:
-        """Readers of a stream in this process."""
+        """Number of reading workers of a stream in this process."""
         return max(1, self.args.dataloader_num_workers)
 
     def epoch_after(self, step: int) -> float:
-        """Passes over the data after a step; of a stream, whose length is not known, the passes that were begun."""
+        """Passes over the data after a step; for a stream, whose length is unknown, the passes begun."""
         return self.stream_epoch if self.plan is None else self.plan.epoch_after(step * self.args.packs_per_step)
 
     def begin(self) -> None:
@@ -55,7 +55,7 @@ class DataProgress:
             self.set_aside(self.plan.bad_rows)
 
     def note(self, pack: PackNotes) -> None:
-        """Takes in a pack that is trained on next."""
+        """Records the pack that is trained on next."""
         self.set_aside(pack.bad_rows)
         if pack.state is not None:
             self.stream_states[str(pack.worker)] = pack.state
@@ -76,7 +76,7 @@ class DataProgress:
 
     @property
     def evaluation_file(self) -> Path:
-        """Where bad rows of the evaluation data are listed."""
+        """The file that lists bad rows of the evaluation data."""
         return Path(self.args.output_dir, EVALUATION_FILE.format(rank=self.args.process_index))
 
     @property
@@ -95,7 +95,7 @@ class DataProgress:
         """Resumes after a step.
 
         Raises:
-            ValueError: If this run would have trained on other packs until then.
+            ValueError: If this run would have trained on other packs up to that step.
         """
         if self.plan is not None:
             self._check_plan(state, step)
@@ -141,8 +141,8 @@ def save_state(folder: str | os.PathLike, rank: int, state: dict[str, Any]) -> N
 
 
 def load_state(folder: str | os.PathLike, rank: int) -> dict[str, Any]:
-    """Reads the state of one process from a checkpoint. A process that was not there then, on a run that resumes with
-    more of them, takes that of the first one, which knows all that a plan needs.
+    """Reads the state of one process from a checkpoint. If the run resumes with more processes than before, an
+    additional process reads the state of the first one, which contains all that a plan needs.
 
     Raises:
         ValueError: If the checkpoint was made by another trainer.

@@ -1,4 +1,4 @@
-"""Where training data came from, as far as the data set itself knows."""
+"""The sources of training data, as far as the data sets record them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ PREPARED = re.compile(r"/(?P<owner>[^/]+)___(?P<name>[^/]+)/[^/]+/[^/]+/(?P<revi
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set on the Hub, at the revision that was read if that is known."""
+    """A data set on the Hub, with the revision that was read if known."""
 
     id: str
     revision: str | None = None
 
     @property
     def link(self) -> str:
-        """Its page at that revision."""
+        """The URL of its page at that revision."""
         page = f"https://huggingface.co/datasets/{self.id}"
         return page if self.revision is None else f"{page}/tree/{self.revision}"
 
 
 def data_sources(datasets: Sequence[Dataset | IterableDataset], names: Sequence[str] = ()) -> list[DataSource]:
-    """The sources of some data sets: what the files were that `load_dataset` read, and then the names that were given
-    and are not among them. Data of this machine has no source."""
+    """The sources of some data sets: first those of the files that `load_dataset` read, then given names that are not
+    among them. Local data has no source.
+    """
     found: dict[str, DataSource] = {}
     for dataset in datasets:
         for file in _files(dataset):
@@ -50,7 +51,7 @@ def _files(dataset: Dataset | IterableDataset) -> Iterator[str]:
 
 
 def _streamed(iterable) -> Iterator[str]:
-    """The files at the ends of a chain of iterables; `datasets` names them nowhere in public."""
+    """The files at the ends of a chain of iterables; `datasets` has no public API for them."""
     held = vars(iterable)
     yield from (file for file in held.get("kwargs", {}).get("files", ()) if isinstance(file, str))
     for source in (held.get("ex_iterable"), *held.get("ex_iterables", ())):

@@ -1,5 +1,6 @@
-"""What of a run goes to the Hub: weights, averages, processor, settings and card; nothing pickled, and nothing that
-names files of this machine (samples, quarantine lists, the trainer's own arguments)."""
+"""Uploads a run to the Hub: weights, averages, processor, settings and card; nothing pickled, and nothing that names
+local files (samples, quarantine lists, the trainer's own arguments).
+"""
 
 from __future__ import annotations
 
@@ -50,8 +51,9 @@ def upload_model(
 
 
 def upload_checkpoint(folder: Path, strategy: HubStrategy, repo_id: str, message: str, *, token, revision) -> list:
-    """Uploads a checkpoint that is whole, in the background: its model to the root and, if the strategy wants it, all
-    of it to resume from. Returns the jobs."""
+    """Uploads a complete checkpoint in the background: its model to the root and, if the strategy asks for it,
+    everything needed to resume. Returns the jobs.
+    """
     jobs = [upload_model(folder, repo_id, message, token=token, revision=revision, wait=False)]
     if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
@@ -70,17 +72,18 @@ def upload_checkpoint(folder: Path, strategy: HubStrategy, repo_id: str, message
 
 
 class HubMixin:
-    """What a trainer does with the Hub, in place of `Trainer`'s own: whole checkpoints, averages, cards with a source.
+    """Replaces the Hub methods of `Trainer`: complete checkpoints, averages, cards with sources.
 
-    Goes before `Trainer` among the bases.
+    Must come before `Trainer` among the bases.
     """
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: `Trainer` calls this before a checkpoint is whole."""
+        """Does nothing: `Trainer` calls this before a checkpoint is complete."""
 
     def _push_checkpoint(self, folder: Path) -> None:
-        """Marks a checkpoint as whole and begins to push it, if `hub_strategy` says so. It waits for the push before,
-        whose checkpoint may be removed next."""
+        """Marks a checkpoint as complete and starts to push it if `hub_strategy` asks for it. Waits for the previous
+        push, whose checkpoint may be removed next.
+        """
         pushes = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
         if pushes:
             self._finish_current_push()
@@ -106,12 +109,12 @@ class HubMixin:
         uploaded as adapters.
 
         Args:
-            commit_message: Of the commit.
+            commit_message: Message of the commit.
             blocking: Whether to wait for the upload; if not, a `Future` is returned.
-            token: Instead of `hub_token`.
-            revision: Branch instead of `hub_revision`.
-            private: Whether a new repository is private, instead of `hub_private_repo`.
-            card: What `create_model_card` takes.
+            token: Replaces `hub_token`.
+            revision: Branch; replaces `hub_revision`.
+            private: Whether a new repository is private; replaces `hub_private_repo`.
+            card: Arguments of `create_model_card`.
 
         Returns:
             The commit, or its `Future`.
@@ -140,9 +143,9 @@ class HubMixin:
 
         Args:
             model_name: The heading; the folder's name if not given.
-            dataset_name: Hub ids of the training data, beside those that the data sets themselves know of.
-            tags: Beside our own.
-            report: The base against the tuned model, as a report's `report.json` or its contents.
+            dataset_name: Hub ids of the training data, in addition to those that the data sets record.
+            tags: Additional tags.
+            report: A comparison of base and tuned model: a `report.json` or its contents.
             metadata: Further fields of the card's metadata, such as `license`.
 
         Raises:

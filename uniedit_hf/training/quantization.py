@@ -1,4 +1,4 @@
-"""Weights stored in 4 or 8 bits by bitsandbytes, for adapters to be trained on them."""
+"""Weights stored in 4 or 8 bits by bitsandbytes, on which adapters are trained."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NOT_QUANTISED += ("model.generation_head",)
 
 
 def quantized_weights(bits: int, dtype: torch.dtype | str | None = None) -> BitsAndBytesConfig:
-    """Stores the layers that are adapted in few bits; encoders and what is small stay as they are.
+    """The quantization of the adapted layers; encoders and small layers are not quantized.
 
     Args:
         bits: 4 (NF4) or 8.
-        dtype: What products are computed in; bf16 if it is not set or `"auto"`.
+        dtype: dtype of matrix products; bf16 if it is not set or `"auto"`.
 
     Raises:
         ValueError: If bitsandbytes is not installed.

@@ -1,5 +1,6 @@
-"""What a trainer writes into checkpoints and reads from them, in place of `Trainer`'s own: files under the official
-names, the average, and under FSDP shares that any number of devices reads."""
+"""Writes and reads checkpoints, replacing methods of `Trainer`: files with the official key names, the average, and
+under FSDP sharded checkpoints that any number of devices can read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 class CheckpointMixin:
-    """Goes before `Trainer` among the bases."""
+    """Checkpoint methods; must come before `Trainer` among the bases."""
 
     _in_checkpoint = False
 
@@ -37,13 +38,14 @@ class CheckpointMixin:
             for sentence in torn:
                 logger.warning(f"{sentence} Resuming from an earlier one.")
             if newest is None:
-                logger.warning(f"{self.args.output_dir} holds no whole checkpoint: starting from the beginning.")
+                logger.warning(f"{self.args.output_dir} contains no complete checkpoint: starting from the beginning.")
             wanted = None if newest is None else str(newest)
         elif (reason := what_is_missing(wanted)) is not None:
             raise ValueError(f"Cannot resume from {wanted}: {reason}. Pass another checkpoint.")
         if wanted is not None and self.is_fsdp_enabled and not is_sharded_checkpoint(wanted):
             raise ValueError(
-                f"Cannot resume from {wanted} under FSDP: it holds whole weights and optimizer states. Resume without "
+                f"Cannot resume from {wanted} under FSDP: its weights and optimizer states are not sharded. "
+                "Resume without "
                 "FSDP, or start a new run from its model with model_name_or_path."
             )
         return wanted
@@ -51,8 +53,9 @@ class CheckpointMixin:
     # --- reading ------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Files carry the official key names, so they are read by `from_pretrained`, which knows them. Of adapters,
-        `Trainer` would take the average in `ema/` for another one."""
+        """Files have the official key names, so they are read by `from_pretrained`. `Trainer` would mistake the
+        average in `ema/` for another adapter.
+        """
         model = self.model if model is None else model
         if is_sharded_checkpoint(resume_from_checkpoint):
             load_model(resume_from_checkpoint, model)
@@ -80,13 +83,14 @@ class CheckpointMixin:
             self._tell_what_continues(checkpoint)
 
     def _tell_what_continues(self, checkpoint: str) -> None:
-        """Says so where the optimizer of a checkpoint decides, and not a setting that was changed since; the settings
-        then say what is trained with."""
+        """Logs settings that the optimizer of the checkpoint overrides, and stores the values that are used in the
+        arguments.
+        """
         stored = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN)
         if not is_sharded_checkpoint(checkpoint) and not any(Path(checkpoint, name).is_file() for name in stored):
             logger.warning(
-                f"{checkpoint} holds weights without states of the optimizer (save_only_model): the optimizer starts "
-                "anew, and so does its warm-up."
+                f"{checkpoint} contains no optimizer states (save_only_model): the optimizer and its warm-up start "
+                "over."
             )
             return
         group = max(self._plain_optimizer.param_groups, key=lambda each: each.get("weight_decay", 0))
@@ -110,12 +114,13 @@ class CheckpointMixin:
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer inside what accelerate wraps around it."""
+        """The optimizer inside accelerate's wrapper."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _finalize_training(self, *args, **kwargs):
-        """As in `Trainer`, which would delete the checkpoint of a run that was stopped if another one is better: it is
-        what the run resumes from."""
+        """As in `Trainer`, but keeps the checkpoint of a stopped run, from which it resumes, even if another one is
+        better.
+        """
         limit = self.args.save_total_limit
         if self.state.global_step < self.state.max_steps:
             self.args.save_total_limit = None
@@ -128,7 +133,8 @@ class CheckpointMixin:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves model and processor, and the averaged weights under `ema/`. Under FSDP the weights are gathered first,
-        but not for a checkpoint of shares."""
+        unless the checkpoint is sharded.
+        """
         folder = output_dir or self.args.output_dir
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
@@ -153,12 +159,12 @@ class CheckpointMixin:
 
     @property
     def _saves_shares(self) -> bool:
-        """Whether checkpoints hold no whole model: under FSDP with SHARDED_STATE_DICT. Adapters are small enough."""
+        """Whether checkpoints are sharded: under FSDP with SHARDED_STATE_DICT. Adapters are small enough to gather."""
         kind = str(self.accelerator.state.fsdp_plugin.state_dict_type) if self.is_fsdp_enabled else ""
         return "SHARDED" in kind and not isinstance(self.model, PeftModel)
 
     def _save_settings(self, folder: str) -> None:
-        """What a model needs beside its weights."""
+        """Saves what a model folder needs besides the weights."""
         model = self.accelerator.unwrap_model(self.model)
         model.config.save_pretrained(folder)
         if model.can_generate():
@@ -172,16 +178,18 @@ class CheckpointMixin:
         shadow = None if self.average is None else self.average.shadow
         save_sharded(output_dir, self.model, self._plain_optimizer, shadow)
         if self.args.should_save:
-            with warnings.catch_warnings():  # torch warns of schedules that are saved before a step
+            with warnings.catch_warnings():  # torch warns about schedules that are saved before a step
                 warnings.simplefilter("ignore")
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Writes a checkpoint, then the list that says it is whole, and only then removes older ones."""
+        """Writes a checkpoint, then the list that marks it as complete, and only then removes older ones."""
         run_dir = self._get_output_dir(trial=trial)
         folder = Path(run_dir, f"checkpoint-{self.state.global_step}")
         if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # of a run that was killed; its list of files would vouch for half of ours
+            shutil.rmtree(
+                folder
+            )  # left by a killed run; its list of files would mark our half-written one as complete
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._in_checkpoint = True

@@ -1,8 +1,8 @@
-"""Checkpoints of which every device writes its share, by torch's distributed checkpoint in safetensors files. They are
-read on any number of devices, and made one model in the usual layout by `consolidate`.
+"""Sharded checkpoints: every device writes its part, by torch's distributed checkpoint in safetensors files. They can
+be read on any number of devices; `consolidate` makes one model in the usual layout of them.
 
     checkpoint-500/sharded/shard-00001-model-00001-of-00001.safetensors    tensors: model., optimizer. and average.
-                           state.json                                      what is no tensor
+                           state.json                                      values that are not tensors
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ GROUP_SETTINGS = ("lr", "initial_lr")
 
 
 def is_sharded_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether a checkpoint is one of many devices."""
+    """Whether a checkpoint is sharded."""
     return Path(folder, FOLDER).is_dir()
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this device holds of a tensor."""
+    """The part of a tensor on this device."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor, gathered from all devices, which have to call this together."""
+    """The full tensor, gathered from all devices, which must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def save_sharded(
     folder: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping | None
 ) -> None:
-    """Writes this device's share of a checkpoint; all devices call it together.
+    """Writes this device's part of a checkpoint; all devices must call it together.
 
     Args:
-        folder: Of the checkpoint.
-        model: Sharded or not. Of adapters only what is trained is written.
-        optimizer: Over its parameters.
-        average: Of the weights by name, if there is one.
+        folder: Folder of the checkpoint.
+        model: Sharded or not. With adapters, only trained weights are written.
+        optimizer: The optimizer of its parameters.
+        average: Averaged weights by name, if any.
 
     Raises:
-        ValueError: If a state of the optimizer is of a kind that safetensors does not hold.
+        ValueError: If an optimizer state cannot be stored in safetensors.
     """
     tensors = _model_tensors(model) | _optimizer_tensors(model, optimizer) | _average_tensors(average)
     place = Path(folder, FOLDER)
@@ -70,13 +70,13 @@ def load_model(folder: str | os.PathLike, model: nn.Module) -> None:
     """Reads the weights of a sharded checkpoint into a model, sharded in any way or not at all.
 
     Raises:
-        ValueError: If the checkpoint does not hold this model.
+        ValueError: If the checkpoint is of another model.
     """
     _load(folder, _model_tensors(model))
 
 
 def load_optimizer(folder: str | os.PathLike, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Reads the states of an optimizer.
+    """Reads the states of an optimizer in place.
 
     Raises:
         ValueError: If the checkpoint was made with other trained parameters or another optimizer.
@@ -102,20 +102,20 @@ def load_average(folder: str | os.PathLike, average: Mapping[str, torch.Tensor])
     """Reads an average of the weights in place.
 
     Raises:
-        ValueError: If the checkpoint holds none.
+        ValueError: If the checkpoint has no average.
     """
     _load(folder, _average_tensors(average))
 
 
 def consolidate(folder: str | os.PathLike, output_dir: str | os.PathLike) -> None:
-    """Makes one model, in the usual layout, of a sharded checkpoint, and of its average one under `ema`.
+    """Writes the model of a sharded checkpoint in the usual layout, and its average under `ema`.
 
     Args:
-        folder: The checkpoint, of weights and not of adapters.
-        output_dir: Where the model goes, with processor and configuration.
+        folder: The checkpoint, of full weights and not of adapters.
+        output_dir: Folder for the model, with processor and configuration.
 
     Raises:
-        ValueError: If the folder is no sharded checkpoint, or one of adapters.
+        ValueError: If the folder is not a sharded checkpoint, or is one of adapters.
     """
     from uniedit_hf.models.loading import empty_model, load_config, load_processor
 
@@ -144,7 +144,7 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights by name; of adapters those that are trained."""
+    """Weights by name; with adapters only the trained ones."""
     adapters = hasattr(model, "peft_config")
     named = _trained(model) if adapters else model.state_dict(keep_vars=True).items()
     return {MODEL + name: tensor.detach() for name, tensor in named}
@@ -156,8 +156,8 @@ def _optimizer_tensors(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
         for key, value in optimizer.state.get(parameter, {}).items():
             if type(local_part(value)) is not torch.Tensor:
                 raise ValueError(
-                    f"The state {key!r} of {type(optimizer).__name__} is a {type(local_part(value)).__name__}, which "
-                    "a sharded checkpoint does not hold: use optim='adamw_torch_fused', or save_strategy='no'."
+                    f"The state {key!r} of {type(optimizer).__name__} is a {type(local_part(value)).__name__}, "
+                    "which a sharded checkpoint cannot store: use optim='adamw_torch_fused', or save_strategy='no'."
                 )
             tensors[f"{OPTIMIZER}{name}.{key}"] = value
     return tensors

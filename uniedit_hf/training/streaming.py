@@ -24,7 +24,7 @@ class Place(NamedTuple):
     Args:
         epoch: The pass over the data.
         position: The state of the `IterableDataset` there; `None` at the beginning of an epoch.
-        number: How many rows came before it, over all epochs.
+        number: Number of rows before it, over all epochs.
     """
 
     epoch: int
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 class StreamedRow(NamedTuple):
-    """A row with the places in front of and behind it. `key` tells it from all others, of other epochs too."""
+    """A row with the places before and after it. `key` identifies it, also among rows of other epochs."""
 
     key: str
     row: Mapping[str, Any]
@@ -46,17 +46,17 @@ class PackStream(torch.utils.data.IterableDataset):
     """The packs of a stream, endlessly. An item is the features of a pack, or the `DataError` that ended the stream.
 
     Every pack carries the state after it, so that the state of what was trained on is known however far a worker has
-    read ahead. The state holds a place in the stream and the names of the rows that wait, not the rows: on resuming
-    they are read again.
+    read ahead. The state contains a place in the stream and the names of the waiting rows, not the rows themselves:
+    when the run resumes they are read again.
 
     Args:
         part: The stream of this process and its recipe.
         reader: Reads packs.
-        max_tokens: Of a pack.
-        window: How many rows wait while packs are filled.
-        num_workers: Each reads its own files; 1 also stands for reading in the main process.
-        states: By worker the state to resume from.
-        first_worker: The worker whose turn is next: a data loader asks its processes in turn, from the first one.
+        max_tokens: Maximum number of tokens in a pack.
+        window: Number of rows to choose from while packs are filled.
+        num_workers: Number of workers, each with its own files; 1 also means reading in the main process.
+        states: The state to resume from for each worker.
+        first_worker: The worker whose turn is next: a data loader asks its workers in turn, from the first one.
     """
 
     part: TrainingPart
@@ -106,7 +106,7 @@ class _WorkerStream:
         while True:
             self.dataset.set_epoch(place.epoch)
             before_epoch = place.number
-            # `iter` and not a plain loop, which in a worker would split the share among the workers once more
+            # `iter` and not a plain loop, which in a worker would split the files among the workers once more
             for batch in self.dataset.iter(batch_size=1):
                 row = {name: values[0] for name, values in batch.items()}
                 after = Place(place.epoch, self.dataset.state_dict(), place.number + 1)
@@ -120,11 +120,13 @@ class _WorkerStream:
             place = Place(place.epoch + 1, None, place.number)
 
     def _read_again(self, rows: Iterator[StreamedRow], state: dict[str, Any]) -> None:
-        """Fills the window as it was."""
+        """Refills the window with the rows that it contained."""
         self.num_packs = state["num_packs"]
         keys = {key for key, _ in state["packer"]["waiting"]}
         last = None
-        with suppress(KeyError, IndexError, TypeError):  # `datasets`, when the state is that of another kind of stream
+        with suppress(
+            KeyError, IndexError, TypeError
+        ):  # from `datasets`, if the state belongs to another kind of stream
             for row in rows:
                 last = row.key
                 if row.key in keys:
@@ -133,17 +135,17 @@ class _WorkerStream:
                     break
         if last != state["last"] or len(self.waiting) < len(keys):
             raise DataError(
-                "The training stream does not go on where the checkpoint was: other rows come. It must be the same "
-                "stream as then, not shuffled through a buffer, whose contents no state holds: shuffle the rows once "
-                "and store them so."
+                "Cannot resume the training stream: it gives other rows than when the checkpoint was written. Use "
+                "the same stream, not shuffled through a buffer, whose contents no state stores: shuffle the rows "
+                "once and store them."
             )
         try:
             self.packer.load_state_dict(state["packer"])
-        except ValueError as error:  # another budget or window
+        except ValueError as error:  # another max_tokens_per_pack or window
             raise DataError(str(error)) from error
 
     def _add(self, row: StreamedRow) -> StreamedPack | None:
-        """Puts a row into the window and returns the pack that it completes, if any."""
+        """Adds a row to the window and returns the pack that it completes, if any."""
         reader = self.stream.reader
         try:
             sample = draw_dropout(self.stream.part.recipe(row.row), reader.seed, row.before.epoch)
@@ -176,7 +178,7 @@ class _WorkerStream:
         notes.bad_rows += self.bad_rows
         self.bad_rows = []
         notes.worker = self.worker
-        # the last row is read again in any case, to see that the stream is the same
+        # the last row is always read again, to check that the stream is the same
         first = next(iter(self.waiting.values()), last)
         notes.state = {
             "start": first.before._asdict(),

@@ -1,7 +1,7 @@
 """`UniEditTrainer`: transformers' `Trainer` for interleaved text and image losses over packs.
 
-For the loop of `Trainer` a run is one epoch of packs, which begins where the run stands: the packs of a plan or of a
-stream already are in the order in which they are trained on, over all epochs.
+The loop of `Trainer` sees a run as one epoch of packs, starting at the current step: a plan or a stream already gives
+the packs in training order, over all epochs.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ logger = logging.get_logger(__name__)
 
 
 class NotFiniteError(ValueError):
-    """A loss or a gradient is not a number any more; the message names step, packs and rows."""
+    """A loss or a gradient is NaN or infinite; the message names step, packs and rows."""
 
 
 class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
-    r"""Trains a unified multimodal model on edits, answers, drawings and interleavings of them.
+    r"""Trains a unified multimodal model on image edits, answers, text-to-image samples and interleavings of them.
 
-    Each loss part is normalised by its global number of tokens over accumulation, batch and devices, and every random
-    draw is a function of (seed, epoch, sample id); so neither batching nor devices nor resuming change a run.
+    Each loss is normalized by its global number of tokens over accumulation, batch and devices, and every random draw
+    is a function of (seed, epoch, sample id). So batching, the number of devices and resuming do not change a run.
 
     Args:
         model (`str` or `PreTrainedModel` or `PeftModel`):
@@ -68,20 +68,19 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         eval_dataset (`Dataset` or `TrainingPart` or a dictionary of these, *optional*):
             Rows for the evaluation losses and the sample images.
         processing_class ([`BagelProcessor`] or [`JanusProcessor`], *optional*):
-            Loaded beside the model if not given.
+            Loaded from the model's folder or repository if not given.
         callbacks (`list[TrainerCallback]`, *optional*):
-            Beside our own.
-        optimizers (`tuple`, *optional*):
+            Additional callbacks. optimizers (`tuple`, *optional*):
             Optimizer and scheduler to use instead of those of `args`.
         quantization_config (*optional*):
-            To load the model with; trains adapters only, so it needs `peft_config`.
+            Quantization to load the model with; only adapters can be trained on it, so `peft_config` is needed.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Train adapters. Without `target_modules`: the linear layers that would be trained without adapters.
         unsupported (*optional*):
-            Other arguments of `Trainer` are refused, each with what to use instead.
+            Other arguments of `Trainer` are refused; the error says what to use instead.
 
     Raises:
-        ValueError: If the settings, the model and the data do not go together; the message says what to change.
+        ValueError: If the settings, the model and the data do not match; the message says what to change.
 
     Example:
         >>> trainer = UniEditTrainer("ByteDance-Seed/BAGEL-7B-MoT", train_dataset=load_dataset("uniedit-148k"))
@@ -94,7 +93,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         "title": "Uni-Edit: Intelligent Editing Is A General Task For Unified Model Tuning",
         "id": "2605.21487",
     }
-    loss_is_scaled_for_ga = True  # by us, exactly; left unset, Trainer would multiply the loss by the accumulation
+    loss_is_scaled_for_ga = True  # we normalize exactly; if unset, Trainer would multiply the loss by the accumulation
 
     def __init__(
         self,
@@ -167,12 +166,12 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
 
     @staticmethod
     def plan(model: str, args: UniEditConfig | None = None, peft_config: PeftConfig | None = None) -> Plan:
-        """Which ways of training fit the devices at hand, and what each takes, before any weight is loaded.
+        """Plans which ways of training fit the devices, and the memory of each, before any weight is loaded.
 
         Args:
-            model: A Hub id or folder, of which only the configuration is read.
+            model: A Hub id or folder; only the configuration is read.
             args: The settings; the paper's by default.
-            peft_config: The adapters of the ways that train some; LoRA of rank 16 by default.
+            peft_config: The adapters of ways that train adapters; LoRA of rank 16 by default.
 
         Returns:
             A [`Plan`]; `print` shows it as a table.
@@ -182,7 +181,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: UniEditConfig, model=None) -> tuple:
-        """As in `Trainer`, which does not know FlashOptim."""
+        """As in `Trainer`, with FlashOptim added."""
         if args.optim == FLASH_ADAMW:
             return flash_adamw(args)
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -201,7 +200,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
             self.add_callback(SampleImagesCallback(self, [part.row(number) for number in range(count)]))
 
     def whole_weights(self):
-        """A context in which every device has all weights, for a use that does not go through `forward`."""
+        """A context in which every device has the full weights, for uses that do not go through `forward`."""
         if not self.is_fsdp_enabled:
             return nullcontext()
         return whole_weights(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward, self._encoders)
@@ -209,11 +208,11 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     # --- data ---------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> PackLoader:
-        """The packs of this process, from where the run stands to its end."""
+        """The packs of this process, from the current step to the end of the run."""
         return training_loader(self.parts, self.reader, self.args, self.data, self.first_step)
 
     def set_initial_training_values(self, args, dataloader):
-        """One long epoch, as many steps as the plan has or as were asked for."""
+        """One long epoch with the steps of the plan, or `max_steps`."""
         plan = self.data.plan
         max_steps = args.max_steps if plan is None else len(plan.packs) // self.args.packs_per_step
         num_packs = max_steps * self.args.packs_per_step
@@ -221,7 +220,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         return 1, max_steps, num_packs, num_packs, self.args.packs_per_step, batches, max_steps
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, dict[str, torch.Tensor]]:
-        """The batches of one optimizer step, and how many tokens carry each loss in all of them on all devices."""
+        """The batches of one optimizer step, and the number of tokens with each loss in them over all devices."""
         begun = time.perf_counter()
         self.meters.clock.begin("data")
         batches = [next(epoch_iterator) for _ in range(num_batches)]
@@ -242,7 +241,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         return batches, {"text": counts[0].to(device), "image": counts[1].to(device)}
 
     def _prepare_input(self, data):
-        """A batch on the device. Out of page-locked memory nothing waits for the copy."""
+        """Moves a batch to the device; from page-locked memory the copy is asynchronous."""
         if isinstance(data, torch.Tensor):
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
@@ -252,8 +251,8 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted sum of the loss parts, each a share of its global mean.
 
-        The factor `world_size` undoes the averaging of gradients over devices. Without counts (evaluation) the means
-        are the batch's own.
+        The factor `world_size` undoes the averaging of gradients over devices. Without counts (evaluation) each loss
+        is the mean over the batch.
         """
         packs: list[PackNotes] = inputs.pop("pack")
         if num_items_in_batch is not None:
@@ -268,7 +267,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         text = losses.text_sum / counts["text"].clamp(min=1)
         image = losses.image_sum / counts["image"].clamp(min=1)
         loss = devices * self.args.image_loss_weight * image
-        if self.args.text_loss_weight:  # what this alone reaches is frozen at 0, and would run backward for nothing
+        if self.args.text_loss_weight:  # at weight 0 its parameters are frozen, so its backward pass would be wasted
             loss = loss + devices * self.args.text_loss_weight * text
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()}", packs)
@@ -279,13 +278,13 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         return (loss, losses) if return_outputs else loss
 
     def floating_point_ops(self, inputs) -> int:
-        """Of forward and backward over a batch, without what is recomputed; `Trainer` sums them in its state."""
+        """Operations of forward and backward over a batch, without recomputation; `Trainer` sums them in its state."""
         return self.meters.operations(notes.work for notes in inputs["pack"]).useful
 
     def _clip_grad_norm(self, model):
         self.meters.clock.begin("optimizer")
         norm = super()._clip_grad_norm(model)
-        # fp16 looks for its loss scale by overflowing
+        # fp16 finds its loss scale by overflowing
         if not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
             raise self._not_finite(f"the gradient norm is {float(norm)}", self._step_packs)
         return norm
@@ -300,7 +299,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     # --- logs ---------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss parts, speed and data figures since the last log."""
+        """Adds losses, speed and data figures since the last log."""
         if "loss" in logs:
             logs |= self._training_logs()
         super().log(logs, start_time)
@@ -328,17 +327,17 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         """Trains, from the start or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: A checkpoint folder, or `True` for the newest whole one in `output_dir`; if there
-                is none, as after a job that was killed early, training starts.
+            resume_from_checkpoint: A checkpoint folder, or `True` for the newest complete one in `output_dir`; if
+                there is none, for example after a job that was killed early, training starts from the beginning.
             kwargs: As in `Trainer.train`.
 
         Raises:
-            ValueError: If a checkpoint is torn or belongs to another run.
+            ValueError: If the checkpoint is incomplete or belongs to another run.
             DataError: If a row cannot be used and `bad_rows` is `"raise"`.
             NotFiniteError: If a loss or gradient is not a number.
         """
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-        self.args.ignore_data_skip = True  # the loader begins where the run stands
+        self.args.ignore_data_skip = True  # the loader begins at the current step
         self.first_step, self._average_from = 0, checkpoint
         self.sums.clear()
         if checkpoint is None:
@@ -377,7 +376,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         return prepared
 
 
-# --- what the constructor makes -------------------------------------------------------------------------------------
+# --- parts of the constructor ---------------------------------------------------------------------------------------
 
 
 def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedModel:
@@ -391,7 +390,7 @@ def _load(name: str, args: UniEditConfig, quantization_config) -> PreTrainedMode
 
 
 def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, draws: bool):
-    """Freezes what is not trained and puts on adapters."""
+    """Freezes parameters that are not trained and adds adapters."""
     inner = inner_model(model)
     if "timestep_shift" in inner.training_options:
         inner.config.timestep_shift = args.timestep_shift
@@ -407,5 +406,5 @@ def _prepare_model(model, args: UniEditConfig, peft_config: PeftConfig | None, d
 
 
 def _training_processor(processor, args: UniEditConfig):
-    """The processor with the sizes of training, leaving the one that is saved as it is."""
+    """A copy of the processor with the image sizes of training; the original, which is saved, is not changed."""
     return processor if args.vit_longest_edge is None else processor.with_vit_longest_edge(args.vit_longest_edge)

@@ -1,4 +1,4 @@
-"""Ways of training side by side: which fit the card at hand, which is taken, and the sentence where none does."""
+"""Compares ways of training: which fit the card, which one is chosen, and the error if none fits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .memory_plan import GIB, RESERVE, Planner, PlanRow, Way
 
 
 ROUNDED = "bf16_stochastic_round=True"
-# From the most exact to the smallest; full tuning of everything before a part, and that before adapters.
+# From the most exact to the smallest: full tuning, then a part of the weights, then adapters.
 FULL = (
     Way("full-fp32", torch.float32),
     Way("full-24bit", optim="flash_adamw", needs="flashoptim"),
@@ -32,13 +32,13 @@ QLORA = Way("qlora", adapters=True, bits=4, needs="bitsandbytes")
 WAYS = (*FULL, GEN, LORA, QLORA)
 MEANINGS = {
     "full-fp32": "fp32 weights, AdamW",
-    "full-24bit": "bf16 weights with a kept correction to 24 bits, 8-bit states (FlashOptim)",
+    "full-24bit": "bf16 weights with a stored correction to 24 bits, 8-bit states (FlashOptim)",
     "full-8bit": "bf16 weights with stochastic rounding, 8-bit states (torchao)",
     "full-4bit": "bf16 weights with stochastic rounding, 4-bit states (torchao)",
-    "gen-8bit": "the generation expert alone, as full-8bit",
+    "gen-8bit": "only the generation expert, as full-8bit",
     "lora": "adapters on bf16 weights",
     "qlora": "adapters on 4-bit weights (bitsandbytes)",
-    "fsdp": "fp32 weights, AdamW, spread by FSDP2",
+    "fsdp": "fp32 weights, AdamW, sharded by FSDP2",
 }
 MIB = 2**20
 UNITS = {GIB: "GiB", MIB: "MiB"}
@@ -51,11 +51,11 @@ class Plan:
     """All ways for one model on one card.
 
     Args:
-        model: Its name.
-        card: Each device.
-        tokens: Of a forward pass.
-        accumulation: Forward passes of an optimizer step.
-        rows: One a way, with the least recomputation that fits, or full recomputation where none does.
+        model: Name of the model.
+        card: The device.
+        tokens: Tokens of a forward pass.
+        accumulation: Forward passes per optimizer step.
+        rows: One per way, with the least recomputation that fits, or full recomputation if none fits.
     """
 
     model: str
@@ -102,11 +102,11 @@ def make_plan(
     """Plans all ways, before any weight is loaded.
 
     Args:
-        model: Its name.
+        model: Name of the model.
         config: Its configuration.
         args: Settings of the run.
-        card: Each device.
-        adapters: What is trained where a way trains adapters; LoRA of rank 16 by default.
+        card: The device.
+        adapters: The adapters of ways that train adapters; LoRA of rank 16 by default.
         draws: Whether any sample is drawn.
     """
     tokens = args.per_device_train_batch_size * args.max_tokens_per_pack
@@ -120,13 +120,13 @@ def make_plan(
 def lightest(
     planner: Planner, way: Way, memory: int, checkpointing: Sequence[Checkpointing] = CHECKPOINTING
 ) -> PlanRow:
-    """A way with the least recomputation that fits, or with the most if none does."""
+    """A way with the least recomputation that fits, or with full recomputation if none fits."""
     rows = [planner.row(way, each) for each in checkpointing]
     return next((row for row in rows if row.fits(memory)), rows[-1])
 
 
 def _sharded(planner: Planner, memory: int) -> PlanRow:
-    """FSDP2 over the fewest devices that it fits, 64 if it never does."""
+    """FSDP2 over the smallest number of devices on which it fits, 64 if it fits on none."""
     for shards in (2, 4, 8, 16, 32, 64):
         row = lightest(planner, replace(FULL[0], name=f"fsdp over {shards}", shards=shards), memory)
         if row.fits(memory):
@@ -135,7 +135,7 @@ def _sharded(planner: Planner, memory: int) -> PlanRow:
 
 
 def memory_of(text: str) -> int:
-    """Bytes of `80GB` (10^9 each) or `80GiB` (2^30 each).
+    """Parses `80GB` (10^9 bytes each) or `80GiB` (2^30 bytes each).
 
     Raises:
         ValueError: If it is neither.
@@ -147,14 +147,14 @@ def memory_of(text: str) -> int:
 
 
 def planned_card(args: UniEditConfig, at_hand: Card) -> Card:
-    """The card that `plan_memory` asks for, or the one at hand."""
+    """The card with the memory of `plan_memory`, or the one of this machine."""
     if args.plan_memory is None:
         return at_hand
     return replace(at_hand, name=f"a device of {args.plan_memory}", memory=memory_of(args.plan_memory))
 
 
 def refusal(wanted: PlanRow, plan: Plan) -> str:
-    """Why a setting is not tried, and what fits, in one sentence."""
+    """One sentence: why a setting does not fit, and which ways do."""
     what = f"{wanted.way.name} of {plan.model} takes {size_of(wanted.peak)} on each device for {plan.tokens:,} tokens"
     what += f", but {plan.card.name} has {size_of((1 - RESERVE) * plan.card.memory)} for tensors"
     names = [f"{row.way.name} ({size_of(row.peak)})" for row in plan.rows if row.fits(plan.card.memory)]
@@ -166,16 +166,16 @@ def refusal(wanted: PlanRow, plan: Plan) -> str:
 
 
 def meaning_of(way: Way) -> str:
-    """A way in words."""
+    """The description of a way."""
     return MEANINGS.get(way.name.partition(" ")[0], way.name)
 
 
 def size_of(size: float) -> str:
-    """Bytes for people."""
+    """Bytes as a readable size."""
     unit = GIB if size >= GIB else MIB
     return f"{size / unit:.1f} {UNITS[unit]}"
 
 
 def installed(way: Way) -> bool:
-    """Whether the package that a way takes is there."""
+    """Whether the package that a way needs is installed."""
     return way.needs is None or find_spec(way.needs) is not None
