@@ -404,7 +404,7 @@ def test_other_settings_are_not_compared(tmp_path, drawn, benchmarks):
     running.picture_path(tmp_path / "a", items[0], 0).touch()
     with pytest.raises(ValueError, match="cannot be compared: drawing"):
         check_same(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(ValueError, match="contains a run with other settings"):
         running.open_run(tmp_path / "a", one | {"seeds": [1]})
     check_same(tmp_path / "a", tmp_path / "a")
 

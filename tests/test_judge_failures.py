@@ -195,7 +195,7 @@ def test_too_few_rows_for_a_mode_are_found_before_anything_is_drawn(name, flags,
 def test_a_trial_leaves_the_card_alone(run, card, tmp_path):
     with JudgeServer() as server:
         code, said, _ = run(server, "--limit", "2", "--output_dir", tmp_path / "trial")
-        assert code == 0 and card() == "# Tuned\n" and "first items only" in said
+        assert code == 0 and card() == "# Tuned\n" and "uses only the first items" in said
         assert "Only the first 2 of 6 items were used." in said
         run(server, "--limit", "2", "--output_dir", tmp_path / "trial", "--write_card")
         assert "2 items, seeds [0]" in card()

@@ -11,8 +11,8 @@ from synthesis_drafts import draft, minimal, photo
 
 from uniedit_hf.calls.caller import NoAnswer
 from uniedit_hf.calls.messages import EncodedImage, Reply, encoded
-from uniedit_hf.synthesis.geometry import fitted, frame_for, nearest_ratio, size_to_ask, with_bars, without_bars
 from uniedit_hf.reading_text import text_match
+from uniedit_hf.synthesis.geometry import fitted, frame_for, nearest_ratio, size_to_ask, with_bars, without_bars
 from uniedit_hf.synthesis.prompt_texts import prompt
 from uniedit_hf.synthesis.records import Rejection
 from uniedit_hf.synthesis.settings import Edit, settings_from

@@ -1,1 +1,3 @@
-"""Scores of models: pure functions from what was asked and what came out to numbers, and intervals around them."""
+"""Evaluates models on benchmarks: suites, judges, scorers (pure functions from replies to numbers), and confidence
+intervals.
+"""

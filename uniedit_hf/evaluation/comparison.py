@@ -1,4 +1,4 @@
-"""Two runs over the same items: what each scores, how far they differ, and how sure that is."""
+"""Compares two runs over the same items: the scores of each, their difference, and its confidence interval."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def compare(
     suite: ModuleType, items: Sequence[Item], seeds: Sequence[int], tuned: Outcomes, baseline: Outcomes | None,
     compat: str | None = None,
 ) -> dict:  # fmt: skip
-    """The result as JSON can hold it.
+    """Compares the runs; the result can be stored as JSON.
 
-    The suite's own summaries are of each run's readable replies. The paired part is over items, each the mean of its
-    seeds, that have a value in both runs, and over every group of them where the suite has groups.
+    The suite's own summaries cover the readable replies of each run. The paired comparison covers the items that have
+    a value in both runs, each the mean over its seeds, and every group of items if the suite has groups.
     """
     seeds = sorted(seeds)
     runs = {"tuned": tuned} | ({"baseline": baseline} if baseline is not None else {})
@@ -67,7 +67,7 @@ def compare(
 
 
 def _summary(suite: ModuleType, rows: Sequence[tuple[Item, Outcome]], compat: str | None) -> tuple[dict, str]:
-    """A suite's numbers, or why its official script has none."""
+    """The numbers of a suite, or the reason why its official script gives none."""
     try:
         return suite.summary(rows, compat), ""
     except ValueError as error:
@@ -75,7 +75,7 @@ def _summary(suite: ModuleType, rows: Sequence[tuple[Item, Outcome]], compat: st
 
 
 def _counted(outcomes: Outcomes, failed: float | None) -> Outcomes:
-    """The outcomes with the value that an official script counts for failed ones, if it counts any."""
+    """The outcomes, with the value that an official script gives to failed ones, if any."""
     if failed is None:
         return outcomes
     return {key: each if each.value is not None else replace(each, value=failed) for key, each in outcomes.items()}
@@ -91,12 +91,12 @@ def _reasons(outcomes: Iterable[Outcome]) -> list[dict]:
 
 
 def missing_replies(result: Mapping) -> int:
-    """How many pictures have no reply yet, so that the same command asks again."""
+    """Number of images without a reply; the same command asks again about them."""
     return sum(run["statuses"].get("no_reply", 0) for run in result["runs"].values())
 
 
 def readable(result: Mapping) -> int:
-    """How many pictures have marks."""
+    """Number of images with marks."""
     return sum(run["statuses"].get("ok", 0) for run in result["runs"].values())
 
 
@@ -128,7 +128,7 @@ def _paired(items: Sequence[Item], seeds: Sequence[int], tuned: Outcomes, baseli
 
 
 def extremes(result: dict, number: int = 6) -> tuple[list[str], list[str]]:
-    """Names of the items that lost and that gained the most."""
+    """Names of the items that lost the most and that gained the most."""
     pairs = result.get("paired", {}).get("by_item", {})
     ranked = sorted(pairs, key=lambda name: (pairs[name][0] - pairs[name][1], name))
     worst = [name for name in ranked[:number] if pairs[name][0] < pairs[name][1]]

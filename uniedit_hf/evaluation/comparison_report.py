@@ -30,7 +30,7 @@ img{width:100%;display:block;border-radius:4px}figcaption{color:#777;font-varian
 
 
 def markdown(result: dict) -> str:
-    """A table of the suite's numbers, and what the comparison says in a sentence."""
+    """A table of the suite's numbers, and the comparison in a sentence."""
     runs = result["runs"]
     lines = [f"| {result['suite']} | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
     names = {name: None for run in runs.values() for name in run["summary"]}
@@ -54,7 +54,7 @@ def _number(value: float | None) -> str:
 
 
 def _short(model: str) -> str:
-    """A Hub id as it is; of a folder the name alone, as cards are read elsewhere."""
+    """A Hub id unchanged; only the last part of a folder, because cards are read on other machines."""
     return Path(model).name if Path(model).is_dir() else model
 
 
@@ -63,7 +63,7 @@ def _statuses(statuses: dict) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text of others on one line, without what Markdown and HTML act on."""
+    """Escapes foreign text for one line of Markdown and HTML."""
     return re.sub(r"[|<>`\[\]]", " ", " ".join(text.split()))[:160]
 
 
@@ -90,7 +90,8 @@ def _provenance(result: dict) -> str:
 
 def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Path]) -> Path:
     """Writes `NAME.md`, `NAME.json` and `NAME.html` into the folder and returns the last. NAME is "result", or
-    "result.partial" where the folder holds a result with more marks, which stays."""
+    "result.partial" if the folder contains a result with more marks, which is kept.
+    """
     earlier = folder / "result.json"
     kept = earlier.is_file() and readable(json.loads(earlier.read_text(encoding="utf-8"))) > readable(result)
     name = "result.partial" if kept else "result"
@@ -101,7 +102,7 @@ def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Pat
 
 
 def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
-    """One page without outside parts; pictures are loaded one item at a time."""
+    """One self-contained page; images are loaded one item at a time."""
     name, text = escape(result["suite"]), markdown(result).splitlines()
     table = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in text if line.startswith("| ")]
     rows = [_row(row, "td") for row in table[1:]]
@@ -109,7 +110,8 @@ def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
     parts = [f"<h1>{name}</h1><table>{_row(table[0], 'th')}{''.join(rows)}</table>", *words]
     if any(extremes(result)) and len(result["seeds"]) > 1:
         parts.append(
-            f"<p>Pictures below are of seed {result['seeds'][0]}, numbers beside them means of all seeds.</p>"
+            f"<p>The images below are of seed {result['seeds'][0]}; the numbers next to them are means over all "
+            "seeds.</p>"
         )
     by_name = {item.name: item for item in items}
     for title, names in zip(("lost", "gained"), extremes(result)):

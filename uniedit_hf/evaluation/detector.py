@@ -1,7 +1,7 @@
 """GenEval's detector and colors, on transformers: Mask2Former finds objects, CLIP names their colors.
 
-transformers' own post-processing reads boxes from masks of 384 x 384; here masks are scaled to the picture first, as
-the benchmark's mmdet does. The weights are others than mmdet's, so its numbers are not those of the official script.
+transformers' own post-processing reads boxes from masks of 384 x 384; here masks are scaled to the image size first,
+as in the benchmark's mmdet. The weights differ from mmdet's, so the numbers are not those of the official script.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from uniedit_hf.evaluation.scorers.geneval_scores import COLORS, Detection
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
-MOST = 100  # instances of a picture
-SHORTEST, LONGEST = 800, 1333  # edges of a picture as the benchmark's detector sees it
+MOST = 100  # instances in an image
+SHORTEST, LONGEST = 800, 1333  # edges of the detector's input in the benchmark
 GREY = (153, 153, 153)
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
@@ -31,13 +31,13 @@ class Detector:
 
     Args:
         model: Hub id or folder of a Mask2Former for instances.
-        class_names: The benchmark's file of names, one a line, in the order of the model's classes: GenEval renames
-            some of COCO's, so they are matched by place.
-        device: Where it runs.
-        shortest: Edge in pixels to which a picture is scaled; the default is that of the benchmark.
+        class_names: The benchmark's file of names, one per line, in the order of the model's classes: GenEval renames
+            some of COCO's, so they are matched by position.
+        device: The device it runs on.
+        shortest: Shortest edge in pixels to which an image is scaled; the benchmark's by default.
 
     Raises:
-        ValueError: The number of names is not that of the model's classes.
+        ValueError: If the number of names is not the number of the model's classes.
     """
 
     def __init__(self, model: str, class_names: str, device: str = "cpu", shortest: int = SHORTEST):
@@ -50,13 +50,13 @@ class Detector:
         self.names = [name.strip() for name in self.names if name.strip()]
         if len(self.names) != self.model.config.num_labels:
             raise ValueError(
-                f"The detector {model} knows {self.model.config.num_labels} classes, but {class_names} names "
+                f"The detector {model} has {self.model.config.num_labels} classes, but {class_names} names "
                 f"{len(self.names)}: give the list of names that belongs to it."
             )
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, list[Detection]]:
-        """Every object by class, best first, whatever its score."""
+        """All objects by class, best first, with any score."""
         inputs = self.processor(image, return_tensors="pt").to(self.model.device)
         output = self.model(**inputs)
         classes, masks = output.class_queries_logits[0], output.masks_queries_logits[0]
@@ -68,7 +68,7 @@ def instances(classes, masks, size: tuple[int, int], padded: Sequence[int], vali
     """Detections from a model's output.
 
     Shapes: classes (queries, classes + 1), masks (queries, height / 4, width / 4) logits; valid (height, width) is 1
-    where the padded input shows the picture. `size` is the picture's (width, height).
+    where the padded input shows the image. `size` is the image's (width, height).
     """
     shares = classes.float().softmax(-1)[:, :-1]
     best = shares.flatten().topk(min(MOST, shares.numel()))
@@ -90,12 +90,11 @@ def instances(classes, masks, size: tuple[int, int], padded: Sequence[int], vali
 
 
 class ColorReader:
-    """Names the color of detected objects by CLIP: the object on grey, cut out, against three texts a color.
+    """Names the color of detected objects with CLIP: the object, cut out on gray, against three texts per color.
 
     Args:
         model: Hub id or folder of a CLIP model.
-        device: Where it runs.
-    """
+        device: The device it runs on."""
 
     def __init__(self, model: str = CLIP, device: str = "cpu"):
         from transformers import AutoProcessor, CLIPModel
@@ -115,6 +114,6 @@ class ColorReader:
 
 
 def cut_out(image: Image.Image, detection: Detection) -> Image.Image:
-    """The object before grey, cropped to its box."""
+    """The object on a gray background, cropped to its box."""
     pixels = np.where(detection.mask[:, :, None], np.asarray(image.convert("RGB")), np.uint8(GREY))
     return Image.fromarray(pixels.astype(np.uint8)).crop(detection.box)

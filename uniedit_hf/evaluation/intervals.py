@@ -1,4 +1,4 @@
-"""Intervals for means and for paired differences, by bootstrap over items, and an exact paired test."""
+"""Confidence intervals for means and for paired differences, by bootstrap over items, and an exact paired test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COVERAGE = 0.95
 
 
 def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean; not a number for one score, which has none."""
+    """The 95 % bootstrap interval of a mean; NaN for a single score."""
     return _interval(np.asarray(scores, dtype=np.float64), seed)
 
 
@@ -22,15 +22,15 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
     """The mean difference of two runs over the same items, and its 95 % paired bootstrap interval.
 
     Args:
-        ours: A score per item.
-        theirs: The other run's score of the same item, in the same order.
-        seed: Of the resampling; the same scores and seed give the same interval.
+        ours: One score per item.
+        theirs: The other run's scores of the same items, in the same order.
+        seed: Seed of the resampling; the same scores and seed give the same interval.
 
     Returns:
-        `(difference, low, high)`; `low` and `high` are not numbers for one item, which has no interval.
+        `(difference, low, high)`; `low` and `high` are NaN for a single item.
 
     Raises:
-        ValueError: The runs have different numbers of items, or none.
+        ValueError: If the runs have different numbers of items, or none.
     """
     if len(ours) != len(theirs) or not len(ours):
         raise ValueError(
@@ -41,7 +41,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int 
 
 
 def interval_note(values: Sequence[float]) -> str:
-    """Why the interval of these scores or differences is not one to rely on, or ""."""
+    """The reason why the interval of these scores or differences is not reliable, or ""."""
     if len(values) == 1:
         return "one item has no interval"
     if len(values) and np.ptp(np.asarray(values, dtype=np.float64)) == 0:
@@ -59,12 +59,13 @@ def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def sign_test(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The exact two-sided probability of a split this uneven if neither run were better; McNemar's test on 0 and 1.
+    """The exact two-sided probability of a split at least this uneven if neither run were better (McNemar's test for
+    scores of 0 and 1).
 
-    Items on which both runs score the same say nothing and are left out; without any other the result is 1.
+    Ties are left out; if all items are ties the result is 1.
 
     Raises:
-        ValueError: The runs have different numbers of items.
+        ValueError: If the runs have different numbers of items.
     """
     if len(ours) != len(theirs):
         raise ValueError(

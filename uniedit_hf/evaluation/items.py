@@ -1,4 +1,4 @@
-"""What a suite asks and what came out: items, outcomes, and reading prompt files from a path or the Hub."""
+"""Items and outcomes of a suite, and reading prompt files from a path or the Hub."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HUB = "hf://datasets/"
 
 @dataclass(frozen=True)
 class Item:
-    """One thing a model is asked.
+    """One item that a model is asked.
 
     Args:
-        name: Names its folder; unique in the suite.
-        prompt: What the model is told.
+        name: Name of its folder; unique in the suite.
+        prompt: The prompt for the model.
         row: The benchmark's own row.
-        sources: Open the pictures to be edited; none for a drawing.
-        extras: Open further pictures that the judge sees, by name.
+        sources: Functions that open the images to edit; none for text-to-image.
+        extras: Functions that open further images for the judge, by name.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture: a value, or the status that says why there is none.
+    """The outcome for one image: a value, or a status that says why there is none.
 
     Args:
         status: `"ok"`, or why there are no marks: `"parse_error"`, `"refused"` by the judge, an `"empty"` reply, or
             `"no_reply"`.
-        value: What runs are compared by.
-        parts: What the suite's summary needs.
-        reason: Of a status that is not ok.
+        value: The value by which runs are compared.
+        parts: Values for the suite's summary.
+        reason: The reason for a status other than ok.
         question: The question whose reply is the reason.
     """
 
@@ -56,10 +56,10 @@ class Outcome:
 
 
 def local_file(path: str) -> Path:
-    """A file on this machine: the path itself, or a copy of `hf://datasets/OWNER/NAME/FILE`.
+    """A local file: the path itself, or a downloaded copy of `hf://datasets/OWNER/NAME/FILE`.
 
     Raises:
-        ValueError: There is no such file.
+        ValueError: If there is no such file.
     """
     if path.startswith(HUB):
         from uniedit_hf.hub import hub_file
@@ -80,33 +80,37 @@ def read_rows(path: str, needed: Sequence[str], what: str) -> list[dict]:
     """The rows of a prompt file: JSON lines, a JSON list, or a JSON object of rows, whose keys become `key`.
 
     Raises:
-        ValueError: The file is not of that kind, is empty, or a row lacks a field.
+        ValueError: If the file has another form, is empty, or a row has no such field.
     """
     file = local_file(path)
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): expected the prompt file of {what}.") from error
+        raise ValueError(f"{path} is not JSON ({error}): expected the prompt file of {what}.") from error
     if isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()):
         rows = [{"key": key} | row for key, row in rows.items()]
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path} holds no list of rows: expected the prompt file of {what}.")
+        raise ValueError(f"{path} contains no list of rows: expected the prompt file of {what}.")
     for number, row in enumerate(rows, 1):
         if missing := [name for name in needed if not isinstance(row, dict) or name not in row]:
-            raise ValueError(f"Row {number} of {path} lacks {', '.join(missing)}: expected the prompt file of {what}.")
+            raise ValueError(
+                f"Row {number} of {path} has no {', '.join(missing)}: expected the prompt file of {what}."
+            )
     return rows
 
 
 def picture(folder: str | None, name: str) -> Callable[[], Image.Image]:
-    """Opens a picture of the benchmark later.
+    """A function that opens an image of the benchmark.
 
     Raises:
-        ValueError: No folder was given, or the picture is not in it.
+        ValueError: If no folder was given, or the image is not in it.
     """
     if folder is None:
-        raise ValueError("This suite edits pictures: give the folder that its prompt file names them from as images.")
+        raise ValueError(
+            "This suite edits images: give the folder that contains the files named in its prompt file as images."
+        )
     path = Path(folder) / name
     if not path.is_file():
-        raise ValueError(f"The picture {name} is not in {folder}: download the benchmark's pictures completely.")
+        raise ValueError(f"The image {name} is not in {folder}: download all images of the benchmark.")
     return partial(open_image, path)

@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines, each under a key: what was paid for is never asked again."""
+"""An append-only file of JSON lines with keys, so that no paid call is repeated."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 class Journal:
-    """Entries by key; a later entry replaces an earlier one. A line that a killed process left half written is cut.
+    """Entries by key; a later entry replaces an earlier one. A line that a killed process left half written is
+    removed.
 
     Raises:
-        ValueError: A line before the last is damaged.
+        ValueError: If a line before the last is damaged.
     """
 
     def __init__(self, path: Path):
@@ -26,13 +27,13 @@ class Journal:
                 entry = json.loads(line)
                 self._keep(entry)
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"Line {number} of {path} is damaged: remove that line to go on.") from error
+                raise ValueError(f"Line {number} of {path} is damaged: remove that line to continue.") from error
         self._file = open(path, "ab")
         if len(complete) < len(whole):
             os.truncate(path, len(complete))
 
     def append(self, entry: dict) -> None:
-        """Writes an entry, which must have a `key`, before it returns. Any thread may call."""
+        """Writes an entry, which must have a `key`, before it returns. Thread-safe."""
         line = json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
         with self._lock:
             self._file.write(line)
@@ -40,7 +41,7 @@ class Journal:
             self._keep(entry)
 
     def get(self, key: str, settings: Mapping) -> dict:
-        """The latest entry of a key with these `settings`, or `{}`: what was asked in another way is another entry."""
+        """The latest entry of a key with these `settings`, or `{}`; other settings make another entry."""
         return self._by_settings.get((key, _as_text(settings)), {})
 
     def _keep(self, entry: dict) -> None:

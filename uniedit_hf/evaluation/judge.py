@@ -1,8 +1,8 @@
 """A judge: a chat model behind any OpenAI-compatible endpoint that looks at images and replies with marks.
 
-What keeps every call from succeeding (key, address, model, credit, a parameter) stops the run with one sentence. A
-call that fails is made again with growing waits, for minutes, and then has the status `no_reply`: the same command
-asks it again. A refusal and an empty reply have statuses of their own. None of them counts as a mark.
+A problem that affects every call (key, address, model, credit, a parameter) stops the run with one sentence. A call
+that fails is retried with growing waits, for minutes, and then gets the status `no_reply`: the same command asks
+again. Refusals and empty replies have their own statuses. None of them counts as a mark.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from uniedit_hf.evaluation.journal import Journal
 
 WHO = "The judge"
 NOT_ASKED = {"status": "no_reply", "reason": "not asked yet"}
-ANSWERED = ("ok", "refused", "empty")  # not asked again unless a person wants it
+ANSWERED = ("ok", "refused", "empty")  # not asked again unless the user asks for it
 
 
 class JudgeError(ValueError):
-    """No call can succeed: the key, the address, the model or a setting is wrong."""
+    """No call can succeed because the key, the address, the model or a setting is wrong."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which judge, and how it is asked; stored with every reply.
+    """The judge and how it is asked; stored with every reply.
 
     Args:
-        model: The model's id at the endpoint; a dated one, as undated names change what they mean.
-        base_url: Up to `/v1`.
-        api_key_env: The environment variable that holds the key; none for a local server.
-        temperature: 0 replies alike as far as the endpoint does.
-        max_tokens: Of a reply.
-        largest_side: Of a picture in pixels; larger ones are scaled down.
-        timeout: Seconds.
-        attempts: At one call; with the waits between them two minutes.
+        model: The model's id at the endpoint; a dated one, because the model behind an undated name changes.
+        base_url: Address of the endpoint, up to `/v1`.
+        api_key_env: The environment variable with the key; none for a local server.
+        temperature: Sampling temperature; at 0 replies repeat as far as the endpoint allows.
+        max_tokens: Maximum number of tokens in a reply.
+        largest_side: Longest side of an image in pixels; larger ones are scaled down.
+        timeout: Timeout of a call in seconds.
+        attempts: Attempts per call; the default takes two minutes with the waits.
         first_wait: Seconds before the second attempt; doubled before each further one, up to a minute.
-        workers: Calls at a time.
-        arguments: Further arguments of the call; `None` leaves one of ours out, such as `max_tokens`.
+        workers: Number of concurrent calls.
+        arguments: Further arguments of the call; `None` omits one of ours, such as `max_tokens`.
     """
 
     model: str
@@ -69,13 +69,13 @@ class JudgeSettings:
 
     @property
     def stored(self) -> dict:
-        """What decides a reply, without the rest."""
+        """The settings that affect a reply."""
         names = ("model", "base_url", "temperature", "max_tokens", "largest_side")
         stored = {name: asdict(self)[name] for name in names}
         return stored | ({"arguments": dict(self.arguments)} if self.arguments else {})
 
     def backend(self) -> OpenAiChatBackend:
-        """Raises: JudgeError: The key is not set, or an argument is not one of the call."""
+        """Raises: JudgeError: If the key is not set, or the call has no such argument."""
         ours = {"temperature": self.temperature, "max_tokens": self.max_tokens, **self.arguments}
         try:
             settings = OpenAiChat(
@@ -91,7 +91,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Question:
-    """One call: a text and the pictures it speaks of, in order, each opened when it is needed."""
+    """One call: a text and its images, in order, each opened when it is needed."""
 
     name: str
     text: str
@@ -99,10 +99,10 @@ class Question:
 
 
 class Judge:
-    """Asks questions and keeps the replies.
+    """Asks questions and stores the replies.
 
     Raises:
-        JudgeError: The environment variable of the key is not set, or a setting is wrong.
+        JudgeError: If the environment variable of the key is not set, or a setting is wrong.
     """
 
     def __init__(self, settings: JudgeSettings):
@@ -112,43 +112,45 @@ class Judge:
                 f"The judge takes its key from the environment variable {settings.api_key_env}, which is empty: set "
                 "it, or set judge_api_key_env to another one."
             )
-        self._run(self._nothing())  # settings are looked at before anything is drawn
+        self._run(self._nothing())  # settings are checked before anything is drawn
 
     def check(self) -> None:
-        """Looks whether the judge takes the key, before anything is drawn. A judge that is not there yet is not a
-        mistake.
+        """Checks that the judge accepts the key, before anything is drawn. A judge that is not running yet is not an
+        error.
 
         Raises:
-            JudgeError: No call can succeed.
+            JudgeError: If no call can succeed.
         """
         self._run(self._check())
 
     def ask_all(
         self, questions: Iterable[tuple[str, Question, str]], total: int, journal: Journal, again: Collection[str] = ()
     ) -> None:
-        """Asks what the journal holds no reply to. At most as many questions as workers hold their images.
+        """Asks the questions that have no reply in the journal. At most one question per worker keeps its images in
+        memory.
 
-        Where calls fail one after another it stops asking; the journal has the reasons.
+        After many consecutive failures it stops asking; the journal has the reasons.
 
         Args:
-            questions: Each with the name of the image that it is about, and that image's `stamp`.
-            total: How many there are, for the progress bar.
-            journal: Takes an entry a call: `status`, `reply`, `reason`, `model` as the endpoint names it, and what was
-                asked.
-            again: Keys of entries that are asked again although the journal has a reply.
+            questions: Questions, each with the name of its image and that image's `stamp`.
+            total: Number of questions, for the progress bar.
+            journal: Gets an entry per call: `status`, `reply`, `reason`, `model` as the endpoint names it, and the
+                question.
+            again: Keys of entries to ask again although the journal has a reply.
 
         Raises:
-            JudgeError: No call can succeed.
+            JudgeError: If no call can succeed.
         """
         self._run(self._ask_all(iter(questions), total, journal, again))
 
     def ask(self, about: str, question: Question, stamp: str, journal: Journal) -> None:
-        """Asks one question, unless the journal holds its reply: to the same words, settings and images. An image
-        with the same stamp is the same and is not opened."""
+        """Asks one question, unless the journal has a reply to the same text, settings and images. An image with the
+        same stamp counts as unchanged and is not opened.
+        """
         self._run(self._ask_all(iter([(about, question, stamp)]), 0, journal, ()))
 
     def entry(self, about: str, question: Question, journal: Journal) -> dict:
-        """What the journal holds of a question asked in these words with these settings, whatever its status."""
+        """The journal's entry for this text and these settings, with any status."""
         known = journal.get(entry_key(about, question.name), self.settings.stored)
         return known if known.get("prompt") == question.text else NOT_ASKED
 
@@ -178,7 +180,9 @@ class Judge:
                 if not stopped:
                     try:
                         await self._ask(caller, *each, journal, again)
-                    except BackendError as error:  # the others end the calls that they have begun, which are paid for
+                    except (
+                        BackendError
+                    ) as error:  # the other workers finish the calls that they have begun, which are paid for
                         stopped.append(error)
                     bar.update()
 
@@ -222,7 +226,7 @@ class Judge:
         return tuple(EncodedImage(_png(opened(), self.settings.largest_side)) for opened in question.pictures)
 
     def _digest(self, question: Question, images: Sequence[EncodedImage]) -> str:
-        """The hash of what is sent, together with the settings."""
+        """The hash of the request, including the settings."""
         shown = [{"type": "image_url", "image_url": {"url": data_url(image.data)}} for image in images]
         content = [{"type": "text", "text": question.text}, *shown]
         asked = json.dumps([self.settings.stored, [{"role": "user", "content": content}]], sort_keys=True)
@@ -230,7 +234,7 @@ class Judge:
 
 
 def run_to_end(work: Coroutine) -> None:
-    """Runs a coroutine, also where an event loop runs already, as in a notebook."""
+    """Runs a coroutine, also if an event loop is already running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -252,18 +256,18 @@ def run_to_end(work: Coroutine) -> None:
 
 
 def stamp(path: Path) -> str:
-    """Size and time of a picture's file, by which a later run knows it again."""
+    """Size and time of an image file, by which a later run recognizes it."""
     found = path.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def entry_key(about: str, question: str) -> str:
-    """The journal's key of a question about a picture."""
+    """The journal's key of a question about an image."""
     return f"{about} {question}"
 
 
 def _entry(reply: Reply) -> dict:
-    """What the journal keeps of a reply."""
+    """The journal's entry for a reply."""
     text, reason = reply.text or "", "cut at max_tokens" if reply.cut else ""
     status = "refused" if reply.refusal is not None else "ok" if text.strip() else "empty"
     if status == "empty":

@@ -1,5 +1,6 @@
-"""What judges are asked, in our own words, with the marks of each benchmark. Official texts can be given in a file
-instead (`load`); replies to other words are other numbers, so the text stands with every reply."""
+"""The prompts for judges, in our own words, with the marks of each benchmark. Official texts can be given in a file
+instead (`load`). Other texts give other numbers, so the text is stored with every reply.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +73,10 @@ Reply with JSON only: {"quality_score": N, "reasoning": "..."}""",
 
 
 def load(path: str | None) -> dict[str, str]:
-    """Texts by name from a JSON file, to be used instead of ours; a name that is not in it keeps ours.
+    """Texts by name from a JSON file, which replace ours; names that are missing keep ours.
 
     Raises:
-        ValueError: The file is no JSON object of texts.
+        ValueError: If the file is not a JSON object of texts.
     """
     if path is None:
         return {}

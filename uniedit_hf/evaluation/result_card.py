@@ -1,4 +1,4 @@
-"""A comparison in the card of the tuned model, in its folder or in its repository on the Hub."""
+"""Writes a comparison into the card of the tuned model, in its folder or in its repository on the Hub."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ PICTURES = re.compile(r"^(\d+) items, seeds \[([\d, ]*)\]", re.MULTILINE)
 
 
 def with_result(text: str, result: dict) -> str:
-    """A card's text with the table, in place of the one of the same suite from before; the text as it is where that
-    one is of more pictures."""
+    """A card's text with the table, which replaces an earlier one of the same suite; unchanged if the earlier one
+    covers more images.
+    """
     begin, end = _marks(result)
     section = f"{begin}\n\n### Evaluation: {result['suite']}\n\n{markdown(result)}\n{end}"
     if begin not in text or end not in text:
@@ -27,7 +28,7 @@ def with_result(text: str, result: dict) -> str:
 
 
 def pictures_in(text: str, result: dict) -> int:
-    """Of how many pictures a card's table of the result's suite is; 0 if it has none."""
+    """The number of images that a card's table of this suite covers; 0 without a table."""
     begin, end = _marks(result)
     if begin not in text or end not in text:
         return 0
@@ -41,28 +42,29 @@ def _marks(result: dict) -> tuple[str, str]:
 
 
 def why_not_written(result: dict, model: str, asked: bool, limited: bool) -> str:
-    """Why a model's card is left as it is, or "".
+    """The reason why a model's card is not changed, or "".
 
     Args:
         asked: Whether the user asked for the table in the card.
-        limited: Whether the run is of the first items only.
+        limited: Whether the run uses only the first items.
     """
     if missing_replies(result):
         return "the run is not complete"
     if not readable(result):
-        return "no picture has marks"
+        return "no image has marks"
     if any(run.get("problem") for run in result["runs"].values()):
         return "the official script has no number for this run"
     if limited and not asked:
-        return "the run is of the first items only (--write_card writes it)"
+        return "the run uses only the first items (--write_card writes it)"
     if not asked and Path(model).is_dir() and Path(model).resolve().is_relative_to(SHIPPED):
         return "the model comes with this project (--write_card writes it)"
     return ""
 
 
 def write_into_card(result: dict, folder: Path) -> Path | None:
-    """Writes the table into the `README.md` of a model's folder, which is made if there is none. Returns the file, or
-    `None` if its table of the same suite is of more pictures and stays."""
+    """Writes the table into the `README.md` of a model's folder, which is created if missing. Returns the file, or
+    `None` if its table of the same suite covers more images and is kept.
+    """
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if pictures_in(text, result) > result["items"] * len(result["seeds"]):
@@ -72,11 +74,11 @@ def write_into_card(result: dict, folder: Path) -> Path | None:
 
 
 def push_into_card(result: dict, name: str) -> str | None:
-    """Writes the table into the card of a repository on the Hub, as a commit, whose address it returns; `None` if the
-    card's table of the same suite is of more pictures and stays.
+    """Writes the table into the card of a repository on the Hub, as a commit, and returns the commit's URL; `None` if
+    the card's table of the same suite covers more images and is kept.
 
     Raises:
-        OSError: The Hub refuses it or cannot be reached.
+        OSError: If the Hub refuses it or cannot be reached.
     """
     from huggingface_hub import HfApi
 

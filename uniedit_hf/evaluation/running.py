@@ -1,6 +1,6 @@
-"""One model through one suite: pictures are drawn, then judged; what is there already is kept.
+"""Runs one model on one suite: images are drawn, then judged; existing results are kept.
 
-A run is a folder: `settings.json`, `images/ITEM/SEED.png` with a `.txt` where the model thought before,
+A run is a folder: `settings.json`, `images/ITEM/SEED.png` with a `.txt` of the reasoning if there is any,
 `replies.jsonl` or `detections.jsonl`.
 """
 
@@ -25,11 +25,11 @@ from uniedit_hf.evaluation.judge import Judge, entry_key, stamp
 from uniedit_hf.images import open_image
 
 
-OWN = ("model",)  # what two runs that are compared may differ in
+OWN = ("model",)  # settings in which two compared runs may differ
 
 
 def settings_of(suite: str, items: Sequence[Item], model: str, seeds: Sequence[int], drawing: dict) -> dict:
-    """What decides a run's pictures, as `settings.json` stores it."""
+    """The settings that determine a run's images, as stored in `settings.json`."""
     asked = json.dumps([[item.name, item.prompt, item.row] for item in items], sort_keys=True, default=str)
     return {
         "suite": suite, "model": model, "seeds": sorted(seeds), "drawing": json.loads(json.dumps(drawing)),
@@ -38,7 +38,7 @@ def settings_of(suite: str, items: Sequence[Item], model: str, seeds: Sequence[i
 
 
 def differing(one: dict, other: dict, ignored: Sequence[str] = ()) -> str:
-    """In words, the first setting in which two runs differ, or ""."""
+    """The first setting in which two runs differ, in words, or ""."""
     one, other = ({**each, "seeds": sorted(each.get("seeds") or [])} for each in (one, other))  # in any order
     for name in sorted({*one, *other} - {*ignored}):
         if one.get(name) != other.get(name):
@@ -47,27 +47,27 @@ def differing(one: dict, other: dict, ignored: Sequence[str] = ()) -> str:
 
 
 def open_run(folder: Path, settings: dict) -> None:
-    """Begins a run, or checks that the folder holds the same one; one that made nothing may become another.
+    """Begins a run, or checks that the folder contains the same run; a run without images may be replaced.
 
     Raises:
-        ValueError: The folder holds a run with other settings, or is a file.
+        ValueError: If the folder contains a run with other settings, or is a file.
     """
     file = folder / "settings.json"
     if file.exists() and any(folder.glob("images/*/*")):
         if difference := differing(json.loads(file.read_text(encoding="utf-8")), settings):
-            raise ValueError(f"{folder} holds a run with other settings ({difference}): choose another output_dir.")
+            raise ValueError(f"{folder} contains a run with other settings ({difference}): choose another output_dir.")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
-            f"{error.filename} lies in or is a file, but pictures need a folder: choose another."
+            f"{error.filename} is a file or is below one, but images need a folder: choose another output_dir."
         ) from error
     _write(file, json.dumps(settings, indent=2).encode())
 
 
 def picture_path(folder: Path, item: Item, seed: int) -> Path:
-    """Where a run keeps a picture. Folder names have no blanks or question marks; those of older runs are kept."""
+    """The path of an image in a run. Folder names have no blanks or question marks; those of older runs are kept."""
     images, plain = folder / "images", item.name.replace("/", "_")
     safe = re.sub(r"[^\w.-]+", "_", plain).strip("_")
     name = plain if safe != plain and (images / plain).is_dir() else safe
@@ -77,15 +77,15 @@ def picture_path(folder: Path, item: Item, seed: int) -> Path:
 def draw(
     pipeline, items: Sequence[Item], seeds: Sequence[int], folder: Path, drawing: dict, rank: int = 0, ranks: int = 1
 ) -> int:
-    """Draws what is missing, a batch of the pipeline at a time, and returns how many that were.
+    """Draws the missing images, one batch of the pipeline at a time, and returns their number.
 
     Args:
-        rank: Which of `ranks` processes this is; each draws its share.
+        rank: The number of this process among `ranks`; each draws its share.
     """
-    # shares are of all pictures: which of them are missing changes while the other processes draw
+    # shares are of all images: the missing ones change while other processes draw
     share = [(item, seed) for item in items for seed in seeds][rank::ranks]
     pending = [(item, seed) for item, seed in share if not picture_path(folder, item, seed).exists()]
-    # the pipeline takes a list as one value a picture
+    # the pipeline reads a list as one value per image
     drawing = {name: tuple(value) if isinstance(value, list) else value for name, value in drawing.items()}
     starts = range(0, len(pending), pipeline.batch_size)
     for start in tqdm(starts, desc="drawing", disable=rank > 0):
@@ -102,7 +102,7 @@ def draw(
 
 
 def _drawn(pipeline, batch: Sequence[tuple[Item, int]], drawing: dict) -> tuple[list, list]:
-    """The thoughts and the pictures of a batch; the thoughts are `None` where the model does not think."""
+    """The reasoning and the images of a batch; the reasoning is `None` if the model does not think."""
     prompts, seeds = [item.prompt for item, _ in batch], [seed for _, seed in batch]
     sources = [item.sources[0]() if item.sources else None for item, _ in batch]
     drawing, thoughts = dict(drawing), [None] * len(batch)
@@ -115,11 +115,11 @@ def _drawn(pipeline, batch: Sequence[tuple[Item, int]], drawing: dict) -> tuple[
 
 
 def check_pictures(items: Sequence[Item], seeds: Sequence[int], folder: Path) -> None:
-    """Raises: ValueError: Pictures are missing."""
+    """Raises: ValueError: If images are missing."""
     paths = [picture_path(folder, item, seed) for item in items for seed in seeds]
     if missing := [path for path in paths if not path.exists()]:
         raise ValueError(
-            f"{len(missing)} of {len(paths)} pictures are missing, {missing[0]} first: run the same command again to "
+            f"{len(missing)} of {len(paths)} images are missing, {missing[0]} first: run the same command again to "
             "draw them."
         )
 
@@ -128,13 +128,13 @@ def judge(
     suite: ModuleType, judge: Judge, items: Sequence[Item], seeds: Sequence[int], folder: Path,
     texts: dict[str, str], compat: str | None = None, retry: bool = False,
 ) -> dict[tuple[str, int], Outcome]:  # fmt: skip
-    """Asks the judge what it has not been asked, and returns the outcome of every picture by item and seed.
+    """Asks the judge the remaining questions, and returns the outcome of every image by item and seed.
 
     Args:
-        retry: Ask again, once, what was refused, came back empty or could not be read.
+        retry: Whether to ask once more where a reply was refused, empty or unreadable.
 
     Raises:
-        ValueError: Pictures are missing, or no call to the judge can succeed.
+        ValueError: If images are missing, or no call to the judge can succeed.
     """
     check_pictures(items, seeds, folder)
     journal = Journal(folder / "replies.jsonl")
@@ -166,7 +166,7 @@ def judge(
 
 
 def outcome(suite: ModuleType, item: Item, entries: dict[str, dict], compat: str | None = None) -> Outcome:
-    """From the journal's entries of one picture to its outcome; a reply that is still missing comes first."""
+    """Converts the journal's entries of one image to its outcome; a missing reply takes precedence."""
     failed = {name: entry for name, entry in entries.items() if entry["status"] != "ok"}
     for name, entry in sorted(failed.items(), key=lambda each: each[1]["status"] != "no_reply"):
         return Outcome(entry["status"], reason=f"{name}: {entry['reason']}", question=name)
@@ -179,11 +179,10 @@ def outcome(suite: ModuleType, item: Item, entries: dict[str, dict], compat: str
 def detect(
     suite: ModuleType, detector: Callable, colors: Callable, items: Sequence[Item], seeds: Sequence[int], folder: Path
 ) -> dict[tuple[str, int], Outcome]:
-    """GenEval: looks at every picture that was not looked at, one at a time.
+    """GenEval: runs the detector on every image without detections, one at a time.
 
     Raises:
-        ValueError: Pictures are missing.
-    """
+        ValueError: If images are missing."""
     check_pictures(items, seeds, folder)
     journal = Journal(folder / "detections.jsonl")
     for item in tqdm(items, desc="detecting"):
@@ -202,7 +201,9 @@ def detect(
 
 
 def detected(detector: Callable, colors: Callable, image, row: Mapping) -> dict:
-    """What GenEval's detector says of a picture: `found`, "right" or what is wrong, and the boxes of its `objects`."""
+    """The result of GenEval's detector for an image: `found`, "right" or what is wrong, and the boxes of its
+    `objects`.
+    """
     from uniedit_hf.evaluation.scorers import geneval_scores
 
     found = {name: geneval_scores.kept(each, row["tag"]) for name, each in detector(image).items()}

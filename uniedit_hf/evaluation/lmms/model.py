@@ -24,13 +24,13 @@ from uniedit_hf.pipeline import UniEditPipeline
 
 MODES = ("understanding", "generate", "edit")
 PRESETS = ("bagel", "uniedit", "model")
-# tasks of lmms-eval and of ours that one of our suites has presets for
+# tasks of lmms-eval and ours -> the suite of ours with presets for them
 SUITE_OF = {
     "geneval": "geneval", "rise": "rise", "WISE": "wise", "imgedit": "imgedit", "gedit_bench": "gedit",
     "kris_bench": "kris",
 }  # fmt: skip
 WRITING = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "thinking_budget")
-# lmms-eval adds this stop to every task that names none, where it would end an answer of two paragraphs
+# lmms-eval adds this stop to every task without stops, which would cut an answer of two paragraphs
 ADDED_STOP = "\n\n"
 
 
@@ -38,24 +38,24 @@ class UniEdit(lmms):
     """A model of any family, in one of three modes.
 
     Answers are texts. Drawings and edits are files in `output_dir/TASK/images`, and the reply is
-    `{"text": "", "images": [PATH]}`, as the tasks of lmms-eval for pictures read it; what is there already is kept.
+    `{"text": "", "images": [PATH]}`, as lmms-eval's image tasks expect it; existing files are kept.
 
-    What a task or `--gen_kwargs` sets is followed: the options of `generate()` in `WRITING`, `until`, `vit_size` (the
-    sizes of BAGEL's ViT view), and for pictures every setting of the pipeline.
+    A task or `--gen_kwargs` may set the options of `generate()` in `WRITING`, `until`, `vit_size` (the sizes of
+    BAGEL's ViT view), and for images every setting of the pipeline.
 
     Args:
         pretrained: Folder or Hub id.
         mode: `understanding`, `generate` or `edit`.
-        output_dir: Where pictures are kept; needed but for `understanding`.
-        preset: Whose settings draw: those of `uniedit evaluate`, for tasks that are among its suites.
-        seed: Of the drawings.
-        dtype: Of the weights.
-        batch_size: Requests side by side; `--batch_size` of lmms-eval.
-        device: Where to run; the process's own if not given.
-        max_batch_size: Of lmms-eval, and not used.
+        output_dir: Folder for images; required except for `understanding`.
+        preset: Preset of drawing settings, as in `uniedit evaluate`, for tasks that are among its suites.
+        seed: Seed of the drawings.
+        dtype: dtype of the weights.
+        batch_size: Requests in one batch; `--batch_size` of lmms-eval.
+        device: The device to run on; that of the process by default.
+        max_batch_size: Passed by lmms-eval, not used.
 
     Raises:
-        ValueError: A mode or preset is none, or `output_dir` is missing.
+        ValueError: If mode or preset is unknown, or `output_dir` is missing.
     """
 
     is_simple = True
@@ -70,7 +70,7 @@ class UniEdit(lmms):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}.")
         if mode != "understanding" and output_dir is None:
-            raise ValueError(f"mode={mode} makes pictures: name a folder for them as output_dir in --model_args.")
+            raise ValueError(f"mode={mode} makes images: name a folder for them as output_dir in --model_args.")
         if not str(batch_size).isdigit():
             raise ValueError(f"batch_size is {batch_size!r}, but this model takes a number.")
         self.accelerator = Accelerator()
@@ -82,7 +82,7 @@ class UniEdit(lmms):
         self.pipeline.to(self.device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """An answer, or the JSON of a picture's path, for every request."""
+        """An answer, or JSON with the path of an image, for every request."""
         act = self._answered if self.mode == "understanding" else self._drawn
         replies: list[str] = []
         with tqdm(total=len(requests), desc=self.mode, disable=self.rank > 0) as bar:
@@ -93,7 +93,9 @@ class UniEdit(lmms):
         return replies
 
     def loglikelihood(self, requests):
-        raise NotImplementedError(f"{_task(requests)} asks for likelihoods, but uniedit writes: choose another task.")
+        raise NotImplementedError(
+            f"{_task(requests)} asks for likelihoods, but uniedit only generates: choose another task."
+        )
 
     def generate_until_multi_round(self, requests):
         raise NotImplementedError(
@@ -113,7 +115,7 @@ class UniEdit(lmms):
 
     @contextmanager
     def _seen_in(self, vit_size: dict | None):
-        """Within, BAGEL's ViT view has these sizes; Janus-Pro knows one size."""
+        """A context in which BAGEL's ViT view has these sizes; Janus-Pro has one size."""
         images = self.pipeline.processor.image_processor
         if vit_size is None or not hasattr(images, "vit_size"):
             yield
@@ -130,11 +132,11 @@ class UniEdit(lmms):
         for visual in visuals or []:
             if not isinstance(visual, Image.Image):
                 raise ValueError(
-                    f"Row {doc_id} of {task} shows a {type(visual).__name__}, but uniedit sees pictures only."
+                    f"Row {doc_id} of {task} shows a {type(visual).__name__}, but uniedit only reads images."
                 )
         return list(visuals or [])
 
-    # --- pictures -----------------------------------------------------------------------------------------------
+    # --- images -------------------------------------------------------------------------------------------------
 
     def _drawn(self, task: str, settings: dict, requests: Sequence[Instance]) -> Iterator[str]:
         drawing = self._drawing(task, settings)
@@ -148,7 +150,7 @@ class UniEdit(lmms):
             yield json.dumps({"text": "", "images": [str(path)]})
 
     def _drawing(self, task: str, settings: dict) -> dict:
-        """The preset's settings of the task, but for those that the task or the command line sets."""
+        """The preset's settings for the task, overridden by the task and the command line."""
         known = self.pipeline.known_settings | {"thinking_budget", "source_views"}
         given = {name: value for name, value in settings.items() if name in known}
         if task not in SUITE_OF or self.preset == "model":
@@ -164,7 +166,7 @@ class UniEdit(lmms):
         visuals = self._visuals(request)
         if len(visuals) != 1:
             _, _, _, doc_id, task, _ = request.args
-            raise ValueError(f"Row {doc_id} of {task} has {len(visuals)} source pictures, but uniedit edits one.")
+            raise ValueError(f"Row {doc_id} of {task} has {len(visuals)} source images, but uniedit edits one.")
         return visuals[0]
 
 
@@ -177,7 +179,7 @@ def _task(requests: Sequence[Instance]) -> str:
 
 
 def _options(settings: dict) -> dict:
-    """What `UniEditPipeline.answer` takes of a task's settings: greedy unless they draw."""
+    """Arguments of `UniEditPipeline.answer` from a task's settings; greedy unless they ask for sampling."""
     options = {name: settings[name] for name in WRITING if settings.get(name) is not None}
     options |= {"do_sample": settings.get("do_sample", bool(settings.get("temperature")))}
     if not options["do_sample"]:

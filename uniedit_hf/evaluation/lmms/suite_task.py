@@ -1,12 +1,12 @@
 """GenEval and RISE as tasks of lmms-eval: prompts, scores and summaries are those of our suites.
 
-What lmms-eval's own tasks with judges take from the environment, these take from there as well; `GENEVAL_` or `RISE_`
-stands before every name:
+Like lmms-eval's own tasks with judges, these read their settings from environment variables; every name has the prefix
+`GENEVAL_` or `RISE_`:
 
     PROMPTS                              the prompt file, a path or hf://datasets/OWNER/NAME/FILE
-    IMAGES                               RISE: the folder of its pictures
+    IMAGES                               RISE: the folder of its images
     API_KEY, BASE_URL, MODEL_NAME        RISE: the judge; without BASE_URL it is OpenAI's
-    CLASS_NAMES, DETECTOR, CLIP          GenEval: object_names.txt; Mask2Former and CLIP if other ones
+    CLASS_NAMES, DETECTOR, CLIP          GenEval: object_names.txt; Mask2Former and CLIP other than the default
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from uniedit_hf.evaluation.suites import suite
 from uniedit_hf.images import open_image
 
 
-UNREADABLE = "unreadable"  # the share of pictures without a mark, which no mean counts
+UNREADABLE = "unreadable"  # the share of images without a mark, which no mean includes
 
 
 class SuiteTask(ConfigurableTask):
-    """A suite of ours; the judge or detector is made before anything is drawn."""
+    """One of our suites; the judge or detector is created before anything is drawn."""
 
     name: str
     metrics: tuple[str, ...]
@@ -58,7 +58,7 @@ class SuiteTask(ConfigurableTask):
         return [source() for source in self.items[doc["name"]].sources]
 
     def process_results(self, doc: dict, results: Sequence[str], full_docs=None) -> dict[str, tuple[Item, Outcome]]:
-        """Scores a picture that `--model uniedit` made; lmms-eval calls this from several threads."""
+        """Scores an image that `--model uniedit` made; lmms-eval calls this from several threads."""
         item = self.items[doc["name"]]
         row = (item, self.outcome(item, Path(json.loads(results[0])["images"][0])))
         return dict.fromkeys(self.metrics, row)
@@ -77,7 +77,7 @@ class SuiteTask(ConfigurableTask):
 
 
 class GenEval(SuiteTask):
-    """Drawings, looked at by a detector."""
+    """GenEval: drawings, scored by a detector."""
 
     name = "geneval"
     metrics = ("overall", "single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -96,7 +96,7 @@ class GenEval(SuiteTask):
 
 
 class Rise(SuiteTask):
-    """Edits, looked at by a judge, whose replies are kept in `replies.jsonl` beside the pictures."""
+    """RISE: edits, scored by a judge; its replies are stored in `replies.jsonl` next to the images."""
 
     name = "rise"
     metrics = (
@@ -122,7 +122,7 @@ class Rise(SuiteTask):
 
 
 def number(name: str, metric: str, rows: Sequence[tuple[Item, Outcome]]) -> float:
-    """A number of a suite's summary; not a number where the rows say nothing about it."""
+    """A number of a suite's summary; NaN if no row contributes to it."""
     if metric == UNREADABLE:
         return sum(outcome.status != "ok" for _, outcome in rows) / len(rows)
     value = suite(name).summary(list(rows)).get(metric)

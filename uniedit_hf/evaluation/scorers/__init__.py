@@ -1,2 +1,2 @@
-"""Scorers, one file a benchmark: pure functions from replies of a judge, or from detections, to scores and
+"""Scorers, one file per benchmark: pure functions from replies of a judge, or from detections, to scores and
 summaries."""

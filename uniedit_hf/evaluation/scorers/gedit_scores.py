@@ -1,6 +1,7 @@
 """GEdit with VIEScore: a judge marks how well an edit follows its instruction (SC) and how good it looks (PQ), 0 to 10
-each; an item's score is O = sqrt(SC * PQ). The official parser answers with random numbers where it cannot read a
-reply; nothing here does, in no mode."""
+each; an item's score is O = sqrt(SC * PQ). The official parser returns random numbers for a reply that it cannot read;
+this code never does, in any mode.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +24,10 @@ Compat = Literal["uniedit", "lmms-eval"]
 
 def parse(reply: str, compat: Compat | None = None) -> Marks:
     """The lowest mark of a reply, as "score": from JSON with a list or a number under `score`, or a line with that
-    label; or of a reply that is nothing but a list or a number.
+    label; or of a reply that consists of only a list or a number.
 
     Args:
-        compat: As VIEScore's parser, which checks no scale; but nothing is guessed.
+        compat: Read as VIEScore's parser does, without checking the scale, but never guess.
     """
     if compat:
         found = official_replies.gedit(reply)
@@ -36,7 +37,7 @@ def parse(reply: str, compat: Compat | None = None) -> Marks:
 
 
 def overall(sc: float, pq: float) -> float:
-    """O of one item."""
+    """The overall score O of one item."""
     return sqrt(sc * pq)
 
 
@@ -45,15 +46,15 @@ def summary(
 ) -> dict[str, float | None]:
     """Means of SC, PQ and O for every group, as `GROUP SC`, and their means over groups as `SC`, `PQ` and `overall`.
 
-    The three are `None` unless every group has an item, as they are not a number in the official script; `items SC`,
+    The three are `None` unless every group has an item, because they are NaN in the official script; `items SC`,
     `items PQ` and `items O` are the means over items.
 
     Args:
-        rows: `group`, `language`, `intersection`, and `sc` and `pq`, which are `None` where no reply could be read.
-        language: Of the instructions that count; all if `None`.
+        rows: `group`, `language`, `intersection`, and `sc` and `pq`, which are `None` if no reply could be read.
+        language: Only instructions in this language count; all if `None`.
         only_intersection: Leave out items that are not in the subset that every model of the paper answered.
-        compat: `"lmms-eval"` counts items without a mark as 0, which else are left out; its `SC`, `PQ` and `overall`
-            are means over items, 0 of none.
+        compat: `"lmms-eval"` counts items without a mark as 0 instead of leaving them out; its `SC`, `PQ` and
+            `overall` are means over items, 0 without items.
     """
     lmms, groups = compat == "lmms-eval", defaultdict(list)
     for row in rows:

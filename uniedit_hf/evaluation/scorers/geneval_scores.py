@@ -1,6 +1,6 @@
-"""GenEval: whether the objects that a prompt names are in the picture, as often, in the color and place asked for.
+"""GenEval: whether an image shows the objects of its prompt in the right number, color and position.
 
-Rules and thresholds are those of the benchmark (Ghosh et al., 2023). The detector is not its own, so its numbers are
+Rules and thresholds are those of the benchmark (Ghosh et al., 2023). The detector is another one, so the numbers are
 not those of the official script.
 """
 
@@ -19,13 +19,13 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
-MOST_OBJECTS = 16  # of a class
-SLACK = 0.1  # share of the objects' sizes by which they may overlap and still lie beside each other
+MOST_OBJECTS = 16  # per class
+SLACK = 0.1  # share of the objects' sizes by which they may overlap and still count as next to each other
 
 
 @dataclass(frozen=True)
 class Detection:
-    """An object in a picture: its box (left, top, right, bottom) in pixels, the detector's score, and its mask."""
+    """An object in an image: its box (left, top, right, bottom) in pixels, the detector's score, and its mask."""
 
     box: tuple[float, float, float, float]
     score: float = 1.0
@@ -37,19 +37,21 @@ ColorsOf = Callable[[Sequence[Detection], str], Sequence[str]]
 
 
 def kept(detections: Iterable[Detection], tag: str) -> list[Detection]:
-    """The detections of one class that count for a prompt with this tag: those sure enough, best first, 16 at most."""
+    """The detections of one class that count for a prompt with this tag: those with a high enough score, best first,
+    16 at most.
+    """
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     ranked = sorted(detections, key=lambda each: -each.score)
     return [each for each in ranked if each.score > threshold][:MOST_OBJECTS]
 
 
 def evaluate(objects: Objects, metadata: Mapping, colors_of: ColorsOf) -> tuple[bool, list[str]]:
-    """Whether a picture shows what its prompt asks for, and what is wrong if not.
+    """Whether an image shows what its prompt asks for, and what is wrong if not.
 
     Args:
         objects: Detections of every class that count, best first.
         metadata: The prompt's row: `include`, and perhaps `exclude`.
-        colors_of: The colors of some detections of a class; asked only where the prompt names a color.
+        colors_of: Returns the colors of some detections of a class; called only if the prompt names a color.
     """
     wrong: list[str] = []
     groups: list[Sequence[Detection] | None] = []
@@ -82,7 +84,7 @@ def _problem(asked: Mapping, found: list[Detection], groups: list, colors_of: Co
 
 
 def relative_position(box: Sequence[float], other: Sequence[float]) -> set[str]:
-    """Where `box` lies as seen from `other`: up to two of "left of", "right of", "above", "below"."""
+    """The position of `box` relative to `other`: up to two of "left of", "right of", "above", "below"."""
     offset = [(box[i] + box[i + 2] - other[i] - other[i + 2]) / 2 for i in (0, 1)]
     sizes = [abs(box[i + 2] - box[i]) + abs(other[i + 2] - other[i]) for i in (0, 1)]
     apart = [math.copysign(max(abs(o) - SLACK * s, 0), o) for o, s in zip(offset, sizes)]
@@ -97,10 +99,10 @@ def summary(rows: Iterable[tuple[str, str, bool]]) -> dict[str, float | None]:
     """The benchmark's numbers.
 
     Args:
-        rows: Tag, prompt and whether it is right, of every picture.
+        rows: Tag, prompt and whether it is right, for every image.
 
     Returns:
-        A share for each tag, `overall` (the mean of the tags), `images` (the share of right pictures) and `prompts`
+        A share for each tag, `overall` (the mean of the tags), `images` (the share of right images) and `prompts`
         (the share of prompts with at least one).
     """
     by_tag, by_prompt = defaultdict(list), defaultdict(list)

@@ -15,7 +15,7 @@ from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, plain_text, 
 TYPES = ("replace", "add", "adjust", "remove", "style", "action", "extract", "background", "compose")
 SCALE, LISTED = Scale(1, 5), Scale(1, 5, least=3, most=3)
 Compat = Literal["uniedit", "lmms-eval"]
-# What our prompt and the official ones call their three criteria.
+# Names of the three criteria in our prompt and in the official ones.
 KNOWN = (
     ("instruction", "quality", "preservation"),
     *(("prompt compliance", "visual naturalness", f"physical & detail {last}") for last in ("integrity", "coherence")),
@@ -26,7 +26,7 @@ KNOWN = (
     ("instruction compliance", "visual seamlessness", "physical consistency"),
     ("instruction compliance", "visual naturalness", "physical consistency & fine detail"),
 )
-# Words in the names of criteria, for prompts of others.
+# Words in the names of criteria, for other prompts.
 CRITERIA = re.compile(
     r"instruction|compliance|naturalness|seamlessness|integrity|coherence|fidelity|preservation|quality|identity|"
     r"precision|purity|consistency",
@@ -44,12 +44,12 @@ LABELED = re.compile(  # words before a number, on their line or the next
 
 
 def parse(reply: str, compat: Compat | None = None) -> Marks:
-    """The marks of a reply, named "1", "2", "3": those of its three criteria, whatever the prompt called them. A count
-    of objects or an "overall" beside them is not a mark.
+    """The marks of a reply, named "1", "2", "3": those of its three criteria, under any names. A count of objects or
+    an "overall" value is not a mark.
 
     Args:
-        compat: `"uniedit"` takes every line `words: digits` and nothing else, so "4." and "**4**" are lost and the
-            mean is over what is left; `"lmms-eval"` takes the last three numbers after a colon, or of lines.
+        compat: `"uniedit"` reads only lines of the form `words: digits`, so "4." and "**4**" are lost and the mean is
+            over the rest; `"lmms-eval"` takes the last three numbers after a colon, or of lines.
     """
     if compat:
         found = (official_replies.imgedit_uniedit if compat == "uniedit" else official_replies.imgedit_lmms)(reply)
@@ -65,7 +65,7 @@ def parse(reply: str, compat: Compat | None = None) -> Marks:
 
 
 def _labels(reply: str) -> list[str]:
-    """The labels in a reply that stand before a number: those that name criteria, or else all that may."""
+    """The labels before a number in a reply: those that name criteria, or else all possible ones."""
     lines = plain_text(re.sub(r"[{},;]", "\n", reply))
     found = [label for label in dict.fromkeys(map(str.lower, LABELED.findall(lines))) if not SUMMARY.search(label)]
     criteria = [label for label in found if CRITERIA.search(label)]
@@ -80,8 +80,8 @@ def score(marks: Marks, cap: bool = False, compat: Compat | None = None) -> floa
     """The mean of the marks, rounded to two digits.
 
     Args:
-        cap: Whether the second and third mark are held at or below the first, as the prompt asks the judge to do. No
-            official code does.
+        cap: Whether to limit the second and third mark to the first, as the prompt asks the judge to do. No official
+            code does so.
         compat: `"lmms-eval"` does not round.
     """
     values = list(marks.marks.values())
@@ -94,7 +94,7 @@ def summary(rows: Iterable[tuple[str, float | None]], compat: Compat | None = No
     """A mean for each type, and `overall` over all items (not over types), rounded to two digits as in the benchmark.
 
     Args:
-        rows: Type and score of every item; `None` where no reply could be read. Such items are left out, but count 0
+        rows: Type and score of every item; `None` if no reply could be read. Such items are left out, but count as 0
             with `compat="lmms-eval"`, which does not round.
     """
     by_type = defaultdict(list)

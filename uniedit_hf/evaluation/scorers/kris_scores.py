@@ -1,7 +1,7 @@
 """KRIS-Bench: edits that need knowledge. A judge gives up to four marks of 1 to 5; all marks of a group are pooled.
 
 The official summary script crashes (it passes an argument that the function does not take), so there is no official
-number to reproduce; `compat` covers what the judge is told and how its replies are read.
+number to reproduce; `compat` covers the judge's prompt and how its replies are read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCORE = ("score", "rating")
 
 
 def metrics(kind: str) -> tuple[str, ...]:
-    """The marks that an item of a type gets."""
+    """The names of the marks for an item of this type."""
     return ("consistency", "instruction", "knowledge", "quality") if kind in KNOWLEDGE else (
         "consistency", "instruction", "quality")  # fmt: skip
 
@@ -47,7 +47,7 @@ def meta(kind: str) -> str:
     """Whether a type asks for factual, conceptual or procedural knowledge.
 
     Raises:
-        ValueError: There is no such type.
+        ValueError: If there is no such type.
     """
     for name, kinds in META.items():
         if kind in kinds:
@@ -57,18 +57,19 @@ def meta(kind: str) -> str:
 
 
 def explained(kind: str, compat: bool = False) -> bool:
-    """Whether the judge is told what the right result shows; `compat` misspells, and so forgets,
-    anomaly_correction."""
+    """Whether the judge's prompt describes the right result; the official script (`compat`) misspells
+    anomaly_correction and so omits it.
+    """
     return kind in EXPLAINED and not (compat and kind == "anomaly_correction")
 
 
 def parse(reply: str, names: Iterable[str] = ("score",), compat: bool = False, kind: str = "") -> Marks:
-    """Marks by name, of a single one also under "score" or as nothing but "4/5".
+    """Marks by name; a single mark also under "score" or as a bare "4/5".
 
     Args:
-        compat: As the official script, which takes any digit of 1 to 5 for a single mark if nothing else is there, and
-            checks no scale in JSON.
-        kind: The item's type; with `compat` types that need knowledge are read by a script of their own.
+        compat: Read as the official script does, which accepts any digit from 1 to 5 as a single mark if it finds
+            nothing else, and does not check the scale in JSON.
+        kind: The item's type; with `compat`, types that need knowledge are read by a different script.
     """
     names = list(names)
     if compat:

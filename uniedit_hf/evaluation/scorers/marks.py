@@ -1,8 +1,9 @@
 """Reads marks from a judge's reply.
 
-A mark is a number that the reply labels as the score, on the scale, and whole where marks are whole: `Realism: 2`,
-`**Realism**: 2/2 (good)`, `{"realism_score": 2}`. Everything else in a reply, such as a fraction in the reasoning, a
-date or a scale that is explained, is not a mark, and a reply without its marks is a failed parse. No reply raises.
+A mark is a number on the scale that the reply labels as the score (a whole number if marks are whole): `Realism: 2`,
+`**Realism**: 2/2 (good)`, `{"realism_score": 2}`. Other numbers in a reply, such as a fraction in the reasoning, a
+date or the explanation of a scale, are not marks, and a reply without its marks is a parse error. No reply raises an
+exception.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Marks:
-    """Marks by name, or why there are none. A reply that cannot be read has no marks; it never counts as a number.
+    """Marks by name, or the reason why there are none. A reply that cannot be read has no marks and never counts as a
+    number.
 
     Args:
         marks: By name, e.g. `{"consistency": 2}`.
-        problem: What is wrong with the reply, or "".
+        problem: The error in the reply, or "".
     """
 
     marks: Mapping[str, float] = field(default_factory=dict)
@@ -35,21 +37,21 @@ class Marks:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """The mean, or `None` of nothing."""
+    """The mean, or `None` without marks."""
     values = list(values)
     return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Which numbers are marks.
+    """The scale of marks.
 
     Args:
         low: The lowest mark.
         high: The highest.
         whole: Whether marks are whole numbers.
-        least: How many numbers a label has, at least.
-        most: How many it has at most.
+        least: Minimum number of marks per label.
+        most: Maximum number of marks per label.
     """
 
     low: int
@@ -59,7 +61,7 @@ class Scale:
     most: int = 1
 
     def problem(self, values: Sequence[float]) -> str:
-        """What keeps these numbers from being the marks of a label, or ""."""
+        """The reason why these numbers are not the marks of a label, or ""."""
         if not self.least <= len(values) <= self.most:
             return f"{len(values)} marks, expected {self.least}" + f" to {self.most}" * (self.least < self.most)
         for value in values:
@@ -74,9 +76,9 @@ def read(reply: str, names: Mapping[str, Sequence[str]], scale: Scale, others: S
     """The marks of a reply.
 
     Args:
-        names: For each mark the labels that may stand before it. Where a label has several numbers, there is one name,
-            and the marks are named "1", "2", ...
-        others: Of a single mark, labels that count where its own is missing, such as "score".
+        names: The possible labels of each mark. If a label has several numbers, there is one name, and the marks are
+            named "1", "2", ...
+        others: For a single mark, labels that count if its own is missing, such as "score".
     """
     page = _Page(reply, scale, [label for labels in names.values() for label in labels])
     marks: dict[str, tuple[float, ...]] = {}
@@ -98,7 +100,7 @@ def read(reply: str, names: Mapping[str, Sequence[str]], scale: Scale, others: S
 
 DECODER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits) if len(digits) < 10 else inf)
 MOST_OBJECTS = 200
-# A thought from the start of a line to its end, or, where the server left out how it begins, to a line's end.
+# Reasoning from its opening tag at the start of a line to its closing tag; some servers omit the opening tag.
 THOUGHT = re.compile(r"^\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 THOUGHT_END = re.compile(r"\A.*(?:\n\s*</think(?:ing)?>|</think(?:ing)?>\s*\n)", re.DOTALL | re.IGNORECASE)
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -116,12 +118,12 @@ def plain_text(text: str) -> str:
 
 
 def _answer(reply: str) -> str:
-    """What a model says after it thought."""
+    """The reply after the model's reasoning."""
     return THOUGHT_END.sub("", THOUGHT.sub("\n", reply))
 
 
 def _split(text: str) -> tuple[list[dict], str]:
-    """Every JSON object of a text, and the text without them. Raw newlines in strings are read as judges mean them."""
+    """All JSON objects of a text, and the text without them. Raw newlines in strings are accepted."""
     objects, rest, done, place = [], [], 0, text.find("{")
     for _ in range(MOST_OBJECTS):
         if place < 0:
@@ -138,7 +140,7 @@ def _split(text: str) -> tuple[list[dict], str]:
 
 
 def _values(found: dict, label: re.Pattern, depth: int = 3) -> Iterator[Any]:
-    """The values whose keys are labels, also of objects in an object, and objects that are called by a label."""
+    """The values whose keys are labels, also in nested objects, and objects whose key is a label."""
     if any(isinstance(name := found.get(key), str) and label.fullmatch(plain_text(name)) for key in NAMES):
         yield found
     for key, value in found.items():
@@ -153,12 +155,12 @@ NAMES = ("name", "metric", "criterion", "category", "aspect", "dimension", "labe
 
 # ---- Labels and what follows them
 
-# Words that may stand before a label, and behind it.
+# Words that may precede a label, and follow it.
 BEFORE = r"(?:final|overall|image|visual|revised|updated|corrected|the|my|and|for|give)"
 BEHIND = r"(?:[\s\-]*(?:following|adherence|compliance|scores?|ratings?|marks?|grade))*"
 NOTE = r"(?:\s*(\([^()\n]{0,60}\)|\[[^\[\]\n]{0,60}\]))?"  # such as "(0-2)"
-ORDINARY = ("score", "scores", "rating", "mark", "grade")  # labels only with a colon or its like
-HARD = r"[\"'”’]*\s*(?:[:=|]|->|=>|→)\s*[\"'“‘]*"  # what follows is meant as the mark
+ORDINARY = ("score", "scores", "rating", "mark", "grade")  # labels only with a colon or similar
+HARD = r"[\"'”’]*\s*(?:[:=|]|->|=>|→)\s*[\"'“‘]*"  # the following number is meant as the mark
 SOFT = r"\s*(?:[-–—]\s+|\s(?:is|was|of|gets|at)\s+(?:a\s+)?|\s)"
 BELOW = r"[\"'”’]*\s*:?\s*\n\s*(?:[-•]\s+)?"
 FILLER = r"(?:(?:score|rating|rated|mark|grade|value|is|of|an?|I(?:['’]d| would)?|give|it|this)\b\s*[:=]?\s*)*"
@@ -188,7 +190,7 @@ NOTHING_ELSE = re.compile(r"[^A-Za-z]*(?:out of[^A-Za-z]*)?", re.IGNORECASE)
 
 
 def _one_of(labels: Sequence[str]) -> str:
-    """A pattern for labels, however they are cased, hyphenated or followed by "score"."""
+    """A pattern for labels, in any case, with or without hyphens, perhaps followed by "score"."""
     patterns = []
     for label in sorted(labels, key=len, reverse=True):
         words = [r"(?:&|and)" if word in ("&", "and") else re.escape(word) for word in re.split(r"[\s_\-]+", label)]
@@ -198,7 +200,7 @@ def _one_of(labels: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """Numbers of a label. `problem` says why they are not marks; `final`, that the reply calls them final."""
+    """The numbers of a label. `problem` says why they are not marks; `final` whether the reply calls them final."""
 
     values: tuple[float, ...] = ()
     problem: str = ""
@@ -206,10 +208,10 @@ class _Found:
 
 
 class _Page:
-    """A reply, with what its marks have to be.
+    """A reply, with the marks that it should have.
 
     Args:
-        labels: All that the reply may have; the next one ends a mark.
+        labels: All possible labels of the reply; the next one ends a mark.
     """
 
     def __init__(self, reply: str, scale: Scale, labels: Sequence[str]):
@@ -222,7 +224,9 @@ class _Page:
         self.end = re.compile(rf"(?:{COMMENT}|\s+(?:and\s+)?{self.labels}\b)", re.IGNORECASE)
 
     def stated(self, labels: Sequence[str]) -> _Found | None:
-        """The one mark behind these labels: the last object's, else what all lines agree on or what is final."""
+        """The mark of these labels: from the last object, else the one that all lines agree on or that is called
+        final.
+        """
         key = re.compile(_one_of(labels) + NOTE, re.IGNORECASE)
         if in_objects := [value for each in self.objects for value in _values(each, key)]:
             return self._of_json(in_objects[-1])  # a draft comes before the final object
@@ -233,7 +237,7 @@ class _Page:
         return in_lines[-1] if in_lines else None
 
     def unlabeled(self) -> _Found | None:
-        """The mark of a reply that is nothing but it, or that gives one out of the highest."""
+        """The mark of a reply that consists of only the mark, or that states it out of the highest."""
         whole = self._at(self.text, 0)
         if whole and NOTHING_ELSE.fullmatch(self.text):
             return whole
@@ -254,7 +258,7 @@ class _Page:
         return _Found(tuple(values), self.scale.problem(values))
 
     def _in_lines(self, labels: Sequence[str]) -> Iterator[_Found]:
-        """What stands behind every label, in order."""
+        """The text after every label, in order."""
         own, done = any(map(FINAL.search, labels)), 0  # RISE calls every score final
         for label in re.finditer(rf"(?<![A-Za-z]){_one_of(labels)}{NOTE}", self.text, re.IGNORECASE):
             before = self.text[max(done, label.start() - 200) : label.start()]
@@ -268,7 +272,7 @@ class _Page:
             done = label.end()
 
     def _behind(self, label: re.Match) -> _Found | None:
-        """The numbers behind a label; `None` where what follows does not state its mark."""
+        """The numbers after a label; `None` if the text does not state its mark."""
         ordinary = re.sub(r"[^a-z]+", " ", label[0].lower()).strip() in ORDINARY
         if hard := re.compile(HARD + FILLER, re.IGNORECASE).match(self.text, label.end()):
             line = self.text[hard.end() :].partition("\n")[0]
@@ -286,14 +290,14 @@ class _Page:
         return self._below(label)
 
     def _scored(self, place: int) -> _Found | None:
-        """The numbers of a line "score" below the reasons that follow a label, before the next one."""
+        """The numbers of a line "score" below the reasons after a label, before the next label."""
         block = self.text[place:]
         following = re.search(rf"\n\W*{self.labels}", block, re.IGNORECASE)
         scored = SCORE_LINE.search(block, 0, following.start() if following else len(block))
         return self._at(self.text, place + scored.end(), meant=True) if scored else None
 
     def _below(self, label: re.Match) -> _Found | None:
-        """The numbers of a line of their own below a label on a line of its own."""
+        """The numbers on their own line below a label on its own line."""
         below = re.compile(BELOW + FILLER, re.IGNORECASE).match(self.text, label.end())
         if below is None or self.text[: label.start()].rpartition("\n")[2].strip(" -•0123456789.)\"'"):
             return None
@@ -302,10 +306,10 @@ class _Page:
         return found if found and not found.problem else None
 
     def _at(self, text: str, place: int, meant: bool = False) -> _Found | None:
-        """The numbers at a place, if nothing but a comment or the next label follows them.
+        """The numbers at a position, if only a comment or the next label follows them.
 
-        Where a number is meant as the mark but is followed by something else, that is its problem; a scale that is
-        explained is not meant as one.
+        A number that is meant as the mark but is followed by something else has a `problem`; the explanation of a
+        scale is not meant as a mark.
         """
         found = self.numbers.match(text, place)
         if found is None:
@@ -335,7 +339,7 @@ class _Page:
         return bounds is None or (int(bounds[1]), int(bounds[2])) == (self.scale.low, self.scale.high)
 
     def _marks(self, written: Sequence[str], *over: str | None) -> _Found:
-        """Numbers as they are written, perhaps over the highest mark."""
+        """The numbers as written, perhaps with the highest mark as denominator."""
         for highest in filter(None, over):
             if float(highest) != self.scale.high:
                 return _Found(problem=f"{written[0][:9]} out of {highest[:9]}, expected out of {self.scale.high}")

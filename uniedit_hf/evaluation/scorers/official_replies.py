@@ -1,6 +1,6 @@
-"""How official scripts read a judge's reply, faults included; used with `compat` only. `None` where a script gives up.
+"""Reads a judge's reply as the official scripts do, including their faults; used only with `compat`.
 
-Where a script ends in an error of Python's, or guesses at random, the reply counts as one that it cannot read.
+Returns `None` if a script cannot read the reply, raises a Python error, or guesses at random.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def wise(reply: str) -> dict[str, int]:
-    """Uni-Edit: the first digit behind a name is its mark; the last of several holds; missing names are missing."""
+    """Uni-Edit: the first digit after a name is its mark; of several, the last counts."""
     named = re.findall(r"(consistency|realism|aesthetic quality)\*{0,2}\s*[:：]?\s*(\d)", reply, re.IGNORECASE)
     return {name.lower(): int(digit) for name, digit in named}
 
@@ -31,7 +31,7 @@ def imgedit_uniedit(reply: str) -> list[int] | None:
 
 
 def imgedit_lmms(reply: str) -> list[float] | None:
-    """lmms-eval: the last three numbers behind a colon, else the last three at the end of a line."""
+    """lmms-eval: the last three numbers after a colon, else the last three at the end of a line."""
     found = re.findall(r":\s*(\d+)", reply)
     if len(found) < 3:
         ends = (re.search(r"(\d+)\s*$", line.strip()) for line in reply.strip().split("\n"))
@@ -46,7 +46,8 @@ DELIMITER = "||V^=^V||"
 
 def gedit(reply: str) -> float | None:
     """The lowest score of VIEScore's parser, of any size; it does not check the scale. The random number that it
-    guesses after a second reply is not made."""
+    returns after a second reply is not reproduced.
+    """
     text = _viescore_text(reply)
     if not text:
         return None
@@ -68,7 +69,7 @@ def gedit(reply: str) -> float | None:
 
 
 def _viescore_text(reply: str) -> str | None:
-    """The part of a reply that VIEScore takes for JSON."""
+    """The part of a reply that VIEScore parses as JSON."""
     if reply.count(DELIMITER) == 2:
         return reply.split(DELIMITER)[1]
     start, end = reply.find("{"), reply.rfind("}") + 1
@@ -84,7 +85,7 @@ def _viescore_text(reply: str) -> str | None:
 
 
 def _repaired(text: str) -> str:
-    """VIEScore's mending: quotes around keys, brackets around numbers, quotes around all other values."""
+    """VIEScore's repair of JSON: quotes around keys, brackets around numbers, quotes around all other values."""
 
     def value(match: re.Match) -> str:
         key, written, end = match[1], match[2].strip(), match[3]
@@ -101,7 +102,7 @@ def _repaired(text: str) -> str:
 
 
 def rise(reply: str) -> list[int] | None:
-    """The numbers behind the first "Final Score" that has any, on no scale."""
+    """The numbers after the first "Final Score" that has any, without checking the scale."""
     for words in ("Final Score", "Final Scores"):
         for behind in re.findall(rf"{words}\*{{0,2}}:?\s*([\d*\s,]*)", reply, re.IGNORECASE):
             if digits := re.findall(r"\d+", behind):
@@ -122,7 +123,7 @@ def kris(reply: str, name: str, knowledge: bool = False) -> int | None:
     or digit of 1 to 5, anywhere.
 
     Args:
-        knowledge: As for the types that need knowledge, where a mark of `null` ends the reading.
+        knowledge: Read as for the types that need knowledge, where a mark of `null` stops the reading.
     """
     key = f"{name}_score"
     if found := re.search(rf"\{{[^{{}}]*{re.escape(key)}[^{{}}]*\}}", reply):
@@ -168,7 +169,7 @@ def _json_or_none(text: str) -> Any:
 
 
 def _first_block(text: str) -> str:
-    """From the first brace to where it closes; quotes are not looked at. "" if it does not close."""
+    """The text from the first brace to its closing one, ignoring quotes; "" if it does not close."""
     start, depth = text.find("{"), 0
     for place in range(max(start, 0), len(text) if start >= 0 else 0):
         depth += (text[place] == "{") - (text[place] == "}")

@@ -1,4 +1,4 @@
-"""An edit against a target that is known, pixel by pixel: for edits drawn by rule, where one result alone is right."""
+"""Compares an edit with a known target, pixel by pixel: for edits drawn by rule, where only one result is right."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 from PIL import Image
 
 
-VISIBLE = 16  # grey levels of any channel by which two pixels look different
+VISIBLE = 16  # gray levels of any channel by which two pixels look different
 
 
 def score_edit(image: Image.Image, source: Image.Image, target: Image.Image) -> dict[str, float | None]:
-    """Shares of pixels, `None` where there are none: `success`, of those that the edit changes, as in the target;
-    `preservation`, of all others, as in the source.
+    """Shares of pixels, `None` without such pixels: `success`, the share of those to be changed that equal the target;
+    `preservation`, the share of all others that equal the source.
 
     Raises:
-        ValueError: The pictures differ in size.
+        ValueError: If the images differ in size.
     """
     sizes = {"image": image.size, "source": source.size, "target": target.size}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"The pictures differ in size ({sizes}): bring them to one size first.")
+        raise ValueError(f"The images differ in size ({sizes}): resize them to one size first.")
     result, before, after = (np.asarray(each.convert("RGB")).astype(int) for each in (image, source, target))
     changed, right = _differ(before, after), ~_differ(result, after)
     return {

@@ -1,8 +1,8 @@
 """RISE: reasoning in edits. Up to three judges mark consistency, reasoning and plausibility with 1 to 5, logical
 puzzles with 0 or 1; an item counts as accurate if all its marks are the highest.
 
-`compat="uniedit"` and `compat="upstream"` do as the scripts of the Uni-Edit repository and of RISEBench do, faults
-included.
+`compat="uniedit"` and `compat="upstream"` follow the scripts of the Uni-Edit repository and of RISEBench, including
+their faults.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ Compat = Literal["uniedit", "upstream"]
 
 
 def parse(reply: str, logical: bool, number: int = 1, compat: Compat | None = None) -> Marks:
-    """The marks behind "Final Score", named "1", "2" ...
+    """The marks after "Final Score", named "1", "2" ...
 
     Args:
         logical: Whether marks are 0 or 1 instead of 1 to 5.
-        number: How many there must be.
-        compat: As the official scripts: the first "Final Score" with any number holds, on no scale, with as many
-            numbers as follow it.
+        number: Required number of marks.
+        compat: Read as the official scripts do: all numbers after the first "Final Score" that has any, without
+            checking the scale.
     """
     if compat:
         found = official_replies.rise(reply)
         if not found:
-            return Marks(problem="no number behind Final Score")
+            return Marks(problem="no number after Final Score")
         return Marks({str(index): mark for index, mark in enumerate(found, 1)})
     scale = Scale(*((0, 1) if logical else (1, 5)), least=number, most=number)
     marks = read(reply, {"1": ("final score", "final scores")}, scale, ("score", "rating"))
-    return Marks(marks.marks, marks.problem.replace("no mark for 1", "no mark behind Final Score"))
+    return Marks(marks.marks, marks.problem.replace("no mark for 1", "no mark after Final Score"))
 
 
 def asks_consistency(row: Mapping, compat: Compat | None = None) -> bool:
-    """Whether a judge marks an item's consistency; the official scripts take a flag of `False` for a set one."""
+    """Whether a judge marks an item's consistency; the official scripts treat a flag of `False` like a set one."""
     flag = row.get("consistency_free")
     return row["category"] == "logical_reasoning" or not (flag if compat is None else flag is not None)
 
 
 def official_dimensions(row: Mapping, numbers: Sequence[float]) -> dict[str, float]:
     """Marks of an item from all numbers of its replies, in the order of the questions, as in the official scripts: two
-    are a puzzle's, three the others', without the first where consistency was not asked for.
+    for a puzzle, three for others, without the first if consistency was not asked for.
 
     Raises:
-        ValueError: There are other numbers of them; the official scripts end in an error there.
+        ValueError: If there are other numbers of marks; there the official scripts raise an error.
     """
     if not asks_consistency(row, "uniedit") and len(numbers) == 2:
         return dict(zip(("reasoning", "plausibility"), numbers))
     if len(numbers) == 2:
         return {name: 4 * min(mark, 1) + 1 for name, mark in zip(("consistency", "reasoning"), numbers)}
     if len(numbers) != 3 or not asks_consistency(row, "uniedit"):
-        raise ValueError(f"{len(numbers)} marks, where the official script ends in an error")
+        raise ValueError(f"{len(numbers)} marks, where the official script raises an error")
     return dict(zip(("consistency", "reasoning", "plausibility"), numbers))
 
 
 def dimensions(row: Mapping, marks: Mapping[str, float]) -> dict[str, float]:
-    """Marks of an item on the scale of 1 to 5: `consistency`, `reasoning` and, but for puzzles, `plausibility`."""
+    """Marks of an item on the scale of 1 to 5: `consistency`, `reasoning` and, except for puzzles, `plausibility`."""
     if row["category"] == "logical_reasoning":
         return {name: 4 * min(marks[name], 1) + 1 for name in ("consistency", "reasoning")}
     return dict(marks)
@@ -83,7 +83,7 @@ def consistency_free(row: Mapping, any_flag: bool, compat: Compat | None = None)
 def score(row: Mapping, values: Mapping[str, float], any_flag: bool = False, compat: Compat | None = None) -> float:
     """The weighted marks of an item, 1 to 5; halved, but not below 1, if reasoning is 1.
 
-    Not a number where consistency counts but was not asked for, as in the official scripts with a flag of `False`.
+    NaN if consistency counts but was not asked for, as in the official scripts with a flag of `False`.
     """
     reasoning, consistency = values["reasoning"], values.get("consistency", nan)
     if row["category"] == "logical_reasoning":
@@ -100,8 +100,8 @@ def score(row: Mapping, values: Mapping[str, float], any_flag: bool = False, com
 def complete(row: Mapping, values: Mapping[str, float], compat: Compat | None = None) -> bool:
     """Whether all marks of an item that count are 5, the benchmark's accuracy.
 
-    `compat="uniedit"` asks for consistency of every item, so one without it is never complete; `compat="upstream"`
-    leaves it out wherever the flag is set, be it to `False`.
+    `compat="uniedit"` requires consistency for every item, so one without it is never complete; `compat="upstream"`
+    leaves it out if the flag is set, even to `False`.
     """
     flag = row.get("consistency_free")
     free = {None: bool(flag), "uniedit": False, "upstream": flag is not None}[compat]
@@ -112,7 +112,7 @@ def complete(row: Mapping, values: Mapping[str, float], compat: Compat | None = 
 
 
 def second_picture(row: Mapping, compat: Compat | None = None) -> str | None:
-    """The picture that the judge of reasoning sees beside the edit: a file of the benchmark, or `None`.
+    """The image that the judge of reasoning sees besides the edit: a file of the benchmark, or `None`.
 
     Raises:
         KeyError: With `compat="uniedit"`, for a row with `reference_img` but without `reasoning_img`: that script
@@ -124,7 +124,7 @@ def second_picture(row: Mapping, compat: Compat | None = None) -> str | None:
 
 
 def picture_path(row: Mapping, compat: Compat | None = None) -> str:
-    """Where an item's edit lies below the output folder."""
+    """The path of an item's edit below the output folder."""
     folder = "images/" if compat == "upstream" else ""
     return f"{folder}{row['category']}/{row['index']}.png"
 
@@ -135,9 +135,9 @@ def summary(
     """`accuracy` and `percent` (25 * (score - 1)), overall, by category and by subtask, and each dimension's mean.
 
     Args:
-        rows: An item's row and its marks, as of `dimensions`; `None` or nothing where no reply could be read.
-        compat: Items that could not be read are left out; with `compat` they are not accurate, and are left out of
-            `percent` and of the dimensions alone.
+        rows: Each item's row and its marks from `dimensions`; `None` or empty if no reply could be read.
+        compat: By default items that could not be read are left out; with `compat` they count as not accurate, and are
+            left out only of `percent` and the dimensions.
     """
     rows = [(row, values) for row, values in rows if values or compat]
     any_flag = any("consistency_free" in row for row, _ in rows)

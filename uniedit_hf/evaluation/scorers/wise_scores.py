@@ -1,5 +1,6 @@
-"""WISE: knowledge in pictures. A judge gives three marks of 0 to 2; WiScore weighs them, an overall weighs six
-categories. There are three overalls in use, which differ; each has a name here."""
+"""WISE: knowledge in images. A judge gives three marks of 0 to 2; WiScore weighs them, and an overall score weighs six
+categories. Three different overall scores are in use; each has a name here.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, read
 WEIGHTS = {"consistency": 0.7, "realism": 0.2, "aesthetic quality": 0.1}
 CATEGORIES = ("culture", "time", "space", "biology", "physics", "chemistry")
 TIME = ("Longitudinal time", "Horizontal time")
-# `mean` is what the Uni-Edit repository reports, `legacy` WISE's first release and lmms-eval. WISE today scores with 0
-# or 1 over other ids; `verified_weights` applies its weights alone to these marks and categories.
+# `mean` is reported by the Uni-Edit repository, `legacy` by WISE's first release and lmms-eval. WISE today scores 0 or
+# 1 over other ids; `verified_weights` applies only its weights to these marks and categories.
 OVERALLS = {
     "mean": dict.fromkeys(CATEGORIES, 1 / 6),
     "legacy": dict(zip(CATEGORIES, (0.4, 0.167, 0.133, 0.1, 0.1, 0.1))),
@@ -34,8 +35,8 @@ def parse(reply: str, compat: bool = False) -> Marks:
     """The three marks of a reply.
 
     Args:
-        compat: As the official script: any digit is a mark, the last one of a name holds, and one that is missing is
-            9.9, which makes the script leave out the whole file.
+        compat: Read as the official script does: any digit is a mark, the last one for a name counts, and a missing
+            one is 9.9, which makes the script leave out the whole file.
     """
     if compat:
         return Marks(dict.fromkeys(WEIGHTS, SENTINEL) | official_replies.wise(reply))
@@ -51,7 +52,7 @@ def category(row: Mapping) -> str:
     """One of `CATEGORIES`, from the row's `prompt_id` and `Subcategory`.
 
     Raises:
-        ValueError: `prompt_id` is not in 1 to 1000.
+        ValueError: If `prompt_id` is not in 1 to 1000.
     """
     number = int(row["prompt_id"])
     if not 1 <= number <= 1000:
@@ -64,15 +65,15 @@ def category(row: Mapping) -> str:
 
 
 def summary(rows: Iterable[tuple[str, Mapping[str, float]]], compat: bool = False) -> dict[str, float | None]:
-    """Every category's WiScore, and the three overalls under `overall_NAME`, where no category is missing.
+    """Every category's WiScore, and the three overall scores under `overall_NAME`, if no category is missing.
 
     Args:
         rows: Category and marks of every reply that could be read.
-        compat: As the official script, which works on three files and leaves one out that has too few rows or a mark
-            of 9.9.
+        compat: Summarize as the official script does, which reads three files and leaves out a file with too few rows
+            or a mark of 9.9.
 
     Raises:
-        ValueError: With `compat`, a file is left out: the official script stops there.
+        ValueError: If, with `compat`, a file is left out: there the official script stops.
     """
     by_category = defaultdict(list)
     for name, marks in rows:
@@ -92,7 +93,7 @@ FILES = {"culture": CATEGORIES[:1], "space_time": CATEGORIES[1:3], "science": CA
 
 
 def check_sizes(categories: Iterable[str]) -> None:
-    """Raises: ValueError: One of the official script's files would have too few rows."""
+    """Raises: ValueError: If one of the official script's files would have too few rows."""
     found = list(categories)
     for name, parts in FILES.items():
         number = sum(map(found.count, parts))

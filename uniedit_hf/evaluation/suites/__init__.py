@@ -1,8 +1,8 @@
-"""Suites, one file a benchmark: how its prompts are read, what its judge is asked, and what the replies mean.
+"""Suites, one file per benchmark: how its prompts are read, what its judge is asked, and how replies become scores.
 
-Each module has `EDITS` (whether pictures are edited or drawn), `HEADLINE` (the number that stands first),
-`COMPATS` (which official scripts it can score as), `SETTINGS` (how pictures are drawn, by preset),
-`read(prompts, images)`, `score(item, replies, compat)`, `summary(rows, compat)` and, but for GenEval,
+Each module has `EDITS` (whether images are edited or drawn), `HEADLINE` (the number shown first), `COMPATS` (the
+official scripts it can score as), `SETTINGS` (drawing settings, by preset),
+`read(prompts, images)`, `score(item, replies, compat)`, `summary(rows, compat)` and, except for GenEval,
 `questions(item, picture, texts, compat)`. The small world makes its items itself and needs no judge: it has
 `draw`, `output_path` and `outcomes` of its own, and `groups` of items that are compared apart.
 """

@@ -25,16 +25,16 @@ SETTINGS = {
 
 
 def read(prompts: str, images: str | None = None) -> list[Item]:
-    """The rows of the data set with this Hub id or in this folder; its pictures come with it.
+    """The rows of the data set with this Hub id or in this folder; its images are included.
 
     Raises:
-        ValueError: The data set is another one.
+        ValueError: If it is another data set.
     """
     from datasets import Image, load_dataset
 
     data = load_dataset(prompts, split="train")
     if missing := [name for name in FIELDS if name not in data.column_names]:
-        raise ValueError(f"{prompts} lacks the columns {', '.join(missing)}: expected the data set of GEdit.")
+        raise ValueError(f"{prompts} does not have the columns {', '.join(missing)}: expected the data set of GEdit.")
     data = data.cast_column("input_image_raw", Image(decode=False)).select_columns(FIELDS)
     rows = data.remove_columns("input_image_raw")
     return [
@@ -48,7 +48,7 @@ def _source(data, index: int):
 
 
 def check(items: Sequence[Item], compat: str) -> None:
-    """Raises: ValueError: The official mean would not be a number, as a group has no instruction in English."""
+    """Raises: ValueError: If the official mean would be NaN because a group has no instruction in English."""
     groups = {item.row["task_type"] for item in items if item.row["instruction_language"] == "en"}
     missing = [group for group in gedit_scores.GROUPS if group not in groups]
     if compat == "uniedit" and missing:
@@ -74,13 +74,13 @@ def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Out
         if found.problem:
             return Outcome(found.status, reason=f"{name}: {found.problem}", question=name)
     parts = {name: found.marks["score"] for name, found in marks.items()}
-    if parts["sc"] * parts["pq"] < 0:  # as VIEScore reads them, on no scale
+    if parts["sc"] * parts["pq"] < 0:  # as VIEScore reads them, without checking the scale
         return Outcome("parse_error", reason=f"marks {parts}, which have no geometric mean")
     return Outcome("ok", gedit_scores.overall(**parts), parts)
 
 
 def summary(rows: list[tuple[Item, Outcome]], compat: str | None = None) -> dict[str, float | None]:
-    """Of the instructions in English."""
+    """Summary over the instructions in English."""
     table = [
         {
             "group": item.row["task_type"],

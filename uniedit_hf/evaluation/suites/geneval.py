@@ -22,7 +22,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     """The prompts of an `evaluation_metadata.jsonl`.
 
     Raises:
-        ValueError: The file is another one.
+        ValueError: If it is another file.
     """
     rows = read_rows(prompts, ("tag", "include", "prompt"), "GenEval")
     for number, row in enumerate(rows, 1):
@@ -33,7 +33,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
 
 
 def score(item: Item, replies: dict[str, str], compat: str | None = None) -> Outcome:
-    """From what the detector found: "right", or what is wrong."""
+    """The score of the detector's result: "right", or what is wrong."""
     found = replies["detector"]
     return Outcome("ok", float(found == "right"), reason="" if found == "right" else found)
 

@@ -21,10 +21,10 @@ SETTINGS = {
 
 
 def read(prompts: str, images: str | None = None) -> list[Item]:
-    """The rows of a `singleturn.json`, whose `id` names a picture below `images`.
+    """The rows of a `singleturn.json`, whose `id` names an image below `images`.
 
     Raises:
-        ValueError: The file is another one, or a picture is missing.
+        ValueError: If it is another file, or an image is missing.
     """
     rows = read_rows(prompts, ("key", "id", "prompt", "edit_type"), "ImgEdit")
     return [Item(str(row["key"]), row["prompt"], row, [later(images, row["id"])]) for row in rows]

@@ -1,4 +1,4 @@
-"""KRIS-Bench: edits that need knowledge. Items with several sources are left out: the pipeline edits one picture."""
+"""KRIS-Bench: edits that need knowledge. Items with several sources are left out: the pipeline edits one image."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SETTINGS = {"bagel": _COMMON, "uniedit": _COMMON}
 
 
 def read(prompts: str, images: str | None = None) -> list[Item]:
-    """The rows of a `final_data.json` with one source, which lies in `images` as `TYPE/FILE`.
+    """The rows of a `final_data.json` with one source, which is in `images` as `TYPE/FILE`.
 
     Raises:
-        ValueError: The file is another one, or a picture is missing.
+        ValueError: If it is another file, or an image is missing.
     """
     items = []
     for row in read_rows(prompts, ("id", "type", "ori_img", "ins_en"), "KRIS-Bench"):
@@ -33,7 +33,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
         source = later(images, f"{row['type']}/{row['ori_img']}")
         items.append(Item(f"{row['type']}-{row['id']}", row["ins_en"], row, [source], extras))
     if not items:
-        raise ValueError(f"{prompts} has no row with one source: this suite edits one picture an item.")
+        raise ValueError(f"{prompts} has no row with one source: this suite edits one image per item.")
     return items
 
 

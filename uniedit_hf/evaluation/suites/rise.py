@@ -12,22 +12,24 @@ EDITS = True
 HEADLINE = "overall accuracy"
 COMPATS = ("uniedit", "upstream")
 FAILED = {"uniedit": 0.0, "upstream": 0.0}
-# The releases think in words before they edit.
+# The released models write their reasoning before they edit.
 _COMMON = {"text_guidance_scale": 4.0, "image_guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
 _COMMON |= {"guidance_renorm": "text_channel", "timestep_shift": 3.0, "num_timesteps": 50, "thinking_budget": 2048}
 SETTINGS = {"bagel": _COMMON, "uniedit": _COMMON}
 
 
 def read(prompts: str, images: str | None = None) -> list[Item]:
-    """The rows of a `datav2_total_w_subtask.json`, whose pictures lie below `images`.
+    """The rows of a `datav2_total_w_subtask.json`, whose images are below `images`.
 
     Raises:
-        ValueError: The file is another one, or a picture is missing.
+        ValueError: If it is another file, or an image is missing.
     """
     items = []
     for number, row in enumerate(read_rows(prompts, ("index", "category", "instruction", "image"), "RISE"), 1):
         if row["category"] not in rise_scores.CATEGORIES:
-            raise ValueError(f"Row {number} of {prompts} has the category {row['category']!r}, which RISE lacks.")
+            raise ValueError(
+                f"Row {number} of {prompts} has the category {row['category']!r}, which RISE does not have."
+            )
         second = rise_scores.second_picture(row)
         extras = {"second": later(images, second)} if second else {}
         items.append(Item(str(row["index"]), row["instruction"], row, [later(images, row["image"])], extras))

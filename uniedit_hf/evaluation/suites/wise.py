@@ -13,7 +13,7 @@ from uniedit_hf.evaluation.scorers import wise_scores
 EDITS = False
 HEADLINE = "overall_mean"
 COMPATS = ("uniedit",)
-# The releases think in words before they draw.
+# The released models write their reasoning before they draw.
 _COMMON = {"guidance_interval": (0.4, 1.0), "num_timesteps": 50, "guidance_renorm": "global", "thinking_budget": 2048}
 SETTINGS = {
     "bagel": _COMMON | {"text_guidance_scale": 4.0, "timestep_shift": 3.0},
@@ -25,7 +25,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
     """The rows of a `final_data.json`.
 
     Raises:
-        ValueError: The file is another one.
+        ValueError: If it is another file.
     """
     rows = read_rows(prompts, ("Prompt", "Explanation", "Subcategory", "prompt_id"), "WISE")
     for row in rows:
@@ -34,7 +34,7 @@ def read(prompts: str, images: str | None = None) -> list[Item]:
 
 
 def check(items: Sequence[Item], compat: str) -> None:
-    """Raises: ValueError: The official script would end, as it needs all rows of its three files."""
+    """Raises: ValueError: If the official script would stop, because it needs all rows of its three files."""
     wise_scores.check_sizes([wise_scores.category(item.row) for item in items])
 
 
