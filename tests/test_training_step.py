@@ -70,6 +70,20 @@ def test_a_forward_and_backward_ask_nothing_of_the_device(model):
     assert not SYNCHRONIZING & backward.keys()
 
 
+def test_the_passes_of_a_run_ask_nothing_of_the_device(tmp_path):
+    run = trainer(tmp_path, edit_rows(), gradient_accumulation_steps=4, max_steps=2)
+    asked, passes = [], run.training_step
+
+    def counted(*args, **kwargs):
+        losses = []
+        asked.append(SYNCHRONIZING & operations(lambda: losses.append(passes(*args, **kwargs))).keys())
+        return losses[0]
+
+    run.training_step = counted
+    run.train()
+    assert asked == [set()] * 8
+
+
 def test_evaluation_asks_nothing_either(model):
     features = pack()
     with torch.no_grad():

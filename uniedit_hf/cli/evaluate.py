@@ -120,6 +120,7 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
         state.wait_for_everyone()
         _draw(model, suite, items, seeds, options, folders[name], drawing, state)
     state.wait_for_everyone()
+    state.destroy_process_group()  # scoring is the first process's alone
     if not state.is_main_process:
         return
     if options.baseline:

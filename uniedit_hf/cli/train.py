@@ -86,6 +86,7 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
         if checkpoint is None:
             check_unused(training.output_dir)
         _train(model, data, training, quantization, adapters, checkpoint)
+    _leave()
 
 
 def _train(
@@ -106,6 +107,13 @@ def _train(
     _finish(trainer, [data.dataset_name] if data.dataset_name else [part["name"] for part in _mix(data).values()])
 
 
+def _leave() -> None:
+    """Closes the process group. Left to the end of the interpreter, it can abort a process whose work is done."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+
+
 def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
     """Saves the model and its card, and pushes them if asked to, if the run is complete.
 
@@ -120,6 +128,7 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
                 "--resume_from_checkpoint true."
             )
         if trainer.stop_signal.received == signal.SIGINT:
+            _leave()
             raise KeyboardInterrupt
         return
     if trainer.first_step >= state.max_steps:

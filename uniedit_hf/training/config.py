@@ -136,8 +136,9 @@ class UniEditConfig(TrainingArguments):
     > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, both batch sizes 1,
     > `activation_checkpointing` `"full"`, `torch_compile` True where there is a GPU, `logging_steps` 10,
     > `bf16` True where there is a GPU (`True` on a CPU without 16-bit arithmetic warns, with the measured factor),
-    > `remove_unused_columns` False, `ddp_find_unused_parameters` False (every trained parameter is in the graph of
-    > every step).
+    > `logging_nan_inf_filter` False (training stops at such a loss, and the filter would wait for the device in every
+    > forward pass), `remove_unused_columns` False, `ddp_find_unused_parameters` False (every trained parameter is in
+    > the graph of every step).
 
     Raises:
         ValueError: If settings cannot work together; the message names the one to change.
@@ -158,6 +159,10 @@ class UniEditConfig(TrainingArguments):
     )
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs, or a share of the run below 1."})
     bf16: bool | None = field(default=None, metadata={"help": "bfloat16 mixed precision; on where there is a GPU."})
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave losses out of the log that are not finite; training stops at one anyway."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Recipes read the columns they need."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Search the graph for parameters without gradient; there are none."}

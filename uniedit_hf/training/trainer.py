@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -147,6 +148,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         self.stop_signal = StopSignalCallback()
         self.begin_evaluations()
         self._step_packs: list[PackNotes] = []
+        self._step_losses: list[tuple[torch.Tensor, list[PackNotes]]] = []
         self.first_step = 0
         self._average_from: str | None = None
         self._encoders: list[FSDPModule] = []
@@ -227,6 +229,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         self.meters.clock.begin("other")
         self.sums.add(steps=1, data_wait_seconds=time.perf_counter() - begun)
         counts = torch.tensor([0, 0, self.stop_signal.signaled])
+        self._step_losses = []
         self._step_packs = [notes for batch in batches for notes in batch["pack"]]
         for batch in batches:
             counts += torch.tensor([batch.pop("num_text_targets"), batch.pop("num_image_targets"), 0])
@@ -269,11 +272,12 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         loss = devices * self.args.image_loss_weight * image
         if self.args.text_loss_weight:  # at weight 0 its parameters are frozen, so its backward pass would be wasted
             loss = loss + devices * self.args.text_loss_weight * text
-        if not torch.isfinite(loss):
-            raise self._not_finite(f"the loss is {loss.item()}", packs)
         sums.add_losses(losses)
         sums.add(loss=loss.detach())
-        if num_items_in_batch is not None:
+        if num_items_in_batch is None:
+            self._check_finite([(loss.detach(), packs)])
+        else:
+            self._step_losses.append((loss.detach(), packs))
             self.meters.clock.begin("backward")
         return (loss, losses) if return_outputs else loss
 
@@ -283,11 +287,25 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
 
     def _clip_grad_norm(self, model):
         self.meters.clock.begin("optimizer")
-        norm = super()._clip_grad_norm(model)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm of the gradients before they were clipped.
+
+        Losses are looked at here, too: once a step, so that no forward pass waits for the device.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._check_finite(self._step_losses)
         # fp16 finds its loss scale by overflowing
         if not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)):
             raise self._not_finite(f"the gradient norm is {float(norm)}", self._step_packs)
         return norm
+
+    def _check_finite(self, losses: list[tuple[torch.Tensor, list[PackNotes]]]) -> None:
+        values = torch.stack([loss for loss, _ in losses]).tolist()
+        for value, (_, packs) in zip(values, losses):
+            if not math.isfinite(value):
+                raise self._not_finite(f"the loss is {value}", packs)
 
     def _not_finite(self, what: str, packs: list[PackNotes]) -> NotFiniteError:
         where = "; ".join(f"pack {notes.name} with the rows {', '.join(notes.ids)}" for notes in packs)
