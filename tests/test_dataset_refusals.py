@@ -44,7 +44,7 @@ def test_a_report_below_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     report = str(tmp_path / "file" / "page.html")
     assert main(["dataset", "validate", "--input_dir", str(tmp_path), "--report", report]) == 1
-    assert f"--report is {report}, which lies below a file: name a page in a folder." in capsys.readouterr().err
+    assert f"report {report}: {tmp_path / 'file'} is not a folder. Choose another place." in capsys.readouterr().err
 
 
 def test_an_output_inside_the_source(tmp_path):

@@ -175,7 +175,7 @@ def test_the_quickstarts_models(tmp_path, monkeypatch):
         (["--deploy", "me/space", "--base", "tests", "--tuned", "a/b"], "tests is not a model on the Hub"),
         (["--tuned", "no/such/folder", "--base", "no/such/folder"], "no/such/folder"),
         ([], "There is no tuned model at runs/quickstart/model"),
-        (["--base", "a/b", "--tuned", "a/b", "--port", "99999"], "There is no port 99999: choose one from 1 to 65535"),
+        (["--base", "a/b", "--tuned", "a/b", "--port", "99999"], "port is 99999: use a number from 1 to 65535"),
         (["--base", "a/b", "--tuned", "a/b", "--host", "nowhere.invalid", "--port", "7860"], "choose another port"),
     ],
 )

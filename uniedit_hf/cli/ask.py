@@ -7,21 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniedit_hf.cli.inference import InferenceOptions, in_batches, input_images, load_pipeline
+from uniedit_hf.cli.option_types import Count, OutputFile
 
 
 @dataclass(kw_only=True)
 class AskOptions(InferenceOptions):
     image: str = field(metadata={"help": "an image, or a folder of images", "metavar": "PATH"})
     question: str = field(metadata={"help": "the question", "metavar": "TEXT"})
-    output: str | None = field(
+    output: OutputFile | None = field(
         default=None, metadata={"help": "JSON Lines with image and answer; printed if not given", "metavar": "FILE"}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "maximum number of tokens in an answer"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: use 1 or more.")
+    max_new_tokens: Count = field(default=512, metadata={"help": "maximum number of tokens in an answer"})
 
 
 def run(options: AskOptions) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from uniedit_hf.cli.option_types import OutputDir
+
 
 @dataclass
 class ConvertOptions:
     input_dir: str = field(metadata={"help": "the checkpoint, in any of the layouts", "metavar": "FOLDER"})
-    output_dir: str = field(metadata={"help": "folder for the converted checkpoint", "metavar": "FOLDER"})
+    output_dir: OutputDir = field(metadata={"help": "folder for the converted checkpoint", "metavar": "FOLDER"})
     to: Literal["official", "transformers"] = field(
         metadata={"help": "the layout to write; Janus-Pro can only be converted to that of transformers"}
     )

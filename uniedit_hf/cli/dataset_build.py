@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from uniedit_hf.cli.option_types import Count, OutputDir
+
 
 @dataclass
 class DatasetBuildOptions:
@@ -13,7 +15,7 @@ class DatasetBuildOptions:
             "metavar": "FOLDER",
         }
     )
-    output_dir: str = field(
+    output_dir: OutputDir = field(
         metadata={"help": "folder for the Parquet files; resumes a build there", "metavar": "FOLDER"}
     )
     strict: bool = field(default=False, metadata={"help": "stop at an invalid row instead of skipping it"})
@@ -30,13 +32,8 @@ class DatasetBuildOptions:
     image_root: str | None = field(
         default=None, metadata={"help": "folder of the image paths; the source by default", "metavar": "FOLDER"}
     )
-    rows_per_file: int = field(default=512, metadata={"help": "manifest lines per Parquet file"})
-    num_proc: int = field(default=1, metadata={"help": "number of worker processes"})
-
-    def __post_init__(self):
-        for name in ("rows_per_file", "num_proc"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}: expected at least 1.")
+    rows_per_file: Count = field(default=512, metadata={"help": "manifest lines per Parquet file"})
+    num_proc: Count = field(default=1, metadata={"help": "number of worker processes"})
 
 
 def run(options: DatasetBuildOptions) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from uniedit_hf.cli.option_types import Count
+
 from .encoding import EncodingOptions, load_encoder, new_folder, write
 
 
@@ -18,7 +20,7 @@ class DatasetLatentsOptions(EncodingOptions):
     vit_features: bool = field(
         default=True, metadata={"help": "also store the ViT features of source images, several MB each"}
     )
-    vit_longest_edge: int | None = field(
+    vit_longest_edge: Count | None = field(
         default=None, metadata={"help": "longest side of the ViT view in pixels, as training will use it"}
     )
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from uniedit_hf.cli.option_types import Count
+
 from .encoding import EncodingOptions, load_encoder, new_folder, write
 
 
 @dataclass
 class DatasetTokensOptions(EncodingOptions):
-    batch_size: int = field(default=16, metadata={"help": "images encoded at once"})
+    batch_size: Count = field(default=16, metadata={"help": "images encoded at once"})
 
 
 def run(options: DatasetTokensOptions) -> None:
     folder = new_folder(options.output_dir)
-    if options.batch_size < 1:
-        raise ValueError(f"--batch_size is {options.batch_size}: use 1 or more.")
 
     from uniedit_hf.models.janus import JanusForConditionalGeneration
     from uniedit_hf.models.janus.image_tokens import store_image_tokens

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from uniedit_hf.cli.option_types import OutputFile, check_writable
+
 
 @dataclass
 class DatasetValidateOptions:
@@ -12,7 +14,7 @@ class DatasetValidateOptions:
         default=None,
         metadata={"help": "benchmark images and questions that must not be in the data", "metavar": "FOLDER"},
     )
-    report: str | None = field(
+    report: OutputFile | None = field(
         default=None,
         metadata={"help": "HTML report; validation.html in the data set by default", "metavar": "FILE"},
     )
@@ -24,11 +26,8 @@ def run(options: DatasetValidateOptions) -> None:
     from uniedit_hf.release.validation import validate, write_report
 
     report = Path(options.report or Path(options.input_dir) / "validation.html")
-    if options.report is not None:  # before the work, which may take hours
-        try:
-            report.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ValueError(f"--report is {report}, which lies below a file: name a page in a folder.") from None
+    if options.report is None and report.parent.is_dir():  # before the work, which may take hours
+        check_writable(report.parent, f"the report {report}")
     result = validate(options.input_dir, options.benchmarks)
     write_report(result, report)
     for note in result.notes:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from uniedit_hf.cli.option_types import Port
+
 
 QUICKSTART = Path("runs/quickstart")
 
@@ -25,7 +27,7 @@ class DemoOptions:
         },
     )
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0 lets the network in"})
-    port: int | None = field(default=None, metadata={"help": "port; by default the first free one from 7860"})
+    port: Port | None = field(default=None, metadata={"help": "port; by default the first free one from 7860"})
     deploy: str | None = field(
         default=None, metadata={"help": "publish the page as this Space instead", "metavar": "ME/SPACE"}
     )

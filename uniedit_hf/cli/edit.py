@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from uniedit_hf.cli.inference import DrawingOptions, in_batches, input_images, load_pipeline, output_files
+from uniedit_hf.cli.option_types import OutputFile
 
 
 @dataclass(kw_only=True)
 class EditOptions(DrawingOptions):
     image: str = field(metadata={"help": "an image, or a folder of images", "metavar": "PATH"})
     instruction: str = field(metadata={"help": "the instruction: what to change", "metavar": "TEXT"})
-    output: str = field(metadata={"help": "file of the result; for a folder of images, a folder", "metavar": "PATH"})
+    output: OutputFile = field(
+        metadata={"help": "file of the result; for a folder of images, a folder", "metavar": "PATH"}
+    )
 
 
 def run(options: EditOptions) -> None:

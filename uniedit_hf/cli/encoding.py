@@ -9,6 +9,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from uniedit_hf.cli.option_types import OutputDir
+
 
 ROWS_PER_FILE = 2000
 
@@ -17,7 +19,9 @@ ROWS_PER_FILE = 2000
 class EncodingOptions:
     dataset_name: str = field(metadata={"help": "Hub id or folder of the data set", "metavar": "NAME"})
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of the model", "metavar": "NAME"})
-    output_dir: str = field(metadata={"help": "a new folder for the rows with what is stored", "metavar": "FOLDER"})
+    output_dir: OutputDir = field(
+        metadata={"help": "a new folder for the rows with what is stored", "metavar": "FOLDER"}
+    )
     dataset_config: str | None = field(
         default=None, metadata={"help": "configuration of the data set", "metavar": "NAME"}
     )

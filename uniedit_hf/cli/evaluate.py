@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from uniedit_hf.cli.option_types import Count, OutputDir, Seconds, Seed
 from uniedit_hf.evaluation.suites import SUITES
 
 
@@ -22,7 +23,7 @@ from uniedit_hf.evaluation.suites import SUITES
 class EvaluateOptions:
     suite: Literal[SUITES] = field(metadata={"help": "the benchmark"})
     model: str = field(metadata={"help": "Hub id or folder of the tuned model", "metavar": "NAME"})
-    output_dir: str = field(metadata={"help": "folder for images, replies and results", "metavar": "FOLDER"})
+    output_dir: OutputDir = field(metadata={"help": "folder for images, replies and results", "metavar": "FOLDER"})
     prompts: str | None = field(
         default=None,
         metadata={
@@ -38,9 +39,9 @@ class EvaluateOptions:
     drawing: dict | str | None = field(
         default=None, metadata={"help": "settings that replace those of the preset", "metavar": "JSON"}
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds; one image per prompt for each"})
-    limit: int | None = field(default=None, metadata={"help": "use only the first items"})
-    batch_size: int = field(default=8, metadata={"help": "images drawn in one batch"})
+    seeds: list[Seed] = field(default_factory=lambda: [0], metadata={"help": "seeds; one image per prompt for each"})
+    limit: Count | None = field(default=None, metadata={"help": "use only the first items"})
+    batch_size: Count = field(default=8, metadata={"help": "images drawn in one batch"})
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
         default="auto", metadata={"help": "dtype of the weights"}
     )
@@ -76,9 +77,9 @@ class JudgeOptions:
             "metavar": "JSON",
         },
     )
-    judge_timeout: float = field(default=120.0, metadata={"help": "timeout of a call in seconds"})
-    judge_attempts: int = field(default=8, metadata={"help": "attempts per call; 8 take two minutes"})
-    judge_workers: int = field(default=8, metadata={"help": "concurrent calls"})
+    judge_timeout: Seconds = field(default=120.0, metadata={"help": "timeout of a call in seconds"})
+    judge_attempts: Count = field(default=8, metadata={"help": "attempts per call; 8 take two minutes"})
+    judge_workers: Count = field(default=8, metadata={"help": "concurrent calls"})
     retry: Literal["failed"] | None = field(
         default=None, metadata={"help": "ask again where a reply was refused, empty or unreadable"}
     )
@@ -86,7 +87,7 @@ class JudgeOptions:
         default="facebook/mask2former-swin-small-coco-instance",
         metadata={"help": "GenEval's Mask2Former checkpoint", "metavar": "NAME"},
     )
-    detector_size: int = field(
+    detector_size: Count = field(
         default=800, metadata={"help": "shortest edge that the detector scales images to, in pixels"}
     )
     class_names: str | None = field(default=None, metadata={"help": "GenEval's object_names.txt", "metavar": "PATH"})
@@ -139,8 +140,6 @@ def _check(options: EvaluateOptions) -> None:
         raise ValueError(f"{options.suite} needs its prompt file: give it as prompts.")
     if options.push_to_hub and Path(options.model).is_dir():
         raise ValueError(f"{options.model} is a folder: push_to_hub is for a model on the Hub, so leave it out.")
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"limit is {options.limit}, but at least one item must be taken: use 1 or more.")
     if twice := {seed for seed in options.seeds if options.seeds.count(seed) > 1}:
         raise ValueError(f"The seed {min(twice)} is given twice: every image is drawn once with each seed.")
 

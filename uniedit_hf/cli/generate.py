@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniedit_hf.cli.inference import DrawingOptions, in_batches, load_pipeline, output_files
+from uniedit_hf.cli.option_types import OutputFile
 
 
 @dataclass(kw_only=True)
@@ -14,7 +15,9 @@ class GenerateOptions(DrawingOptions):
     prompts: str | None = field(
         default=None, metadata={"help": "a file with one prompt per line, instead of prompt", "metavar": "FILE"}
     )
-    output: str = field(metadata={"help": "file of the result; for a file of prompts, a folder", "metavar": "PATH"})
+    output: OutputFile = field(
+        metadata={"help": "file of the result; for a file of prompts, a folder", "metavar": "PATH"}
+    )
 
 
 def run(options: GenerateOptions) -> None:

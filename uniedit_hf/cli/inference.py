@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from uniedit_hf.cli.option_types import Count, Seed
 from uniedit_hf.images import image_size
 from uniedit_hf.release.raw import IMAGE_SUFFIXES
 
@@ -23,17 +24,13 @@ class InferenceOptions:
     device: str | None = field(
         default=None, metadata={"help": "cuda, cuda:1, mps or cpu; a GPU if there is one by default"}
     )
-    batch_size: int = field(default=8, metadata={"help": "inputs processed in one batch"})
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: use 1 or more.")
+    batch_size: Count = field(default=8, metadata={"help": "inputs processed in one batch"})
 
 
 @dataclass
 class DrawingOptions(InferenceOptions):
-    seed: int = field(default=0, metadata={"help": "seed of the noise; the n-th input takes seed + n"})
-    size: list[int] | None = field(
+    seed: Seed = field(default=0, metadata={"help": "seed of the noise; the n-th input takes seed + n"})
+    size: list[Count] | None = field(
         default=None, metadata={"help": "width and height of the result in pixels", "metavar": "N"}
     )
     settings: dict | str | None = field(
@@ -43,7 +40,6 @@ class DrawingOptions(InferenceOptions):
     overwrite: bool = field(default=False, metadata={"help": "replace results that exist"})
 
     def __post_init__(self):
-        super().__post_init__()
         if self.size is not None and len(self.size) != 2:
             raise ValueError(f"size has {len(self.size)} numbers: give width and height, as in --size 1024 768.")
         try:

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from trl import TrlParser
 
+from uniedit_hf.cli.option_types import check_options
 from uniedit_hf.renamed import renamed
 
 
@@ -108,6 +109,8 @@ class CommandParser(TrlParser):
         )
         if rest:
             self.error(f"did not expect {rest[0]!r}: every value follows an option such as --config.")
+        for each in options:
+            check_options(each)
         return tuple(options)
 
     def error(self, message: str):

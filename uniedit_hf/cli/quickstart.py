@@ -8,24 +8,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+from uniedit_hf.cli.option_types import Count, OutputDir, Seed
+
 
 @dataclass
 class QuickstartOptions:
-    output_dir: str = field(
+    output_dir: OutputDir = field(
         default="runs/quickstart",
         metadata={"help": "folder for the data, the model and the report", "metavar": "FOLDER"},
     )
     model: Literal["bagel", "janus"] = field(default="bagel", metadata={"help": "the family of the small model"})
-    steps: int = field(default=400, metadata={"help": "optimizer steps of each tuning run"})
-    seed: int = field(default=0, metadata={"help": "seed of the data and of the first tuning run"})
-    seeds: int = field(default=1, metadata={"help": "number of seeds to tune with; the report shows the mean"})
-    edits: int = field(default=3000, metadata={"help": "number of intelligent edits to make, and of plain ones"})
-    items: int = field(default=100, metadata={"help": "test items of each kind; at 100, each ability has 200"})
+    steps: Count = field(default=400, metadata={"help": "optimizer steps of each tuning run"})
+    seed: Seed = field(default=0, metadata={"help": "seed of the data and of the first tuning run"})
+    seeds: Count = field(default=1, metadata={"help": "number of seeds to tune with; the report shows the mean"})
+    edits: Count = field(default=3000, metadata={"help": "number of intelligent edits to make, and of plain ones"})
+    items: Count = field(default=100, metadata={"help": "test items of each kind; at 100, each ability has 200"})
     base: str | None = field(
         default=None,
         metadata={"help": "folder of the model to tune; the project's small base by default", "metavar": "FOLDER"},
     )
-    jobs: int | None = field(
+    jobs: Count | None = field(
         default=None, metadata={"help": "models to tune in parallel; 2 by default on a CPU with two cores"}
     )
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uniedit_hf.cli.option_types import Count, OutputDir, Seed
+
 
 if TYPE_CHECKING:
     from uniedit_hf.synthesis.writer import Merged
@@ -16,7 +18,7 @@ MANY_ALIKE = 0.1  # share of rows dropped as near duplicates above which a messa
 
 @dataclass
 class SynthesizeOptions:
-    output_dir: str = field(
+    output_dir: OutputDir = field(
         metadata={"help": "folder of the run; the same command resumes a run that was stopped", "metavar": "FOLDER"}
     )
     source: dict = field(metadata={"help": "where questions come from (set in the YAML file)"})
@@ -41,9 +43,9 @@ class SynthesizeOptions:
     )
     engine: dict = field(default_factory=dict, metadata={"help": "local or datatrove (set in the YAML file)"})
     export: dict = field(default_factory=dict, metadata={"help": "further output files (set in the YAML file)"})
-    seed: int = field(default=0, metadata={"help": "seed of every random choice"})
-    shards: int = field(default=1, metadata={"help": "number of independent shards"})
-    window: int = field(default=64, metadata={"help": "rows of a shard in progress at once"})
+    seed: Seed = field(default=0, metadata={"help": "seed of every random choice"})
+    shards: Count = field(default=1, metadata={"help": "number of independent shards"})
+    window: Count = field(default=64, metadata={"help": "rows of a shard in progress at once"})
     retry: Literal["failed"] | None = field(
         default=None, metadata={"help": "ask once more where a call was refused or its reply could not be used"}
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uniedit_hf.cli.option_types import Count, Probability, check_writable
 from uniedit_hf.recipes import READ_COLUMNS, RECIPES
 from uniedit_hf.training.config import UniEditConfig
 from uniedit_hf.training.output_folder import check_unused, claimed
@@ -57,9 +58,9 @@ class ModelOptions:
         default=None, metadata={"help": "attention of the language model; transformers' choice by default"}
     )
     use_peft: bool = field(default=False, metadata={"help": "train LoRA adapters instead of the weights"})
-    lora_r: int = field(default=16, metadata={"help": "rank of the adapters"})
-    lora_alpha: int = field(default=32, metadata={"help": "alpha of the adapters; their scale is alpha / rank"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the inputs of the adapters"})
+    lora_r: Count = field(default=16, metadata={"help": "rank of the adapters"})
+    lora_alpha: Count = field(default=32, metadata={"help": "alpha of the adapters; their scale is alpha / rank"})
+    lora_dropout: Probability = field(default=0.0, metadata={"help": "dropout on the inputs of the adapters"})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "layers to adapt; by default the linear layers of both experts"}
     )
@@ -81,6 +82,7 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
     if "output_dir" in training.left_open:
         raise ValueError("output_dir is missing: name a folder for checkpoints and the model, as in runs/bagel.")
     quantization = _quantization(model)
+    check_writable(training.output_dir, f"output_dir {training.output_dir}")
     with claimed(training.output_dir):
         checkpoint = _checkpoint(training.resume_from_checkpoint)
         if checkpoint is None:

@@ -24,8 +24,13 @@ CONDITIONING = tuple(each.name for each in fields(Conditioning))
 BOTH_VIEWS = Conditioning(source_views=(UNDERSTANDING, DRAWING))
 # Values of `report_to` that equal the name of their package.
 REPORTERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-# Options of `TrainingArguments` that `uniedit train --help` shows together with ours.
+# Options of `TrainingArguments` that must be 1 or more, and those that may be 0.
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+NOT_NEGATIVE = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed",
+    "dataloader_num_workers", "eval_delay", "eval_steps",
+)  # fmt: skip
+# Options of `TrainingArguments` that `uniedit train --help` shows together with ours.
 SHOWN_OPTIONS = {
     "output_dir": "folder for checkpoints and the model (required)",
     "max_steps": "optimizer steps; -1: use epochs",
@@ -296,12 +301,19 @@ class UniEditConfig(TrainingArguments):
         if self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
         counts = ("max_tokens_per_pack", "packing_window", "num_samples", "sample_timesteps", *COUNTS)
-        optional = ("sample_steps", "vit_longest_edge")
+        optional = ("sample_steps", "vit_longest_edge", "save_total_limit", "eval_accumulation_steps")
         for name in (*counts, *(name for name in optional if getattr(self, name) is not None)):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 1 or more.")
-        if self.max_steps == 0:
-            raise ValueError("max_steps is 0: use 1 or more, or -1 to train for num_train_epochs.")
+        for name in NOT_NEGATIVE:
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more.")
+        for name in ("save", "logging", "eval"):
+            number = getattr(self, f"{name}_steps")
+            if getattr(self, f"{name}_strategy") == "steps" and not number > 0:
+                raise ValueError(f"{name}_steps is {number}: use a number above 0, or {name}_strategy no.")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps is {self.max_steps}: use 1 or more, or -1 to train for num_train_epochs.")
         if self.max_steps < 0 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs}: use a number above 0, or give max_steps.")
         if self.freeze_vit and self.freeze_und and self.freeze_gen:
