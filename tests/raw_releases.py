@@ -115,7 +115,7 @@ def faults_of(layout: str) -> list[tuple[str, Callable]]:
         ("unusable image", lambda entry, source, folder: (_line(entry), [(entry["image_path"], source[:-60])])),
         ("unusable image", lambda entry, source, folder: (_line(entry), [(entry["image_path"], bomb())])),
         ("unusable image", lambda entry, source, folder: (_line(entry), [(entry["image_path"], b"no picture")])),
-        ("path that climbs", climbing),
+        ("path with '..'", climbing),
         ("absolute path", absolute),
         ("not UTF-8", lambda entry, source, folder: (_line(entry).replace(b"Answer", b"\xff\xfe"), [])),
         ("not JSON", lambda entry, source, folder: (_line(entry)[:-9], [])),

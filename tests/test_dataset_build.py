@@ -150,7 +150,7 @@ def test_an_image_root_elsewhere(tmp_path):
         (made.folder / name).rename(tmp_path / "pictures" / name)
     with pytest.raises(ValueError, match="None of the 4 rows can be used: uniedit_148k.jsonl:1: image not found: "):
         build(made.folder, tmp_path / "wrong")
-    with pytest.raises(ValueError, match="holds the build of another source, or with other settings"):
+    with pytest.raises(ValueError, match="contains the build of another source, or with other settings"):
         build(made.folder, tmp_path / "wrong", image_root=tmp_path / "pictures")
     assert build(made.folder, tmp_path / "out", image_root=tmp_path / "pictures").rows == {"148k/train": 4}
 
@@ -208,7 +208,7 @@ def test_lines_that_nobody_writes_on_purpose(tmp_path, line, reason):
 
 def test_strict_stops_at_a_fault(tmp_path):
     made = make_release(tmp_path / "raw", 40)
-    with pytest.raises(ValueError, match=r"uniedit_148k.jsonl:\d+: .* Mend the row, or leave out --strict"):
+    with pytest.raises(ValueError, match=r"uniedit_148k.jsonl:\d+: .* Correct the row, or leave out --strict"):
         build(made.folder, tmp_path / "out", strict=True)
 
 
@@ -235,7 +235,7 @@ def test_an_output_folder_holds_one_build(tmp_path):
     made = make_release(tmp_path / "raw", 10, faulty=False)
     build(made.folder, tmp_path / "out")
     make_release(tmp_path / "raw", 12, faulty=False)
-    with pytest.raises(ValueError, match="holds the build of another source"):
+    with pytest.raises(ValueError, match="contains the build of another source"):
         build(made.folder, tmp_path / "out")
 
 
@@ -244,7 +244,7 @@ def test_an_output_folder_holds_one_build(tmp_path):
     [
         ({}, "There are no rows to build: .* Found in .*: 0 archives, 0 image files"),
         ({"pictures.tar.gz": b"x"}, r"pictures.tar.gz \(compressed: unpack it to a .tar"),
-        ({"deep/x_148k.jsonl": b"{}"}, r"manifests stand at the top of the folder"),
+        ({"deep/x_148k.jsonl": b"{}"}, r"manifests must be at the top of the folder"),
     ],
 )
 def test_what_cannot_be_placed_is_said(tmp_path, files, sentence):

@@ -51,7 +51,7 @@ def test_an_output_inside_the_source(tmp_path):
     source = make_release(tmp_path / "raw", 40, faulty=False).folder
     (tmp_path / "link").symlink_to(source)
     for output in (source, source / "out", tmp_path / "link" / "out"):
-        with pytest.raises(ValueError, match="lies in the source .* choose a folder outside"):
+        with pytest.raises(ValueError, match="is in the source .* choose a folder outside"):
             build(source, output)
 
 
@@ -84,7 +84,7 @@ def test_a_worker_that_is_killed(tmp_path):
     workers[0].kill()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in said
-    assert "A process of the build was killed, perhaps for want of memory: run the same command again" in said
+    assert "A process of the build was killed, perhaps out of memory: run the same command again" in said
 
 
 def running_build(source: Path, output: Path, *more: str) -> subprocess.Popen:

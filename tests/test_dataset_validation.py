@@ -73,7 +73,7 @@ def test_a_good_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason", "detail"),
     [
-        ({"id": stable_id("0")}, "duplicate id", "expected one of its own"),
+        ({"id": stable_id("0")}, "duplicate id", "expected a unique id"),
         ({"instruction": " "}, "no instruction", "instruction is empty"),
         ({"target_image": {"bytes": encoded(photo(1))[:-100], "path": None}}, "unusable image", "cannot be read"),
         ({"target_image": {"bytes": None, "path": __file__}}, "no image", "target_image holds no bytes"),

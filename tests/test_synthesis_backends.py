@@ -125,7 +125,7 @@ def test_other_answers_are_data(tmp_path, kind):
         assert server.repeated == 0
     assert again == answers and all(isinstance(answer, NoAnswer) for answer in answers)
     reasons = {answer.reason for answer in answers}
-    assert reasons == {"the model refused", "the reply has not the form that was asked for"}
+    assert reasons == {"the model refused", "the reply does not have the requested form"}
     assert all(answer.reply for answer in answers if "form" in answer.reason)
 
 

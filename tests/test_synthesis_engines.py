@@ -122,7 +122,7 @@ def test_slurm_without_sbatch_or_with_blanks_is_one_sentence(tmp_path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     engine = {"kind": "datatrove", "executor": "slurm", "arguments": ARGUMENTS["slurm"]}
     with ModelServer() as server:
-        with pytest.raises(ValueError, match="Slurm took no job .*sbatch"):
+        with pytest.raises(ValueError, match="Slurm accepted no job .*sbatch"):
             run(settings_from(settings(server, tmp_path, 4, engine=engine), "it"))
         with pytest.raises(ValueError, match="cannot name a folder with blanks"):
             run(settings_from(settings(server, tmp_path / "a b", 4, engine=engine), "it"))

@@ -280,5 +280,5 @@ def test_pictures_of_a_benchmark_data_set_are_kept_out(tmp_path):
         benchmark_hashes(other, tmp_path / "kept")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "q.txt").write_text("how many lamps are there here?")
-    with pytest.raises(ValueError, match="holds no image that can be read"):
+    with pytest.raises(ValueError, match="contains no image that can be read"):
         benchmark_hashes(Decontaminate(benchmarks=[tmp_path / "texts"]), tmp_path / "kept")

@@ -1,1 +1,1 @@
-"""Calls to models, whoever makes them: requests, the cache, the budget, retries and limits."""
+"""Calls to models: requests, cache, budget, retries and limits."""

@@ -17,10 +17,10 @@ class BudgetReached(Exception):
 
 
 class Budget:
-    """Counts calls, tokens and money, those of earlier runs in the same folder included.
+    """Counts calls, tokens and money, including those of earlier runs in the same folder.
 
-    Calls are counted when they begin, so their limit is exact; tokens and money are known when the reply is there, so
-    what is in flight may go beyond.
+    Calls are counted when they begin, so their limit is exact. Tokens and money are only known after the reply, so
+    calls in flight may exceed the limit.
     """
 
     def __init__(self, limits: BudgetSettings, earlier: Iterable[Spent] = ()):
@@ -31,7 +31,7 @@ class Budget:
         self.money = sum(spent.money for spent in earlier)
 
     def begin_call(self) -> None:
-        """Raises `BudgetReached` if there is nothing left."""
+        """Counts a call; raises `BudgetReached` if the budget is used up."""
         for name in ("calls", "tokens", "money"):
             limit, spent = getattr(self.limits, name), getattr(self, name)
             if limit is not None and spent >= limit:
@@ -39,7 +39,7 @@ class Budget:
         self.calls += 1
 
     def fail_call(self) -> None:
-        """A call that gave no reply does not count."""
+        """Uncounts a call that gave no reply."""
         self.calls -= 1
 
     def end_call(self, reply: Reply, money: float) -> None:
@@ -48,7 +48,7 @@ class Budget:
 
 
 def price_of(reply: Reply, price: Price | None) -> float:
-    """What a reply costs."""
+    """The cost of a reply."""
     if price is None:
         return 0.0
     per_token = reply.tokens_in * price.tokens_in + reply.tokens_out * price.tokens_out

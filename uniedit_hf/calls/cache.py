@@ -1,7 +1,7 @@
-"""The call cache: every reply is on disk before it is used, so a run that is killed asks nothing twice.
+"""The call cache: every reply is on disk before it is used, so a killed run repeats no call.
 
-Replies are rows of an SQLite file, images are files beside it, named by their content. One process at a time has it
-open; the write-ahead log without shared memory also works on network file systems.
+Replies are rows of an SQLite file, images are files next to it, named by the hash of their content. One process at a
+time can open it; the write-ahead log without shared memory also works on network file systems.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from uniedit_hf.calls.messages import EncodedImage, Reply
 
 
-# The names of the first release, also of the folder, so that replies that were paid for stay readable.
+# The column and folder names of the first release are kept, so that paid replies stay readable.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS reply (
     key BLOB PRIMARY KEY, backend TEXT, model TEXT, text TEXT, picture TEXT, refusal TEXT,
     tokens_in INTEGER, tokens_out INTEGER, money REAL
 ) WITHOUT ROWID
 """
-# Replies that could not be used; one that is set aside keeps its cost and is asked for again.
+# Replies that could not be used; one that is set aside keeps its cost and is requested again.
 MARKS = "CREATE TABLE IF NOT EXISTS unusable (key BLOB PRIMARY KEY) WITHOUT ROWID"
 SET_ASIDE = "UPDATE reply SET key = randomblob(32) WHERE key = ?"
 FAILED = "SELECT key FROM reply WHERE backend = ? AND (refusal IS NOT NULL OR key IN (SELECT key FROM unusable))"
@@ -33,7 +33,7 @@ SPENT = "SELECT COUNT(*), COALESCE(SUM(tokens_in + tokens_out), 0), COALESCE(SUM
 
 @dataclass(frozen=True)
 class Spent:
-    """What replies have cost: calls, tokens and money."""
+    """The cost of replies: calls, tokens and money."""
 
     calls: int = 0
     tokens: int = 0
@@ -41,14 +41,14 @@ class Spent:
 
 
 class CallCache:
-    """Replies by the hash of what was asked.
+    """Replies by the hash of the request.
 
     Args:
-        file: The SQLite file; made if it is missing.
+        file: The SQLite file; created if missing.
         images: The folder of images, which several caches may share.
 
     Raises:
-        ValueError: Another process has the file open, or it is not a cache.
+        ValueError: If another process has the file open, or it is not a cache.
     """
 
     def __init__(self, file: Path, images: Path):
@@ -77,26 +77,26 @@ class CallCache:
         if image is not None:
             path = self._path(image)
             if not path.is_file():
-                return None  # somebody tidied up: the call is made again
+                return None  # the image file was deleted: the call is made again
             image = EncodedImage(path.read_bytes())
         return Reply(model, text, image, refusal, tokens_in, tokens_out)
 
     def put(self, key: bytes, backend: str, reply: Reply, money: float) -> None:
-        """Keeps a reply; the image first, so that no row names a file that is not there."""
+        """Stores a reply; the image first, so that no row refers to a missing file."""
         name = None if reply.image is None else self._keep(reply.image)
         row = (key, backend, reply.model, reply.text, name, reply.refusal, reply.tokens_in, reply.tokens_out, money)
         self.connection.execute(WRITE, row)
 
     def read_at_last(self, key: bytes, image: EncodedImage) -> None:
-        """Adds the image to a reply that could not be read when it came."""
+        """Adds the image to a reply that could not be read at first."""
         self.connection.execute("UPDATE reply SET picture = ?, text = NULL WHERE key = ?", (self._keep(image), key))
 
     def mark(self, keys: Iterable[bytes]) -> None:
-        """Marks replies as such that could not be used."""
+        """Marks replies as unusable."""
         self.connection.executemany("INSERT OR IGNORE INTO unusable VALUES (?)", [(key,) for key in keys])
 
     def set_aside(self, keys: Iterable[bytes]) -> None:
-        """Makes replies unknown, so that the same is asked again; they stay in the file with what they cost."""
+        """Forgets replies, so that they are requested again; they stay in the file with their cost."""
         keys = [(key,) for key in keys]
         self.connection.executemany(SET_ASIDE, keys)
         self.connection.executemany("DELETE FROM unusable WHERE key = ?", keys)
@@ -106,7 +106,7 @@ class CallCache:
         return [key for name in backends for (key,) in self.connection.execute(FAILED, (name,))]
 
     def spent(self) -> dict[str, Spent]:
-        """What all replies have cost, by backend."""
+        """The cost of all replies, by backend."""
         rows = self.connection.execute(SPENT.replace("SELECT", "SELECT backend,") + " GROUP BY backend ORDER BY 1")
         return {backend: Spent(*rest) for backend, *rest in rows}
 

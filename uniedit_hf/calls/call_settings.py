@@ -1,4 +1,4 @@
-"""What calls have in common, whoever is asked: limits, prices and the budget."""
+"""Settings shared by all backends: limits, prices and the budget."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CONNECTING = 10.0  # seconds
 
 
 class Price(Section):
-    """Money of any currency.
+    """Prices, in any currency.
 
     Args:
-        tokens_in: For a million tokens read.
-        tokens_out: For a million tokens written.
-        image: For an image drawn.
+        tokens_in: Price of a million input tokens.
+        tokens_out: Price of a million output tokens.
+        image: Price of a generated image.
     """
 
     tokens_in: Weight = 0.0
@@ -36,17 +36,17 @@ class Price(Section):
 
 
 class BackendSettings(Section):
-    """What all backends that are asked have in common.
+    """Settings of all backends.
 
     Args:
-        model: Its id.
-        concurrency: Calls in flight at most.
-        requests_per_minute: Calls that begin in a minute at most.
-        attempts: How often a call is made if it fails in a way that may pass.
+        model: Id of the model.
+        concurrency: Maximum number of calls in flight.
+        requests_per_minute: Maximum number of calls begun per minute.
+        attempts: Maximum number of attempts for a call that fails temporarily.
         first_wait: Seconds before the second attempt; doubled before each further one.
-        malformed_attempts: How often the same is asked if the answer has another form than asked for.
-        timeout: Seconds after which a call has failed.
-        price: For the budget and the report.
+        malformed_attempts: Maximum number of attempts if the answer does not have the requested form.
+        timeout: Seconds after which a call fails.
+        price: Prices for the budget and the report.
     """
 
     model: str
@@ -60,12 +60,12 @@ class BackendSettings(Section):
 
 
 def time_limits(timeout: float) -> httpx2.Timeout:
-    """The limits of a call: `timeout` seconds for its reply, and less for the connection."""
+    """The time limits of a call: `timeout` seconds for its reply, and less for the connection."""
     return httpx2.Timeout(timeout, connect=min(timeout, CONNECTING))
 
 
 class BudgetSettings(Section):
-    """What the run may spend in all, resumed runs included; nothing set is no limit.
+    """The total budget of a run, including resumed runs; values that are not set are unlimited.
 
     With the engine `datatrove` every shard gets an equal part.
     """

@@ -1,4 +1,4 @@
-"""One backend with all that stands around a call: cache, budget, rate, retries and the number in flight."""
+"""Calls one backend, with cache, budget, rate limit, retries and a limit of calls in flight."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from uniedit_hf.calls.messages import (
 )
 
 
-# So many calls in a row whose last attempt failed mean that the server is down, and so many calls without a single
-# reply that the settings are wrong: the run stops.
+# The run stops after this many consecutive calls that failed all attempts (the server is down), or this many calls
+# without a single reply (the settings are wrong).
 FAILURES_IN_A_ROW = 20
-# Seconds of failed connections after which a server that has never replied is taken for one that is not running.
+# Seconds of failed connections after which a server that has never replied counts as not running.
 STARTED_BY = 10.0
-# So many replies in another form than requested, and none in it, mean that the server cannot give it.
+# After this many replies in the wrong form, and none in the requested one, the server cannot give it.
 MALFORMED_AT_FIRST = 20
 LONGEST_WAIT = 60.0
-# What local servers take for a key, such as "EMPTY", is no secret and may be a word of a reply.
+# Placeholder keys of local servers, such as "EMPTY", are not secret and may be words of a reply.
 SHORTEST_KEY = 12
 
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Why a chat model gave no answer that can be used."""
+    """The reason why a chat model gave no usable answer."""
 
     reason: str
     detail: str
@@ -54,13 +54,13 @@ class Caller:
     """Asks a backend.
 
     Args:
-        name: What the settings call it.
-        backend: Has `parameters`, a text that decides replies, `key`, which must not be kept, and
-            `async reply(request)`.
+        name: Its name in the settings.
+        backend: Has `parameters`, a text that identifies all settings that affect replies, `key`, which must not be
+            stored, and `async reply(request)`.
         settings: Limits and prices.
-        cache: Where replies are kept, unless whoever asks keeps them.
-        budget: What may be spent; by default there is no limit.
-        patience: So many calls in a row whose last attempt failed stop the run.
+        cache: The cache of replies, unless the caller's user stores them.
+        budget: The budget; unlimited by default.
+        patience: Number of consecutive failed calls that stops the run.
     """
 
     def __init__(
@@ -81,28 +81,30 @@ class Caller:
         self.well_formed = self.formless = False
 
     async def reply(self, request: ChatRequest | EditRequest) -> Reply:
-        """The reply, from the cache if the same has been asked before.
+        """The reply, from the cache if the same request was made before.
 
         Raises:
-            RowFailure: This request cannot be answered.
-            BudgetReached: No further call is allowed.
-            BackendError: No call can succeed.
+            RowFailure: If this request cannot be answered.
+            BudgetReached: If no further call is allowed.
+            BackendError: If no call can succeed.
         """
         key = request_key(self.backend.parameters, request)
         found = self.cache.get(key) if self.cache else None
         if found is not None:
             self.cached += 1
             return await self._read(key, found, request)
-        if key not in self.running:  # else two rows ask the same at the same time: one call
+        if key not in self.running:  # otherwise two rows make the same request at the same time: one call
             call = self.running[key] = asyncio.create_task(self._kept(key, request))
             call.add_done_callback(partial(self._forget, key))
-        return await asyncio.shield(self.running[key])  # who asked may be stopped; what is paid for is kept
+        return await asyncio.shield(
+            self.running[key]
+        )  # the requesting task may be cancelled; the paid reply is still stored
 
     async def finish(self, kind: type[BaseException] | None = None, *_: Any) -> None:
-        """Waits for the calls under way, which are paid for, and begins no other; after Ctrl-C it ends them.
+        """Waits for the calls in flight, which are paid for, and begins no other; after Ctrl-C it cancels them.
 
         Args:
-            kind: Of the error that ends the run.
+            kind: Type of the error that ends the run.
         """
         self.stopped = self.stopped or BackendError(f"{self.who} is asked nothing more.")
         calls = list(self.running.values())
@@ -131,8 +133,9 @@ class Caller:
             return await self._read(key, reply, request)
 
     async def _read(self, key: bytes, reply: Reply, request: ChatRequest | EditRequest) -> Reply:
-        """The reply of an editor with its image, which may have to be downloaded; it has been paid for, so a failure
-        asks for no other one."""
+        """The reply of an editor with its image, which may have to be downloaded. The reply has been paid for, so a
+        failed download does not request another one.
+        """
         if isinstance(request, ChatRequest) or reply.text is None:
             return reply
         for attempt in range(self.settings.attempts):
@@ -153,7 +156,7 @@ class Caller:
         return replace(reply, image=image, text=None)
 
     async def answer(self, request: ChatRequest) -> Answer | NoAnswer:
-        """The reply of a chat model in the form that was asked for; what has another form is asked for again."""
+        """The reply of a chat model in the requested form; a reply in another form is requested again."""
         detail = text = ""
         for attempt in range(self.settings.malformed_attempts):
             again = replace(request, attempt=attempt)
@@ -172,15 +175,17 @@ class Caller:
                 first = error.errors(include_input=False, include_url=False)[0]
                 detail = f"{'.'.join(map(str, first['loc'])) or 'the reply'}: {first['msg']}"
                 self._note_malformed(again, detail)
-        return NoAnswer("the reply has not the form that was asked for", detail, text)
+        return NoAnswer("the reply does not have the requested form", detail, text)
 
     def set_unusable(self, request: ChatRequest | EditRequest) -> None:
-        """Marks the reply to a request as one that could not be used, so that `retry` asks again."""
+        """Marks the reply to a request as unusable, so that `retry` asks again."""
         if self.cache:
             self.cache.mark([request_key(self.backend.parameters, request)])
 
     def _note_malformed(self, request: ChatRequest, detail: str) -> None:
-        """Marks a reply in another form. Raises `BackendError` if there is no other; the next run asks again."""
+        """Marks a reply in the wrong form. Raises `BackendError` if all replies had the wrong form; the next run asks
+        again.
+        """
         self.malformed.append(request_key(self.backend.parameters, request))
         if self.cache:
             self.cache.mark(self.malformed[-1:])
@@ -204,7 +209,7 @@ class Caller:
             self.budget.fail_call()
             if isinstance(error, RowFailure):
                 if not isinstance(error.__cause__, PassingFailure):
-                    self.failed += 1  # it may succeed after a person acted, so the next run asks again
+                    self.failed += 1  # it may succeed after a person intervened, so the next run asks again
                 self._note_unanswered(error)
             raise
         self.failures = 0
@@ -228,13 +233,13 @@ class Caller:
         if self.failures >= self.patience:
             what = f"failed {self.failures} calls" if last.reached else f"was not reached by {self.failures} calls"
             raise BackendDown(
-                f"{self.who} {what} in a row, the last with {last}; see whether its server is up, then run the same "
+                f"{self.who} {what} in a row, the last with {last}; check that its server is up, then run the same "
                 "command again: what has been answered is kept."
             ) from last
         raise RowFailure(f"{self.settings.attempts} attempts failed, the last with {last}") from last
 
     def _note_connection(self, failure: PassingFailure) -> None:
-        """Raises `BackendDown` if the server has not been there from the start."""
+        """Raises `BackendDown` if the server could never be reached."""
         now = time.monotonic()
         if failure.connected:
             self.first_unconnected = math.inf
@@ -250,7 +255,7 @@ class Caller:
         self.unanswered += 1
         if self.unanswered >= self.patience and not self.made and not self.cached:
             raise BackendError(
-                f"{self.who} answered none of {self.unanswered} calls, the last with {failure}; see to its settings, "
+                f"{self.who} answered none of {self.unanswered} calls, the last with {failure}; check its settings, "
                 "then run the same command again."
             ) from failure
 
@@ -263,14 +268,15 @@ class Caller:
         return _clean(await self.backend.reply(request), self.backend.key)
 
     def _wait(self, attempt: int, failure: PassingFailure) -> float:
-        """Seconds before the next attempt: doubling, with chance, and what the server asked for at least."""
+        """Seconds before the next attempt: doubling, with jitter, and at least as long as the server asked for."""
         doubled = self.settings.first_wait * 2**attempt * random.uniform(0.5, 1.0)
         return min(max(doubled, failure.wait), LONGEST_WAIT)
 
 
 def _clean(reply: Reply, key: str) -> Reply:
-    """The reply as files can hold it: without halves of surrogate pairs, and without the key, should a server repeat
-    what it was sent: replies are kept, and shown in reports."""
+    """The reply in a form that can be stored: without lone surrogates, and without the key in case a server repeats
+    it, because replies are stored and shown in reports.
+    """
     texts = {name: getattr(reply, name) for name in ("model", "text", "refusal")}
     clean = {name: whole_text(text) for name, text in texts.items() if text}
     if len(key) >= SHORTEST_KEY:

@@ -1,4 +1,4 @@
-"""Reads the body of a chat completion, in every form in which servers and gateways send one with status 200."""
+"""Parses the body of a chat completion, in all forms that servers and gateways send with status 200."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FORMAT = "the reply is not in the format of the API"
 
 
 class ErrorBody(PassingFailure):
-    """A body with status 200 that holds an error.
+    """A body with status 200 that contains an error.
 
     Args:
-        said: The message of the error.
+        said: The error message.
         code: Its code or type, "" if there is none.
     """
 
@@ -27,15 +27,15 @@ class ErrorBody(PassingFailure):
 
 @dataclass(frozen=True)
 class Completion:
-    """What a chat model replied.
+    """The reply of a chat model.
 
     Args:
         text: The reply, "" if there is none.
-        refusal: Why the model or a filter refused, or `None`.
+        refusal: The reason why the model or a filter refused, or `None`.
         model: The model, as the server names it.
-        finish: Why the reply ended; "length" if it was cut at the limit of tokens.
-        tokens_in: Tokens that were read.
-        tokens_out: Tokens that were written.
+        finish: Why the reply ended; "length" if it was cut at the token limit.
+        tokens_in: Input tokens.
+        tokens_out: Output tokens.
     """
 
     text: str
@@ -47,10 +47,10 @@ class Completion:
 
 
 def read_completion(body: str) -> Completion:
-    """The completion in a body: JSON, also behind comment lines of a gateway, or server-sent events.
+    """The completion in a body: JSON, perhaps after comment lines of a gateway, or server-sent events.
 
     Raises:
-        PassingFailure: The body is cut, or is not a completion.
+        PassingFailure: If the body is truncated, or is not a completion.
     """
     made = parsed_body(body)
     try:
@@ -73,12 +73,12 @@ def read_completion(body: str) -> Completion:
 
 
 def whole_text(text: str) -> str:
-    """The text with half of a surrogate pair, which no file can hold, replaced."""
+    """The text with lone surrogates, which cannot be stored, replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def error_of(body: str) -> tuple[str, str]:
-    """Message and code of the error in a body; the body itself if it holds no such thing."""
+    """Message and code of the error in a body; the body itself if there is no error in it."""
     try:
         error = json.loads(body)
         error = error.get("error", error) if isinstance(error, dict) else error
@@ -91,7 +91,7 @@ def error_of(body: str) -> tuple[str, str]:
 
 
 def error_in(made: Any) -> tuple[str, str] | None:
-    """Message and code of the error that a parsed body holds instead of a reply, if it does."""
+    """Message and code of the error in a parsed body, if it contains one instead of a reply."""
     return error_of(json.dumps(made)) if isinstance(made, dict) and made.get("error") else None
 
 
@@ -99,7 +99,7 @@ def parsed_body(body: str) -> Any:
     """The JSON of a body, without the lines that gateways put before it, such as `: processing`; events as one.
 
     Raises:
-        PassingFailure: The body is cut, or is not JSON.
+        PassingFailure: If the body is truncated, or is not JSON.
     """
     text = body.lstrip("\ufeff \t\r\n")
     try:
@@ -117,7 +117,7 @@ def _events(text: str) -> dict:
     """Server-sent events as one completion.
 
     Raises:
-        PassingFailure: The last event is missing.
+        PassingFailure: If the last event is missing.
     """
     parts, whole, ended = [], {}, False
     for line in text.splitlines():
@@ -127,7 +127,7 @@ def _events(text: str) -> dict:
         elif data:
             event = json.loads(data)
             whole |= {name: value for name, value in event.items() if name != "choices" and value is not None}
-            ended = ended or str(event.get("type")).endswith(".completed")  # of an image API
+            ended = ended or str(event.get("type")).endswith(".completed")  # from an image API
             for choice in event.get("choices") or ():
                 parts.append(_text((choice.get("delta") or choice.get("message") or {}).get("content")))
                 ended = ended or choice.get("finish_reason") is not None

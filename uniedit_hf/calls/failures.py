@@ -1,5 +1,6 @@
-"""What an HTTP status means: a call that may pass when it is made again, one that fails for what was asked, a refusal,
-or a reason to stop the run until a person acts. Also keys, which no message repeats."""
+"""Classifies failed calls: temporary (retry), caused by the request, a refusal, or a reason to stop the run until a
+person intervenes. Also removes keys from messages.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +13,19 @@ from uniedit_hf.calls.messages import BackendError, PassingFailure, Reply, RowFa
 
 LONGEST_MESSAGE = 300
 PASSING = (408, 409, 425, 429)
-# What a service says that refuses the content of a request.
+# Messages of a service that refuses the content of a request.
 REFUSED = re.compile(
     r"moderation_blocked|content_?policy|content_?filter|content management policy|responsibleaipolicy|safety system|"
     r"data_inspection_failed|sensitive content|invalid_prompt",
     re.IGNORECASE,
 )
-# ... and whose account has to be seen to.
+# ... whose account has no credit.
 UNPAID = re.compile(
     r"insufficient_quota|insufficient_balance|billing|exceeded your current quota|credit balance|out of credit|"
     r"not enough credit|account.{0,20}(?:inactive|suspended|arrears)|arrearage|payment",
     re.IGNORECASE,
 )
-# ... or that does not take a parameter of ours.
+# ... that does not accept one of our parameters.
 PARAMETER = re.compile(
     r"unsupported[_ ](?:parameter|value)|(?:is|are) not supported|not supported with this|unknown[_ ]parameter|"
     r"unrecognized request argument|extra (?:inputs|fields)|unexpected keyword",
@@ -33,13 +34,13 @@ PARAMETER = re.compile(
 
 
 def key_for(who: str, variable: str | None) -> str:
-    """A key from its environment variable, "" where none is needed.
+    """A key from its environment variable, "" if none is needed.
 
     Args:
-        who: Needs it, as a sentence begins: "The judge".
+        who: The service, as the beginning of a sentence: "The judge".
 
     Raises:
-        BackendError: The variable is not set.
+        BackendError: If the variable is not set.
     """
     if variable is None:
         return ""
@@ -50,26 +51,28 @@ def key_for(who: str, variable: str | None) -> str:
 
 
 def is_refusal(status: int, message: str, code: str = "") -> bool:
-    """Whether a status refuses the content of a request, which is a reply like any other."""
+    """Whether a status refuses the content of a request, which counts as a reply."""
     return status in (400, 403, 422) and REFUSED.search(f"{code} {message}") is not None
 
 
 def sorted_failure(who: str, model: str, status: int, message: str, wait: str, key: str, code: str = "") -> Exception:
-    """The exception for a status that is no success: to be tried again, of this request, or of every call.
+    """The exception for a failed status: temporary, of this request, or of every call.
 
     Args:
-        who: Was asked, as a sentence begins: "The judge".
-        model: That was asked for.
-        status: Of the HTTP reply.
-        message: What the server says.
+        who: The service, as the beginning of a sentence: "The judge".
+        model: The requested model.
+        status: HTTP status of the reply.
+        message: The server's message.
         wait: The header Retry-After.
-        key: To be taken out of the message.
-        code: Of the error in the reply's body.
+        key: The key, to be removed from the message.
+        code: Code of the error in the reply's body.
     """
     message, said = without_key(message, key), f"{code} {message}"
     again = "then run the same command again: what has been answered is kept"
     if status == 402 or status in (400, 403, 429) and UNPAID.search(said):
-        return BackendError(f"{who} has no credit left (HTTP {status}: {message}): see to the account, {again}.")
+        return BackendError(
+            f"{who} has no credit left (HTTP {status}: {message}): add credit to the account, {again}."
+        )
     if status in (401, 403):
         return BackendError(f"{who} refuses the key (HTTP {status}): check the environment variable.")
     if status == 404:
@@ -88,10 +91,10 @@ def sorted_failure(who: str, model: str, status: int, message: str, wait: str, k
 
 
 def refusal_in_body(who: str, model: str, error: ErrorBody, key: str) -> Reply:
-    """The refusal in a body with status 200 that holds an error, which some gateways send.
+    """The refusal in a body with status 200 that contains an error, as some gateways send it.
 
     Raises:
-        Exception: What another error means, see `failure_in_body`.
+        Exception: For other errors, see `failure_in_body`.
     """
     if is_refusal(400, error.said, error.code):
         return Reply(model, refusal=without_key(error.said, key))
@@ -99,7 +102,7 @@ def refusal_in_body(who: str, model: str, error: ErrorBody, key: str) -> Reply:
 
 
 def failure_in_body(who: str, model: str, error: ErrorBody, key: str) -> Exception:
-    """The exception for an error that came with status 200: its code may be a status, its words may say the rest."""
+    """The exception for an error that came with status 200: by its code if that is a status, else by its message."""
     said = f"{error.code} {error.said}"
     if error.code.isdecimal() and 400 <= int(error.code) < 600:
         status = int(error.code)
@@ -121,7 +124,7 @@ def transport_failure(error: Exception) -> PassingFailure:
 
 
 def html_failure(who: str, address: str, status: int, answered: bool) -> Exception:
-    """The exception for a page instead of JSON: a gateway's in between, or that of another address."""
+    """The exception for an HTML page instead of JSON: from a gateway, or from a wrong address."""
     if answered:
         return PassingFailure(f"HTML with HTTP {status}")
     return BackendError(
@@ -135,6 +138,6 @@ def is_html(body: str) -> bool:
 
 
 def without_key(text: str, key: str) -> str:
-    """The text on one line, cut short, without the key, should a server repeat it."""
+    """The text on one line, truncated, without the key in case a server repeats it."""
     text = " ".join(text.split())
     return (text.replace(key, "***") if key else text)[:LONGEST_MESSAGE]

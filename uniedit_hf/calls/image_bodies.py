@@ -1,4 +1,4 @@
-"""Reads the body of an image API's reply, in every form in which servers send an image with status 200."""
+"""Parses the reply body of an image API, in all forms in which servers send an image with status 200."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FIELDS = ("b64_json", "b64", "base64", "image_base64", "image", "image_url", "ur
 
 @dataclass(frozen=True)
 class ImageBody:
-    """What an image API replied. Without image, address and refusal the reply is in a form that is not known here.
+    """The reply of an image API. Without image, URL and refusal its form is unknown.
 
     Args:
         image: The encoded image.
-        url: Where the image can be downloaded, if the reply holds an address instead.
-        refusal: Why there is none.
-        tokens_in: Tokens that were read.
-        tokens_out: Tokens that were written.
+        url: URL of the image, if the reply contains one instead.
+        refusal: The reason why there is no image.
+        tokens_in: Input tokens.
+        tokens_out: Output tokens.
     """
 
     image: bytes | None = None
@@ -36,11 +36,11 @@ class ImageBody:
 
 
 def read_image(body: str) -> ImageBody:
-    """The image in a body: JSON, also behind comment lines of a gateway, or server-sent events, with the image as
-    base64, data URL or address.
+    """The image in a body: JSON, perhaps after comment lines of a gateway, or server-sent events, with the image as
+    base64, data URL or URL.
 
     Raises:
-        PassingFailure: The body is cut, or is not JSON.
+        PassingFailure: If the body is truncated, or is not JSON.
     """
     made = parsed_body(body)
     if not isinstance(made, dict):
@@ -51,7 +51,7 @@ def read_image(body: str) -> ImageBody:
     entries = next((made[name] for name in LISTS if name in made), [made])
     entries = entries if isinstance(entries, list) else [entries]
     if not entries:
-        return ImageBody(refusal="the reply holds no image", **tokens)
+        return ImageBody(refusal="the reply contains no image", **tokens)
     value = _value(entries[0])
     if value and re.match(r"https?://", value, re.IGNORECASE):
         return ImageBody(url=value, **tokens)
@@ -65,7 +65,7 @@ def decoded_image(text: str) -> bytes:
     """The bytes of a data URL or of base64, also with line breaks, without padding, or in its URL-safe alphabet.
 
     Raises:
-        ValueError: The text is none of these.
+        ValueError: If the text is none of these.
     """
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
@@ -82,7 +82,7 @@ def decoded_image(text: str) -> bytes:
 
 
 def _value(entry: Any) -> str | None:
-    """The first text of an entry that can be an image."""
+    """The first value of an entry that can be an image."""
     if isinstance(entry, dict):
         entry = next((entry[name] for name in FIELDS if entry.get(name)), None)
     if isinstance(entry, dict):

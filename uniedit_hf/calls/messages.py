@@ -1,4 +1,4 @@
-"""What is asked of a model, what it replies, and the ways in which a call can fail."""
+"""Requests to models, their replies, and the ways in which a call can fail."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from uniedit_hf.images import image_size, open_image
 
 
-# Bytes below which working on an image takes less time than handing it to another thread.
+# Below this many bytes, processing an image takes less time than passing it to another thread.
 SMALL = 32 * 1024
 Value = TypeVar("Value")
 
 
 class EncodedImage:
-    """An encoded image with what is known about it; nothing is computed before it is asked for."""
+    """An encoded image with cached properties, which are computed on first use."""
 
     def __init__(self, data: bytes):
         self.data = data
@@ -46,12 +46,13 @@ class EncodedImage:
     def pixels(self) -> Image.Image:
         """The image decoded, upright, RGB. Raises `ImageError`."""
         image = open_image(self.data)
-        self.__dict__.setdefault("size", image.size)  # or the header would be read once more
+        self.__dict__.setdefault("size", image.size)  # otherwise the header would be read again
         return image
 
     def png(self, longest_side: int | None = None) -> bytes:
-        """The image as PNG as training sees it: upright, RGB, on white, and made smaller if a side is longer than
-        `longest_side` pixels."""
+        """The image as PNG, as training sees it: upright, RGB, on white, and scaled down if a side is longer than
+        `longest_side` pixels.
+        """
         fits = longest_side is None or max(self.size) <= longest_side
         if fits and _is_plain_png(self.data):
             return self.data
@@ -75,7 +76,7 @@ def _is_plain_png(data: bytes) -> bool:
 
 
 def data_url(data: bytes, kind: str = "png") -> str:
-    """An encoded image as text, as chat models and pages take it."""
+    """An encoded image as a data URL, for chat models and HTML pages."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -94,7 +95,7 @@ def encoded(image: Image.Image) -> bytes:
 
 
 class Answer(BaseModel):
-    """Base of what chat models fill in: all fields required and no others, as strict endpoints want it."""
+    """Base class of structured answers: all fields required and no others, as strict endpoints demand."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -104,12 +105,12 @@ class ChatRequest:
     """A question to a chat model.
 
     Args:
-        system: What is the same for many questions.
+        system: The system prompt, shared by many questions.
         text: This question.
-        answer: The form of the answer; `None` for a text.
-        images: What the model sees, in order.
-        attempt: Counts the times the same was asked because the answer had another form.
-        text_first: Whether the question stands before the images.
+        answer: The form of the answer; `None` for plain text.
+        images: The images, in order.
+        attempt: Number of earlier attempts whose answers had the wrong form.
+        text_first: Whether the text comes before the images.
     """
 
     system: str
@@ -121,7 +122,7 @@ class ChatRequest:
 
     @property
     def content(self) -> tuple[str, ...]:
-        """What decides the reply."""
+        """The content that determines the reply."""
         form = self.answer.__name__ if self.answer else ("text first" if self.text_first else "text")
         return ("chat", self.system, self.text, form, str(self.attempt), *(each.sha256 for each in self.images))
 
@@ -131,10 +132,10 @@ class EditRequest:
     """An image to be edited.
 
     Args:
-        prompt: What to do.
-        image: What to do it to.
-        size: (width, height) in pixels that the result should have.
-        seed: Decides what the editor draws, where it can be told.
+        prompt: The instruction.
+        image: The source.
+        size: (width, height) of the result in pixels.
+        seed: Seed for editors that accept one.
     """
 
     prompt: str
@@ -144,23 +145,23 @@ class EditRequest:
 
     @property
     def content(self) -> tuple[str, ...]:
-        """What decides the reply."""
+        """The content that determines the reply."""
         return ("edit", self.prompt, str(self.size), str(self.seed), self.image.sha256)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: a text, an image, or a refusal, which is data like any other.
+    """A reply: a text, an image, or a refusal, which counts as data.
 
     Args:
-        model: The model that replied, as it names itself.
-        text: The text of a chat model; of an editor the body of a reply whose image could not be read yet, which is
-            kept because it has been paid for.
-        image: The image, of an editor.
-        refusal: Why there is neither.
-        tokens_in: Tokens that were read.
-        tokens_out: Tokens that were written.
-        cut: Whether the text ends at the limit of tokens; not kept in the cache.
+        model: The model that replied, as the server names it.
+        text: The text of a chat model; for an editor, a reply body whose image could not be read yet, which is stored
+            because it has been paid for.
+        image: The image of an editor.
+        refusal: The reason why there is neither.
+        tokens_in: Input tokens.
+        tokens_out: Output tokens.
+        cut: Whether the text was cut at the token limit; not stored in the cache.
     """
 
     model: str
@@ -173,10 +174,10 @@ class Reply:
 
 
 class PassingFailure(Exception):
-    """A call failed in a way that may pass: busy, slow, cut off.
+    """A call failed temporarily: the server was busy or slow, or the connection broke.
 
     Args:
-        message: What was found.
+        message: The failure.
         wait: Seconds that the server asks to wait.
         reached: Whether the server replied at all.
         connected: Whether there was a connection; without one the server is probably not running.
@@ -188,19 +189,19 @@ class PassingFailure(Exception):
 
 
 class RowFailure(Exception):
-    """A call failed because of what was asked; another row may well succeed."""
+    """A call failed because of its content; other rows may succeed."""
 
 
 class BackendError(ValueError):
-    """No call can succeed: a wrong key, an unknown model, no credit. One sentence with the remedy."""
+    """No call can succeed (wrong key, unknown model, no credit); the message has the remedy."""
 
 
 class BackendDown(BackendError):
-    """Calls fail one after another: a server that is down, busy or broken."""
+    """Consecutive calls fail: the server is down, busy or broken."""
 
 
 def request_key(parameters: str, request: ChatRequest | EditRequest) -> bytes:
-    """32 bytes that depend on model, parameters, prompt and images, and on nothing else."""
+    """32 bytes that depend only on model, parameters, prompt and images."""
     digest = hashlib.sha256()
     for part in (parameters, *request.content):
         encoded_part = part.encode(errors="surrogatepass")

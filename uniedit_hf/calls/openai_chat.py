@@ -26,7 +26,7 @@ from uniedit_hf.calls.messages import BackendError, ChatRequest, PassingFailure,
 
 OPENAI = "https://api.openai.com/v1"
 HEADERS = {"extra_headers", "extra_query", "http_options"}
-# What the service takes beside messages and model; what a server takes beyond it goes into `extra_body`.
+# Parameters of the service besides messages and model; those of other servers go into `extra_body`.
 ARGUMENTS = frozenset((
     "audio", "extra_body", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
     "max_completion_tokens", "max_tokens", "metadata", "modalities", "moderation", "parallel_tool_calls", "prediction",
@@ -39,10 +39,10 @@ PROBE = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Rep
 
 
 class Remote(BackendSettings):
-    """A backend behind HTTP.
+    """A backend over HTTP.
 
     Args:
-        base_url: Its address; the service's own by default.
+        base_url: Its address; that of the service by default.
         api_key_env: The environment variable with the key.
     """
 
@@ -69,7 +69,7 @@ def _without_headers(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-# Further arguments of a call, without those in which keys travel: settings stand in reports and logs.
+# Further arguments of a call, without those that carry keys, because settings appear in reports and logs.
 Arguments = Annotated[dict[str, Any], AfterValidator(_without_headers)]
 
 
@@ -77,9 +77,9 @@ class OpenAiChat(Remote):
     """Any chat model behind an OpenAI-compatible endpoint; a vLLM or SGLang server is a `base_url`.
 
     Args:
-        arguments: Further arguments of the call, such as temperature; what a server takes beyond OpenAI's, such as
-            top_k, goes into extra_body.
-        image_side: Images are made smaller for the model where a side has more pixels.
+        arguments: Further arguments of the call, such as temperature; parameters that OpenAI does not have, such as
+            top_k, go into extra_body.
+        image_side: Images with a longer side, in pixels, are scaled down for the model.
     """
 
     kind: Literal["openai"]
@@ -88,15 +88,15 @@ class OpenAiChat(Remote):
 
 
 class OpenAiChatBackend:
-    """Asks a chat model, in the JSON schema of the request's answer if it has one.
+    """Asks a chat model, with the JSON schema of the request's answer if it has one.
 
     Args:
-        name: What the settings call it.
-        settings: Which model, and where.
-        who: The backend as a sentence begins.
+        name: Its name in the settings.
+        settings: Model and address.
+        who: The backend, as the beginning of a sentence.
 
     Raises:
-        BackendError: The key is not set, or an argument is not one of the call.
+        BackendError: If the key is not set, or the call has no such argument.
     """
 
     def __init__(self, name: str, settings: OpenAiChat, who: str = ""):
@@ -125,11 +125,12 @@ class OpenAiChatBackend:
         return own | (self.settings.arguments.get("extra_body") or {})
 
     async def check(self) -> None:
-        """Looks before anything is paid for whether the server takes the key, with a call that costs nothing if it
-        lists its models, and else with a short question.
+        """Checks that the server accepts the key before anything is paid for: by listing its models, which costs
+        nothing, or else by a short question.
 
         Raises:
-            BackendError: No call can succeed. A server that is not there, or busy, may be so later.
+            BackendError: If no call can succeed. A server that is down or busy is not an error, because it may be
+                available later.
         """
         try:
             listed = await self.client.get(f"{self.base_url}/models")
@@ -164,7 +165,7 @@ class OpenAiChatBackend:
         )  # fmt: skip
 
     def _failure(self, response: httpx2.Response) -> Exception:
-        """What a reply means that is not a completion."""
+        """The exception for a reply that is not a completion."""
         status, (message, code) = response.status_code, error_of(response.text)
         if is_html(response.text) and status < 500 and status not in (401, 402, 403):
             return html_failure(self.who, self.base_url, status, self.answered)
@@ -181,16 +182,16 @@ class OpenAiChatBackend:
 
 
 def check_arguments(name: str, arguments, takes, ours) -> None:
-    """Looks at the arguments of a call before the first one is made.
+    """Checks the arguments of a call before the first one is made.
 
     Args:
-        name: Of the backend.
+        name: Name of the backend.
         arguments: Names in the settings.
-        takes: Names that the call takes.
-        ours: Those of them that are given by us.
+        takes: Names that the call accepts.
+        ours: Those that we set ourselves.
 
     Raises:
-        BackendError: The call has no such argument, or it is one of ours.
+        BackendError: If the call has no such argument, or we set it ourselves.
     """
     for argument in arguments:
         if argument in ours:

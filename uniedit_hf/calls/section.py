@@ -12,6 +12,6 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Unknown keys are mistakes, and a mistake never shows the value, which may be a key."""
+    """Base class of settings: unknown keys are errors, and error messages never show the value, which may be a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

@@ -1,1 +1,1 @@
-"""The data set as a release: read the raw one, build Parquet, validate, describe and publish it."""
+"""The released data set: reads the raw release, builds Parquet, validates, describes and publishes it."""

@@ -1,14 +1,14 @@
-"""`load_dataset("uniedit-148k")`: what the bare name stands for after `import uniedit_hf`.
+"""`load_dataset("uniedit-148k")`: what the bare name loads after `import uniedit_hf`.
 
 A name without an organisation is a repository of Hugging Face's own, and since datasets 4 no repository holds a
 script. So the function of datasets that turns a name into a builder is wrapped, for this one name:
 
-    a folder of that name in the working directory    as ever: it wins
+    a folder of that name in the working directory    has priority, as for any name
     data_dir=..., or UNIEDIT_DATA_DIR                 our loading script reads the raw release there
     UNIEDIT_HUB_REPO                                  the Parquet repository of that name on the Hub
     else                                              the authors' release on the Hub, at `revision=...`
 
-No repository but those two is ever asked: a default name that nobody owns could serve anybody's data.
+No other repository is ever contacted: anyone could register a default name that nobody owns.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from types import ModuleType
 
 NAME = "uniedit-148k"
 LOADING_SCRIPT = "uniedit_hf.dataset_builder.uniedit_148k"
-# What decides the rows beside the script itself.
+# Options that decide the rows, besides the script itself.
 HELPERS = ("uniedit_hf.schema", "uniedit_hf.images", "uniedit_hf.release.raw", "uniedit_hf.release.image_store")
 
 
 def add_name(load: ModuleType) -> None:
-    """Makes `datasets.load` know the name, and every module of datasets that took the function from there."""
+    """Teaches `datasets.load` the name, and every module of datasets that imported the function from there."""
     original = load.dataset_module_factory
 
     @functools.wraps(original)
@@ -57,7 +57,7 @@ def add_name(load: ModuleType) -> None:
 
 def _raw_module(load: ModuleType, data_dir: str):
     data_dir = os.path.abspath(data_dir)
-    # data_dir among the builder's options, wherever it came from, so that every folder has a cache of its own
+    # data_dir goes into the builder's options, so that every folder has its own cache
     return load.DatasetModule(LOADING_SCRIPT, _fingerprint(data_dir), {"dataset_name": NAME, "data_dir": data_dir})
 
 
@@ -74,7 +74,7 @@ def _hub_module(load: ModuleType, original, args, options):
 
 
 def _official_module(load: ModuleType, revision, cache_dir):
-    """The download itself begins when rows are read, so that names of configurations and splits cost nothing."""
+    """The download begins when rows are read, so that listing configurations and splits costs nothing."""
     from datasets import config
 
     from uniedit_hf.release.official_release import find_official_release
@@ -86,7 +86,7 @@ def _official_module(load: ModuleType, revision, cache_dir):
 
 
 def _fingerprint(data_dir: str) -> str:
-    """Changes with the code that makes rows and with the manifests, so that no cache of datasets is stale."""
+    """A fingerprint of the code that makes rows and of the manifests, so that no cache of datasets is stale."""
     digest = hashlib.sha256()
     for module in (LOADING_SCRIPT, *HELPERS):
         digest.update(Path(find_spec(module).origin).read_bytes())

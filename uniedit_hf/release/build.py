@@ -1,13 +1,13 @@
-"""From a raw release to a folder of Parquet that `load_dataset` reads and the Hub shows.
+"""Builds a folder of Parquet, which `load_dataset` reads and the Hub shows, from a raw release.
 
     OUT/148k/train-00000-of-00290.parquet ...    rows with embedded images
     OUT/40k/...
     OUT/README.md, LICENSE.md, assets/           the card, with the configurations
     OUT/faults.jsonl                             rows that were left out: file, line, reason, detail
-    OUT/.build/                                  what is finished, so that a build that was stopped goes on
+    OUT/.build/                                  finished files, so that a stopped build resumes
 
-Every file is made of a fixed run of lines, by one process, without looking at any other. So a build can stop anywhere,
-go on with the files that are missing, and use any number of processes: the result is the same, byte for byte.
+Every file is made from a fixed range of lines, by one process, independently of other files. So a build can stop
+anywhere, resume with the missing files, and use any number of processes: the result is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from uniedit_hf.row_error import RowError
 
 @dataclass(frozen=True)
 class Output:
-    """A Parquet file and the rows it is made of."""
+    """A Parquet file and its rows."""
 
     config: str
     split: str
@@ -57,8 +57,8 @@ class BuildReport:
     """What a build made.
 
     Args:
-        found: What was found in the source, and what could not be placed.
-        rows: Per configuration and split how many rows were written.
+        found: Files that were found in the source, and files that were not used.
+        rows: Number of rows written, by configuration and split.
         faults: The rows that were left out.
     """
 
@@ -72,10 +72,10 @@ class BuildReport:
 
 
 def fault_table(faults: Iterable[RowError], limit: int = 20) -> str:
-    """The faults as text: how many of each reason, then the first `limit` with file, line and reason."""
+    """The faults as text: the number for each reason, then the first `limit` with file, line and reason."""
     faults = list(faults)
     if not faults:
-        return "No faulty rows."
+        return "No invalid rows."
     counts = Counter(fault.reason for fault in faults)
     lines = ["rows  reason", *(f"{count:4}  {reason}" for reason, count in counts.most_common()), ""]
     lines += ["file:line  reason: what was found", *map(str, faults[:limit])]
@@ -95,26 +95,26 @@ def build(
     rows_per_file: int = ROWS_PER_PART,
     num_proc: int = 1,
 ) -> BuildReport:
-    """Builds every configuration that a raw release has. What an earlier build of the same source finished is kept.
+    """Builds every configuration of a raw release. Files that an earlier build of the same source finished are kept.
 
     Args:
         source: The folder of the raw release, see `uniedit_hf.release.raw`.
-        output_dir: Where the Parquet goes.
-        strict: Stop at the first file with a faulty row instead of leaving the row out.
-        redo_faulty: Build the files that lack faulty rows again, after the rows have been mended.
-        manifests: Per configuration its manifests, relative to `source`; by default known by their names.
+        output_dir: Folder for the Parquet files.
+        strict: Stop at the first file with an invalid row instead of skipping the row.
+        redo_faulty: Rebuild the files with skipped rows, after the rows have been corrected.
+        manifests: Manifests of each configuration, relative to `source`; by default found by name.
         image_root: The folder that image paths are relative to; `source` by default.
-        rows_per_file: Lines that make one Parquet file.
-        num_proc: Processes at work.
+        rows_per_file: Manifest lines per Parquet file.
+        num_proc: Number of worker processes.
 
     Raises:
-        ValueError: Nothing was found, no row can be used, a row is faulty and `strict`, or the folder holds the build
-            of another source.
+        ValueError: If nothing was found, no row can be used, a row is invalid with `strict`, or the folder contains
+            the build of another source.
     """
     output_dir = Path(output_dir)
     if Path(os.path.realpath(output_dir)).is_relative_to(os.path.realpath(source)):
         raise ValueError(
-            f"{output_dir} lies in the source {source}, where its files would be read as rows the next time: choose a "
+            f"{output_dir} is in the source {source}, where its files would be read as rows the next time: choose a "
             "folder outside."
         )
     release = find_release(source, manifests)
@@ -130,7 +130,7 @@ def build(
 
 @contextmanager
 def _alone(output_dir: Path) -> Iterator[None]:
-    """Keeps other builds out of the folder; the system forgets the lock of a process that was killed."""
+    """Locks the folder against other builds; the system releases the lock of a killed process."""
     try:
         (output_dir / ".build").mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -163,7 +163,7 @@ def _build(
             progress.update(output.part.num_rows)
             if strict and result["faults"]:
                 raise ValueError(
-                    f"{RowError(**result['faults'][0])} Mend the row, or leave out --strict to go on without it."
+                    f"{RowError(**result['faults'][0])} Correct the row, or leave out --strict to skip it."
                 )
     for output in outputs:
         name = f"{output.config}/{output.split}"
@@ -193,7 +193,7 @@ def _outputs(release: RawRelease, rows_per_file: int) -> list[Output]:
 def _check_plan(
     output_dir: Path, release: RawRelease, outputs: Sequence[Output], image_root: str | os.PathLike | None
 ) -> None:
-    """Keeps the plan in the folder, or compares it with the one that is there."""
+    """Stores the plan in the folder, or compares it with the stored one."""
     files = sorted({output.part.file for output in outputs} | {str(archive) for archive in release.archives})
     plan = {
         "version": VERSION,
@@ -203,22 +203,22 @@ def _check_plan(
     }
     path = output_dir / ".build" / "plan.json"
     if not path.exists() and any(output_dir.glob("*/*.parquet")):
-        raise ValueError(f"{output_dir} holds Parquet files of another origin: choose an empty folder.")
+        raise ValueError(f"{output_dir} contains Parquet files from elsewhere: choose an empty folder.")
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != plan:
         raise ValueError(
-            f"{output_dir} holds the build of another source, or with other settings: choose an empty folder, or "
-            "delete it to build anew."
+            f"{output_dir} contains the build of another source, or with other settings: choose an empty folder, or "
+            "delete it to start over."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_json(path, plan)
     for unfinished in output_dir.glob("*/.*.parquet.*"):
-        unfinished.unlink()  # of a build that was killed
+        unfinished.unlink()  # left by a killed build
 
 
 def _finished(
     outputs: Sequence[Output], images: ImageStore, output_dir: Path, num_proc: int, redo_faulty: bool
 ) -> Iterator[tuple[Output, dict[str, Any]]]:
-    """Every file with its result as it is finished, first those that already were."""
+    """Yields every file with its result when it is finished, first those of earlier builds."""
     missing = []
     for output in outputs:
         journal = _journal(output, output_dir)
@@ -231,7 +231,7 @@ def _finished(
     if num_proc == 1:
         yield from ((output, write(output)) for output in missing)
         return
-    # Ctrl-C goes to every process: the workers leave the word to this one.
+    # Ctrl-C goes to every process: the workers leave the message to this one.
     quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
     with ProcessPoolExecutor(num_proc, mp_context=multiprocessing.get_context("spawn"), **quiet) as pool:
         futures = {pool.submit(write, output): output for output in missing}
@@ -239,8 +239,8 @@ def _finished(
             yield from ((futures[future], future.result()) for future in as_completed(futures))
         except BrokenProcessPool:
             raise OSError(
-                "A process of the build was killed, perhaps for want of memory: run the same command again with a "
-                "smaller num_proc; it goes on where it stopped."
+                "A process of the build was killed, perhaps out of memory: run the same command again with a "
+                "smaller num_proc; it resumes."
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

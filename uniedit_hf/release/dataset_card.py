@@ -1,4 +1,4 @@
-"""The card of a built data set, written from what is in it."""
+"""Writes the card of a built data set from its contents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZE_CATEGORIES = {
 }
 LICENSE = """# Terms
 
-No one licence covers this data set.
+No single license covers this data set.
 
 - Code that built it: {code}
 - Source images, questions and answers: {source_images}
@@ -43,29 +43,29 @@ No one licence covers this data set.
 
 @dataclass(frozen=True)
 class Terms:
-    """Under which terms the three kinds of content stand. The defaults claim nothing that is not known."""
+    """The license terms of the three kinds of content. The defaults claim nothing that is not known."""
 
     code: str = "apache-2.0"
-    source_images: str = "those of the data sets the images come from; see the columns `source` and `license`"
+    source_images: str = "those of the data sets that the images come from; see the columns `source` and `license`"
     generated_images: str = "those of the models that drew them; see the column `editor`"
 
 
 def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = None) -> Path:
-    """Writes `README.md`, `LICENSE.md` and an image of examples into the folder of a built data set.
+    """Writes `README.md`, `LICENSE.md` and an image with examples into the folder of a built data set.
 
     Args:
         folder: The folder.
         repo_id: The repository that the card's examples load from, and whose name is the title. Only a repository
             called uniedit-148k, or none, is compared with the published shares.
-        terms: Licences.
+        terms: License terms.
 
     Raises:
-        ValueError: There is no built data set in the folder.
+        ValueError: If there is no built data set in the folder.
     """
     counted = statistics(folder)
     terms = terms or Terms()
     title = NAME if repo_id is None else repo_id.rpartition("/")[2]
-    own = title.lower() != NAME  # somebody else's rows: the paper's shares say nothing about them
+    own = title.lower() != NAME  # another data set, to which the paper's shares do not apply
     _example_sheet(folder)
     card = DatasetCard.from_template(
         _metadata(counted, terms, title if own else "Uni-Edit 148k"),
@@ -107,7 +107,7 @@ def _metadata(counted: list[Statistics], terms: Terms, title: str) -> DatasetCar
     infos = DatasetInfosDict({result.config: _info(result) for result in counted})
     infos.to_dataset_card_data(data)
     for info in data["dataset_info"] if isinstance(data["dataset_info"], list) else [data["dataset_info"]]:
-        # A list of fixed length under the one name that datasets 3 knows as well.
+        # A list of fixed length under the only name that datasets 3 also has.
         info["features"] = [
             {"sequence" if key == "list" else key: value for key, value in feature.items()}
             for feature in info["features"]

@@ -1,4 +1,4 @@
-"""A built data set to the Hub: repository, card, files, tag."""
+"""Publishes a built data set on the Hub: repository, card, files, tag."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uniedit_hf.release.dataset_card import Terms, write_card
 from uniedit_hf.release.statistics import missing_files
 
 
-# Nothing else of the folder leaves this machine: lists of faults and reports name local files.
+# No other files are uploaded: lists of faults and reports name local files.
 PUBLISHED = ["README.md", "LICENSE.md", "assets/*", "*/*.parquet"]
 
 
@@ -25,26 +25,25 @@ def publish(
     terms: Terms | None = None,
     api: HfApi | None = None,
 ) -> str:
-    """Creates the repository if need be, writes the card, uploads and tags the revision.
+    """Creates the repository if it does not exist, writes the card, uploads and tags the revision.
 
-    The Hub knows files by their contents, so an upload that was stopped goes on with what has not arrived when it is
-    started again, and publishing twice changes nothing. Parquet files of an earlier release that are no longer in the
+    The Hub identifies files by their contents, so an upload that was stopped resumes with the missing files, and
+    publishing twice changes nothing. Parquet files of an earlier release that are no longer in the
     folder are deleted from the newest revision; its tag keeps them.
 
     Args:
-        folder: What `build` made.
-        repo_id: `ORG/NAME`.
+        folder: Folder made by `build`. repo_id: `ORG/NAME`.
         private: Whether a new repository is private.
-        tag: Name of the revision.
-        terms: Licences for the card.
-        api: The Hub; that of the environment by default.
+        tag: Tag of the revision.
+        terms: License terms for the card.
+        api: Client of the Hub; configured by the environment by default.
 
     Returns:
-        The commit that the tag names.
+        The commit of the tag.
 
     Raises:
-        ValueError: There is no built data set, or the tag names another revision already.
-        OSError: The Hub could not be reached, or did not take it.
+        ValueError: If there is no built data set, or the tag already names another revision.
+        OSError: If the Hub could not be reached, or refused it.
     """
     folder = Path(folder)
     missing = missing_files(folder)
@@ -57,10 +56,10 @@ def publish(
         return _upload(api or HfApi(), folder, repo_id, private, tag, terms)
     except HTTPError as error:
         if isinstance(error, OSError):
-            raise  # the Hub answered, and says what is wrong
+            raise  # the Hub answered with the reason
         raise OSError(
             f"The Hub at {constants.ENDPOINT} could not be reached to publish {repo_id}: connect to the network and "
-            "run the same command again, which resumes with what has not arrived."
+            "run the same command again, which resumes with the missing files."
         ) from error
 
 

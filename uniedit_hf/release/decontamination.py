@@ -1,8 +1,8 @@
-"""Whether a data set holds images or questions of a benchmark.
+"""Checks whether a data set contains images or questions of a benchmark.
 
 Images are compared by a difference hash of 256 bits (each bit says whether a pixel of a 17 x 16 thumbnail is darker
 than its right neighbour; Krawetz, "Kind of Like That", 2013), which survives resizing and compression, and by their
-pixels. Questions are compared as sets of words in order, without case and punctuation.
+pixels. Questions are compared as sequences of words, without case and punctuation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uniedit_hf.release.raw import IMAGE_SUFFIXES
 
 # Bits of 256 that may differ. Unrelated photographs differ in about 128, an image and its JPEG in fewer than 10.
 MAX_DISTANCE = 12
-# An image with fewer bits of either kind is one flat area to the hash, or one slope, and like every other one.
+# An image with fewer bits of either kind is a flat area or a slope to the hash, and matches every other such image.
 MIN_BITS = 8
 TEXT_KEYS = ("question", "prompt", "instruction", "text", "caption")
 MIN_WORDS = 4  # "how many are there?" is in every benchmark
@@ -32,7 +32,7 @@ MIN_WORDS = 4  # "how many are there?" is in every benchmark
 
 @dataclass(frozen=True)
 class Match:
-    """A row that is like something of a benchmark."""
+    """A row that matches an item of a benchmark."""
 
     row_id: str
     column: str
@@ -48,7 +48,7 @@ class Benchmarks:
         pixels: Hash of the pixels -> name of the image.
         hashes: Perceptual hashes, (images, 4) uint64.
         names: The images of `hashes`.
-        texts: Normalised text -> where it stands.
+        texts: Normalized text -> its place in the benchmark.
         unreadable: Files that could not be read, with the reason.
     """
 
@@ -59,7 +59,7 @@ class Benchmarks:
     unreadable: list[str] = field(default_factory=list)
 
     def image_match(self, row_id: str, column: str, image: Image.Image) -> Match | None:
-        """What the image is like, if anything."""
+        """The match of an image, if any."""
         exact = self.pixels.get(pixel_hash(image))
         if exact:
             return Match(row_id, column, exact, "same pixels")
@@ -73,16 +73,16 @@ class Benchmarks:
         return None
 
     def text_match(self, row_id: str, column: str, text: str | None) -> Match | None:
-        """Where the same question stands, if anywhere."""
+        """The place of the same question in a benchmark, if any."""
         place = self.texts.get(normalised(text or ""))
         return Match(row_id, column, place, "same text") if place else None
 
 
 def read_benchmarks(folder: Path) -> Benchmarks:
-    """Every image below a folder, and the texts in its JSONL, JSON, CSV, TSV and text files.
+    """Reads every image below a folder, and the texts in its JSONL, JSON, CSV, TSV and text files.
 
     Raises:
-        ValueError: There is no such folder, or nothing in it can be compared.
+        ValueError: If there is no such folder, or nothing in it can be compared.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}: expected benchmark images and questions.")
@@ -111,7 +111,7 @@ def read_benchmarks(folder: Path) -> Benchmarks:
 
 
 def pixel_hash(image: Image.Image) -> bytes:
-    """16 bytes that depend on size and pixels, whatever the file format."""
+    """16 bytes that depend on size and pixels, but not on the file format."""
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
 
 
@@ -127,7 +127,7 @@ def normalised(text: str) -> str:
 
 
 def tells_apart(hashed: np.ndarray) -> bool:
-    """Whether a perceptual hash says anything: not that of one flat area or one slope."""
+    """Whether a perceptual hash is meaningful, that is, not that of a flat area or a slope."""
     return MIN_BITS <= int(np.bitwise_count(hashed).sum()) <= 256 - MIN_BITS
 
 
@@ -145,7 +145,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _values(content: object) -> Iterator[str]:
-    """The texts under the keys that hold questions, at any depth."""
+    """The texts under keys for questions, at any depth."""
     if isinstance(content, dict):
         for key, value in content.items():
             if isinstance(value, str) and str(key).lower() in TEXT_KEYS:

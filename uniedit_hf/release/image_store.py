@@ -1,8 +1,8 @@
-"""The images of a raw release by their names, wherever they lie: in folders, or in tar and zip shards.
+"""Reads the images of a raw release by name, from folders or from tar and zip shards.
 
-An archive is somebody else's program for writing files, so nothing is ever extracted to disk: members are read into
-memory, up to a limit, by names that cannot lead anywhere else. Links, names that climb, names that occur twice and
-members that unpack to more than they should are faults of the rows that name them. The index of the archives is an
+Archives are not trusted, so they are never extracted to disk: members are read into memory, up to a limit, by safe
+names. Links, names with "..", duplicate names and members that decompress beyond the limit are errors of the rows that
+name them. The index of the archives is an
 SQLite file, so that memory does not grow with their size.
 """
 
@@ -25,12 +25,12 @@ from pathlib import Path
 from uniedit_hf.row_error import RowError
 
 
-# An image of 89 million pixels, the most that is opened, is seldom larger as PNG.
+# An image of 89 million pixels, the largest that is opened, is rarely larger as PNG.
 MAX_IMAGE_BYTES = 256 * 2**20
 
 FILE, LINK, SECRET = "file", "link", "encrypted"
 
-# The end of a C string, the separator of another system, and bytes that are no UTF-8.
+# The end of a C string, the separator of another system, and bytes that are not UTF-8.
 UNSAFE = re.compile("[\0\\\\\ud800-\udfff]")
 
 SCHEMA = "CREATE TABLE member (name TEXT, archive TEXT, inner TEXT, kind TEXT, start INTEGER, size INTEGER)"
@@ -39,21 +39,21 @@ SCHEMA = "CREATE TABLE member (name TEXT, archive TEXT, inner TEXT, kind TEXT, s
 class ImageStore:
     """Reads images by the names that a manifest gives them.
 
-    A file below `root` comes first. Else a member of an archive counts if the name is the member's, with or without
-    the folder of the archive or the archive's own name in front: `images/part-0.tar` with a member `a.png` holds
+    A file below `root` comes first. Otherwise a member of an archive matches if the name is the member's, with or
+    without the archive's folder or the archive's name in front: `images/part-0.tar` with a member `a.png` matches
     `a.png`, `images/a.png`, `part-0/a.png` and `images/part-0/a.png`.
 
     Args:
         root: The folder that names are relative to.
         archives: Tar and zip files.
-        base: The folder that the archives' places are relative to; `root` by default.
+        base: The folder that the archives' paths are relative to; `root` by default.
     """
 
     def __init__(self, root: Path, archives: Sequence[Path] = (), base: Path | None = None):
         self.root = Path(os.path.realpath(root))
         self.allowed = [self.root]
         if self.root.parent.name == "snapshots":
-            # A snapshot in the cache of the Hub: every file is a link into the repository's own blobs.
+            # A snapshot in the Hub's cache: every file is a link to one of the repository's blobs.
             self.allowed.append(self.root.parent.parent / "blobs")
         self.damaged: dict[str, str] = {}
         self.ignored_members = 0
@@ -63,7 +63,7 @@ class ImageStore:
         """The encoded image of that name.
 
         Raises:
-            RowError: The name is not safe or not unique, or there is no such image, or it is too large or damaged.
+            RowError: If the name is not safe or not unique, or the image is missing, too large or damaged.
         """
         parts = safe_parts(name)
         path = self.root.joinpath(*parts)
@@ -121,7 +121,7 @@ class ImageStore:
                 with _zip(archive, os.getpid()).open(inner) as file:
                     data = file.read(MAX_IMAGE_BYTES + 1)
             else:
-                # Without a position in the file that processes after a fork would share.
+                # Opened anew: forked processes would share a position in the file.
                 data = os.pread(_descriptor(archive, os.getpid()), size, start)
         except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
             raise RowError("damaged archive member", f"{place} cannot be unpacked ({error}).") from error
@@ -164,7 +164,7 @@ class ImageStore:
                 try:
                     yield "/".join(safe_parts(inner)), str(archive), inner, kind, start, size
                 except RowError:
-                    self.ignored_members += 1  # no row can name it: the same name is a fault in the manifest
+                    self.ignored_members += 1  # no row can refer to it: the same name is an error in the manifest
         except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
             self.damaged[str(archive)] = str(error)
 
@@ -173,13 +173,13 @@ def safe_parts(name: str) -> list[str]:
     """The parts of a relative path with `/`, without `.`.
 
     Raises:
-        RowError: The path is empty, absolute or climbs with `..`, or has characters that mean more than a name.
+        RowError: If the path is empty, absolute, contains `..`, or has special characters.
     """
     if name.startswith(("/", "\\")) or name[1:2] == ":":
         raise RowError("absolute path", f"{name[:200]!r}: expected a path relative to the image root.")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise RowError("path that climbs", f"{name[:200]!r} leads out of the image root or may: expected no '..'.")
+        raise RowError("path with '..'", f"{name[:200]!r} may lead out of the image root: expected no '..'.")
     if not parts or UNSAFE.search(name) or any(len(part.encode()) > 255 for part in parts):
         raise RowError("no path", f"{name[:200]!r}: expected names of at most 255 bytes with '/' between them.")
     return parts
@@ -194,7 +194,7 @@ def _prefixes(archive: Path, base: Path) -> list[str]:
 def _tar_members(archive: Path) -> Iterator[tuple[str, str, int, int]]:
     with tarfile.open(archive, "r:") as file:
         while (member := file.next()) is not None:
-            file.members.clear()  # or it keeps every header in memory
+            file.members.clear()  # otherwise it keeps every header in memory
             if not 0 <= member.size < 2**62:
                 raise tarfile.ReadError(f"{member.name!r} claims {member.size} bytes")
             if not member.isdir():
@@ -219,7 +219,7 @@ def _check_size(place: str, size: int) -> None:
         )
 
 
-# One handle for each process, as forked processes must not share them.
+# One handle per process, because forked processes must not share them.
 @lru_cache(maxsize=4)
 def _connection(index: str, process: int) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True, check_same_thread=False)

@@ -1,6 +1,6 @@
 """The authors' release on the Hub, downloaded to a folder that our builder reads.
 
-Every revision has a folder of its own under the cache of datasets. Files are real files there, not links into a cache
+Every revision has its own folder under the cache of datasets. Files are real files there, not links into a cache
 of blobs, because the reader refuses links that leave the folder. A download that was interrupted resumes.
 """
 
@@ -34,7 +34,7 @@ class OfficialRelease:
 
     Args:
         commit: Hash of the commit.
-        folder: Where its files are, or will be.
+        folder: The folder of its files.
     """
 
     commit: str
@@ -45,10 +45,10 @@ class OfficialRelease:
         return self.folder / ".cache" / "complete"
 
     def download(self) -> Path:
-        """Downloads what is missing and returns the folder.
+        """Downloads the missing files and returns the folder.
 
         Raises:
-            OSError: The Hub cannot be reached, or the disk is too small.
+            OSError: If the Hub cannot be reached, or the disk is too small.
         """
         if self._marker.is_file():
             return self.folder
@@ -84,7 +84,7 @@ def find_official_release(revision: str | None, cache_dir: str | Path) -> Offici
         cache_dir: Folder under which releases are kept.
 
     Raises:
-        OSError: The Hub cannot be reached, and the revision was never looked up before.
+        OSError: If the Hub cannot be reached, and the revision was never looked up before.
     """
     revision = revision or constants.DEFAULT_REVISION
     root = Path(cache_dir) / "uniedit-148k-official"

@@ -1,4 +1,4 @@
-"""Parquet files in the row schema: written for streaming, and readable by every datasets since 3.6."""
+"""Writes Parquet files in the row schema, suited to streaming and readable by every version of datasets since 3.6."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from datasets import Features
 from uniedit_hf.schema import row_features
 
 
-ROWS_PER_GROUP = 32  # what a reader fetches at once, and within what a stream resumes by skipping rows
-BYTES_PER_GROUP = 256 * 2**20  # of very large images fewer rows make a group
+ROWS_PER_GROUP = 32  # the unit of reading; a stream resumes within it by skipping rows
+BYTES_PER_GROUP = 256 * 2**20  # with very large images a group has fewer rows
 IMAGES = ("source_image", "target_image")
 
-# As datasets' own: a page ends where the content says so, and what did not change is not uploaded again.
+# As in datasets: page boundaries depend on the content, so unchanged data is not uploaded again.
 CONTENT_DEFINED_CHUNKS = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 
 
 def arrow_schema(features: Features) -> pa.Schema:
     """The Arrow schema with the features in its metadata. A list of fixed length is called `Sequence` there: datasets
-    3 knows no other name, and later ones read it as `List`."""
+    3 has no other name, and later versions read it as `List`.
+    """
     schema = features.arrow_schema
     described = schema.metadata[b"huggingface"].replace(b'"_type": "List"', b'"_type": "Sequence"')
     return schema.with_metadata({"huggingface": described})
@@ -36,14 +37,14 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     when it is complete.
 
     Returns:
-        How many rows there were.
+        The number of rows.
     """
     features = row_features()
     return write_encoded_rows((features.encode_example(row) for row in rows), path)
 
 
 def write_encoded_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
-    """`write_rows` for rows as they stand in Parquet: categories as numbers, images as bytes and path."""
+    """`write_rows` for rows as stored in Parquet: categories as numbers, images as bytes and path."""
     schema = arrow_schema(row_features())
     small = [field.name for field in schema if field.name not in IMAGES]
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

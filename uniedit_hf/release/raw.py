@@ -1,9 +1,9 @@
-"""A raw release: the folder that rows are read from, what was found in it and what could not be placed.
+"""Reads a raw release: the files found in its folder, their rows, and the files that were not used.
 
 Two kinds are read. The official one: JSONL manifests at the top, `*148k*.jsonl` and `*40k*.jsonl`, and images in
 folders, tar or zip shards. Our own: Parquet in the row schema, at the top or in a folder with the name of a
-configuration, as synthesis and `uniedit dataset build` write it. How the official repository is really laid out could
-not be seen, so nothing is guessed silently: `RawRelease.report` says what was found.
+configuration, as synthesis and `uniedit dataset build` write it. The layout of the official repository was not known
+when this was written, so nothing is guessed silently: `RawRelease.report` says what was found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARCHIVES = (".tar", ".zip")
 PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z", ".rar")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
 
-# A line of the official manifests has a few kilobytes.
+# A line of the official manifests takes a few kilobytes.
 MAX_LINE_BYTES = 16 * 2**20
 
 
@@ -38,13 +38,13 @@ class RawReleaseError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """A run of rows of one file, which one process reads.
+    """A range of rows of one file, read by one process.
 
     Args:
         file: The manifest or Parquet file.
         first_row: Number of the first row, from 0.
-        num_rows: How many lines or rows.
-        position: Where the first line begins, in bytes; 0 for Parquet.
+        num_rows: Number of lines or rows.
+        position: Byte offset of the first line; 0 for Parquet.
     """
 
     file: str
@@ -60,15 +60,15 @@ class Part:
 
 @dataclass
 class RawRelease:
-    """What was found in a folder.
+    """The files found in a folder.
 
     Args:
         source: The folder.
-        manifests: Per configuration its JSONL files.
-        tables: Per configuration and split its Parquet files.
+        manifests: JSONL files of each configuration.
+        tables: Parquet files of each configuration and split.
         archives: Tar and zip files, at any depth.
-        images: How many image files there are outside archives.
-        unplaced: Files that nothing was made of, with the reason.
+        images: Number of image files outside archives.
+        unplaced: Files that were not used, with the reason.
     """
 
     source: Path
@@ -80,14 +80,14 @@ class RawRelease:
 
     @property
     def configs(self) -> list[str]:
-        """The configurations that have rows here."""
+        """The configurations that have rows."""
         return [config for config in CONFIGS if config in self.manifests or config in self.tables]
 
     def splits(self, config: str) -> list[str]:
-        """The splits of a configuration; the official release has `train` alone.
+        """The splits of a configuration; the official release has only `train`.
 
         Raises:
-            RawReleaseError: There is nothing for this configuration.
+            RawReleaseError: If there is nothing for this configuration.
         """
         if config not in self.configs:
             raise RawReleaseError(
@@ -110,7 +110,7 @@ class RawRelease:
         ]
 
     def report(self) -> str:
-        """What was found and what could not be placed, in a few lines."""
+        """The files that were found and those that were not used, in a few lines."""
         found = [f"{config}: {_names(files)}" for config, files in self.manifests.items()]
         found += [
             f"{config}/{split}: {_names(files)}"
@@ -122,7 +122,7 @@ class RawRelease:
         if self.unplaced:
             shown = "; ".join(f"{name} ({reason})" for name, reason in self.unplaced[:8])
             more = len(self.unplaced) - 8
-            lines.append(f"Not placed: {shown}{f'; and {more} more' if more > 0 else ''}.")
+            lines.append(f"Not used: {shown}{f'; and {more} more' if more > 0 else ''}.")
         return " ".join(lines)
 
 
@@ -131,11 +131,11 @@ def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str
 
     Args:
         source: The folder.
-        manifests: Per configuration the names of its manifests, relative to the folder; by default they are known by
-            their names.
+        manifests: Names of the manifests of each configuration, relative to the folder; by default they are found by
+            name.
 
     Raises:
-        RawReleaseError: There is no such folder, or a manifest that was named is missing.
+        RawReleaseError: If there is no such folder, or a named manifest is missing.
     """
     source = Path(source)
     if not source.is_dir():
@@ -152,15 +152,15 @@ def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             _place(release, Path(folder) / name, others)
-    release.unplaced += [(f"{count:,} files *{ending}", "of no use here") for ending, count in others.items()]
+    release.unplaced += [(f"{count:,} files *{ending}", "not used here") for ending, count in others.items()]
     for config in [config for config in release.tables if config in release.manifests]:
         files = [file for split in release.tables.pop(config).values() for file in split]
-        release.unplaced.append((_names(files), f"{config} has manifests, which come first"))
+        release.unplaced.append((_names(files), f"{config} has manifests, which have priority"))
     return release
 
 
 def read_lines(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """The lines of a part of a manifest that are not blank: number from 1, and the JSON object or what is wrong."""
+    """The non-blank lines of a part of a manifest: number from 1, and the JSON object or the error."""
     with open(part.file, "rb") as file:
         file.seek(part.position)
         for number in range(part.first_row + 1, part.first_row + part.num_rows + 1):
@@ -191,11 +191,10 @@ def read_table(part: Part) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _rows_of_synthesis(source: Path) -> Path:
-    """The folder of the data set in the output folder of `uniedit synthesize`, whose other files are its work; any
-    other folder as it is.
+    """The data set's folder in the output folder of `uniedit synthesize`; any other folder unchanged.
 
     Raises:
-        RawReleaseError: The synthesis has not finished.
+        RawReleaseError: If the synthesis has not finished.
     """
     if not (source / "work" / "plan.json").is_file():
         return source
@@ -210,7 +209,7 @@ def _rows_of_synthesis(source: Path) -> Path:
 
 def _unreadable(error: OSError) -> None:
     raise RawReleaseError(
-        f"The folder {error.filename} cannot be read ({error.strerror}): give yourself the right to, or move it away."
+        f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or move it away."
     ) from error
 
 
@@ -232,7 +231,7 @@ def _place(release: RawRelease, path: Path, others: Counter[str]) -> None:
         else:
             release.manifests.setdefault(config, []).append(path)
     elif ending == ".jsonl":
-        release.unplaced.append((str(place), "manifests stand at the top of the folder"))
+        release.unplaced.append((str(place), "manifests must be at the top of the folder"))
     elif ending == ".parquet":
         config = place.parts[0] if place.parts[0] in CONFIGS else CONFIGS[0]
         split = next((each for each in SPLITS if path.name.startswith(f"{each}-")), "train")
@@ -259,13 +258,13 @@ def _manifest_parts(file: Path, rows_per_part: int) -> Iterator[Part]:
 
 
 def _line(file) -> bytes:
-    """The next line; of one that is too long the rest is passed over."""
+    """The next line; the rest of a line that is too long is skipped."""
     line = file.readline(MAX_LINE_BYTES)
     if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
         return line
     while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
         continue
-    raise RowError("line too long", f"more than {MAX_LINE_BYTES:,} bytes: expected one JSON object a line.")
+    raise RowError("line too long", f"more than {MAX_LINE_BYTES:,} bytes: expected one JSON object per line.")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -275,7 +274,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowError("not UTF-8", f"byte {error.start} is {line[error.start : error.start + 1]!r}.") from error
-    except (ValueError, RecursionError) as error:  # ValueError alone: a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # a plain ValueError: a number with thousands of digits
         raise RowError("not JSON", f"{error}; the line begins with {line[:60]!r}.") from error
     if not isinstance(entry, dict):
         raise RowError("not JSON", f"found a {type(entry).__name__}: expected an object.")

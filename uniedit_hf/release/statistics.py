@@ -1,4 +1,4 @@
-"""What a built data set holds, counted from its Parquet files without reading the images."""
+"""Statistics of a built data set, counted from its Parquet files without reading the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uniedit_hf.release.raw import CONFIGS
 from uniedit_hf.schema import TASK_CATEGORIES
 
 
-# Percent of the rows, read off a figure of the paper's project page.
+# Percent of the rows, read from a figure on the paper's project page.
 PUBLISHED_SHARES = {
     "148k": {
         "caption": 33.3,
@@ -50,12 +50,12 @@ class Statistics:
 
     Args:
         config: `148k` or `40k`.
-        rows: Per split how many rows.
-        num_bytes: Per split the size of its Parquet files.
-        categories: Per task category how many rows; `not known` for null.
-        origins: For the columns `source`, `editor`, `judge` and `license` how many rows have each value.
-        source_sides: Histogram of the longer side of the sources, by its upper end in pixels.
-        target_sides: The same of the targets.
+        rows: Number of rows of each split.
+        num_bytes: Size of the Parquet files of each split.
+        categories: Number of rows of each task category; `not known` for null.
+        origins: Number of rows with each value of the columns `source`, `editor`, `judge` and `license`.
+        source_sides: Histogram of the longer side of the sources, by upper limit in pixels.
+        target_sides: The same for the targets.
         same_size: Rows whose source and target have the same size.
         same_shape: Rows whose source and target have the same aspect ratio, to 2 %.
         examples: The first row of every category, without its images.
@@ -74,7 +74,7 @@ class Statistics:
 
     @property
     def total(self) -> int:
-        """Rows of all splits."""
+        """Number of rows of all splits."""
         return sum(self.rows.values())
 
     def share(self, category: str) -> float:
@@ -97,10 +97,10 @@ class Statistics:
 
 
 def parquet_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """Per configuration and split the files of a built data set.
+    """The files of a built data set by configuration and split.
 
     Raises:
-        ValueError: There are none.
+        ValueError: If there are none.
     """
     found: dict[str, dict[str, list[Path]]] = {}
     for config in CONFIGS:
@@ -115,7 +115,7 @@ def parquet_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The files of a built data set that its other files' names (`...-of-00290`) say there are, and that lack."""
+    """Missing files of a built data set, inferred from the names of the others (`...-of-00290`)."""
     missing = []
     for config, splits in parquet_files(folder).items():
         for split, files in splits.items():
@@ -129,7 +129,7 @@ def statistics(folder: Path) -> list[Statistics]:
     """Counts every configuration of a built data set.
 
     Raises:
-        ValueError: There is no built data set.
+        ValueError: If there is no built data set.
     """
     counted = []
     for config, splits in parquet_files(folder).items():
@@ -145,7 +145,7 @@ def statistics(folder: Path) -> list[Statistics]:
 
 
 def rows_without_images(file: Path):
-    """The rows of a Parquet file, every column but the images."""
+    """The rows of a Parquet file with all columns except the images."""
     with pq.ParquetFile(file) as parquet:
         columns = [name for name in parquet.schema_arrow.names if name not in IMAGES]
         for batch in parquet.iter_batches(columns=columns):

@@ -1,4 +1,4 @@
-"""Whether a built data set is what it says: schema, images, sizes, duplicates, categories, benchmarks."""
+"""Validates a built data set: schema, images, sizes, duplicates, categories, benchmarks."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from uniedit_hf.schema import TASK_CATEGORIES, row_features
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "validation.html.j2"
-# Percentage points between a category's share and the published one that are worth a word.
+# Difference between a category's share and the published one, in percentage points, above which a note is made.
 SHARE_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that must be put right: the file, the row in it from 1 (0: the whole file), and what is wrong."""
+    """A problem that must be corrected: the file, the row in it from 1 (0: the whole file), and the error."""
 
     file: str
     row: int
@@ -52,15 +52,15 @@ class Problem:
 
 @dataclass
 class Validation:
-    """What was found.
+    """The findings of a validation.
 
     Args:
         folder: The data set.
-        counted: Per configuration its counts.
-        problems: What must be put right.
-        notes: What is worth knowing.
-        matches: Rows that are like something of a benchmark.
-        benchmarks: The folder they were compared with, if any.
+        counted: Statistics of each configuration.
+        problems: Problems that must be corrected.
+        notes: Facts worth knowing.
+        matches: Rows that match an item of a benchmark.
+        benchmarks: The folder with which they were compared, if any.
     """
 
     folder: str
@@ -72,12 +72,12 @@ class Validation:
 
     @property
     def contaminated(self) -> int:
-        """Rows with an image of a benchmark; the same question alone is no more than a note."""
+        """Number of rows with an image of a benchmark; a shared question alone is only a note."""
         return len({match.row_id for match in self.matches if match.kind != "same text"})
 
     @property
     def valid(self) -> bool:
-        """Whether there is nothing to put right."""
+        """Whether there are no problems."""
         return not self.problems and not self.contaminated
 
 
@@ -85,18 +85,18 @@ def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Valida
     """Reads every row and decodes every image.
 
     Args:
-        folder: What `build` made.
+        folder: Folder made by `build`.
         benchmarks: A folder of benchmark images and questions to look for.
 
     Raises:
-        ValueError: There is no built data set, or nothing in `benchmarks` can be compared.
+        ValueError: If there is no built data set, or nothing in `benchmarks` can be compared.
     """
     folder = Path(folder)
     found = parquet_files(folder)
     looked_for = None if benchmarks is None else read_benchmarks(Path(benchmarks))
     result = Validation(str(folder), benchmarks=None if benchmarks is None else str(benchmarks))
     result.problems += [
-        Problem(name, 0, "missing file", "is not there; build it again.") for name in missing_files(folder)
+        Problem(name, 0, "missing file", "is missing; build it again.") for name in missing_files(folder)
     ]
     total = sum(_num_rows(file) for splits in found.values() for files in splits.values() for file in files)
     with tqdm(total=total, unit=" rows", desc="Validating") as progress:
@@ -112,7 +112,7 @@ def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Valida
 
 
 def write_report(result: Validation, path: Path) -> None:
-    """Writes the findings as a page, and as JSON beside it."""
+    """Writes the findings as an HTML page, and as JSON next to it."""
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
@@ -138,7 +138,7 @@ def write_report(result: Validation, path: Path) -> None:
 
 
 class _ConfigChecks:
-    """Everything that is asked of one configuration, row by row."""
+    """All checks of one configuration, row by row."""
 
     def __init__(self, config: str, result: Validation, looked_for: Benchmarks | None):
         self.counts = Statistics(config)
@@ -193,7 +193,7 @@ class _ConfigChecks:
     def _check(self, file: str, number: int, row: dict[str, Any]) -> None:
         row_id = row["id"]
         if not row_id or row_id in self.ids:
-            self._problem(file, number, "duplicate id", f"id is {row_id!r}: expected one of its own.")
+            self._problem(file, number, "duplicate id", f"id is {row_id!r}: expected a unique id.")
         self.ids.add(row_id)
         if not (row["instruction"] or "").strip():
             self._problem(file, number, "no instruction", f"{row_id}: instruction is empty.")
@@ -213,8 +213,8 @@ class _ConfigChecks:
 
     def _check_image(self, file: str, number: int, row: dict[str, Any], column: str) -> None:
         if not (row[column] or {}).get("bytes"):
-            # A path may lead to an image on this machine, but not on anyone else's.
-            self._problem(file, number, "no image", f"{column} holds no bytes: expected the image itself.")
+            # A path may exist on this machine, but not on others.
+            self._problem(file, number, "no image", f"{column} contains no bytes: expected the image itself.")
             return
         try:
             image = open_image(row[column], name=f"{column} of {row['id']}")
@@ -236,7 +236,7 @@ class _ConfigChecks:
 
 
 def _schema_difference(schema: pa.Schema) -> str | None:
-    """What a file's columns lack or have otherwise, in a sentence."""
+    """The difference between a file's columns and the schema, in a sentence."""
     expected = row_features().arrow_schema
     for column in expected:
         if column.name not in schema.names:

@@ -1,1 +1,1 @@
-"""`uniedit serve`: a model behind OpenAI's routes. `docs/serving.md` says what it takes; `app.py` puts it together."""
+"""`uniedit serve`: a model over OpenAI's routes. `docs/serving.md` describes requests; `app.py` assembles the app."""

@@ -1,5 +1,5 @@
-"""The rows of a batch of answers: each has its own length, stop texts, draws and grammar, so that requests of any
-settings are written side by side, and each gets what it would get alone.
+"""The rows of a batch of answers: each has its own length, stop texts, random draws and grammar, so that requests with
+any settings share a batch, and each result is the same as for a single request.
 
 Both classes are passed to `generate()` of transformers: `RowChoices` chooses the next token of every row, `RowEnds`
 records it and says which rows have ended.
@@ -20,20 +20,20 @@ from .job import Job, Outcome, Writing
 
 
 class AnswerRow:
-    """The answer of one job as it is written.
+    """The answer of one job while it is written.
 
     Args:
         job: The job.
-        decode: Token ids to text.
+        decode: Converts token ids to text.
         ends: Ids of the tokens that end an answer.
-        longest: Tokens at most, thoughts included.
+        longest: Maximum number of tokens, including reasoning.
     """
 
     def __init__(self, job: Job, decode: Callable[[list[int]], str], ends: set[int], longest: int):
         self.job, self.decode, self.ends, self.longest = job, decode, ends, longest
         self.ids: list[int] = []
         self.finish_reason: str | None = None
-        self.text = {True: "", False: ""}  # by whether it is thoughts
+        self.text = {True: "", False: ""}  # by whether it is reasoning
         self.stop: tuple[str, ...] = ()
         self.streamed = False
         self.streamer: EventStreamer | None = None
@@ -76,7 +76,7 @@ class AnswerRow:
             self.finish_reason = "stop"
 
     def _safe(self, thought: bool) -> str:
-        """The text without an end that may become a stop text."""
+        """The text without an ending that may be the beginning of a stop text."""
         text = self.text[thought]
         if thought or self.finish_reason is not None:
             return text
@@ -84,11 +84,11 @@ class AnswerRow:
         return text[: len(text) - max(held, default=0)]
 
     def finish(self, answer: str, thoughts: str) -> None:
-        """Tells the end.
+        """Sends the final event.
 
         Args:
-            answer: All that the row has written but its thoughts.
-            thoughts: These.
+            answer: The text of the row without its reasoning.
+            thoughts: The reasoning.
         """
         if self.stop:
             answer = self.text[False]
@@ -98,11 +98,10 @@ class AnswerRow:
 
 
 class RowEnds(StoppingCriteria):
-    """Which rows have ended.
+    """A stopping criterion: which rows have ended.
 
     Raises:
-        Stopped: When every client has left.
-    """
+        Stopped: If every client has disconnected."""
 
     def __init__(self, rows: Sequence[AnswerRow]):
         self.rows = rows
@@ -116,9 +115,9 @@ class RowEnds(StoppingCriteria):
 
 
 class RowChoices(LogitsProcessor):
-    """Leaves every row one token to choose where it draws, and those that its grammar allows where it has one.
+    """A logits processor: leaves a row that samples one token, and a row with a grammar the tokens that it allows.
 
-    A draw takes one number from the row's own generator, so it does not depend on what it is batched with.
+    A draw uses one number from the row's own generator, so it does not depend on the other rows of the batch.
     """
 
     def __init__(self, rows: Sequence[AnswerRow]):
@@ -129,7 +128,7 @@ class RowChoices(LogitsProcessor):
         self.begun = False
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores (R, V) of the tokens behind `input_ids` (R, L)."""
+        """Scores (R, V) of the tokens after `input_ids` (R, L)."""
         guided = any(matcher is not None for matcher in self.matchers)
         written = input_ids[:, -1].tolist() if self.begun and guided else None
         self.begun = True

@@ -57,7 +57,7 @@ def timed_out(seconds: float) -> ApiError:
     """The error for a request that took too long."""
     return ApiError(
         504,
-        f"The request took longer than {seconds:g} seconds, waiting included, and was stopped: ask for fewer "
-        "timesteps or tokens, or try again when less is asked.",
+        f"The request took longer than {seconds:g} seconds, including waiting, and was stopped: ask for fewer "
+        "timesteps or tokens, or try again when the server is less busy.",
         code="timeout",
     )

@@ -28,7 +28,7 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
 
     Args:
         service: The model and its queue.
-        keys: API keys; an empty list lets everybody in.
+        keys: API keys; with an empty list anyone may send requests.
     """
     app = FastAPI(title="uniedit_hf", version=__version__, docs_url=None, redoc_url=None)
     for router in (image_router(service), chat_router(service), status_router(service)):
@@ -36,7 +36,7 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(Exception, _our_error)
-    # the last one added is the first one met
+    # the middleware added last runs first
     app.add_middleware(Bounded, service=service)
     app.add_middleware(Keyed, keys=keys)
     app.add_middleware(Watched, service=service)
@@ -50,7 +50,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> Response:
-    """The first mistake, without what was sent."""
+    """The first error, without the value that was sent."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "The request is not valid JSON.").response

@@ -1,7 +1,7 @@
 """A bounded queue in front of the model, and the thread that joins waiting jobs into batches.
 
-The oldest job decides the kind of a batch; younger ones of the same kind join it, whatever their settings, up to the
-number and the tokens that a batch may have. So every job gets its turn, and only one thread runs the model.
+The oldest job decides the kind of a batch; younger ones of the same kind join it, with any settings, up to the maximum
+number of jobs and tokens in a batch. So every job gets its turn, and only one thread runs the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .prometheus import Metrics
 
 
 logger = logging.getLogger("uniedit.serving")
-FAILURES = 3  # batches in a row that failed, after which the server no longer calls itself healthy
+FAILURES = 3  # consecutive failed batches after which the server reports itself as unhealthy
 
 
 class Stopped(Exception):
@@ -30,8 +30,8 @@ class Batcher:
     """Runs jobs on the model.
 
     Args:
-        run: Runs jobs of one kind and tells each its result.
-        size: Jobs in a batch at most.
+        run: Runs jobs of one kind and sends each its result.
+        size: Maximum number of jobs in a batch.
         limits: `batch_tokens`, `batch_wait` and `max_requests` are used here.
         metrics: Receives the figures.
     """
@@ -138,7 +138,7 @@ class Batcher:
         )
 
     def _still_wanted(self) -> list[Job]:
-        """The waiting jobs that are still wanted; the others are told that their time ran out."""
+        """The waiting jobs that are still wanted; the others receive a timeout error."""
         for job in (gone := [job for job in self.waiting if job.gone]):
             self.metrics.cancelled.inc()
             job.tell(timed_out(job.seconds))
@@ -161,7 +161,7 @@ class Batcher:
         self.metrics.cancelled.inc(sum(not job.ended for job in batch))
 
     def _as_api_error(self, error: Exception) -> ApiError:
-        """The pipeline raises ValueError for mistakes in a request; any other error is the server's."""
+        """The pipeline raises ValueError for errors in a request; any other error is the server's."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, ValueError):

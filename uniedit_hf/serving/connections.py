@@ -1,5 +1,6 @@
-"""HTTP connections that a stalling client cannot hold open: uvicorn's own, with time limits for the head of a request
-and for reading the response."""
+"""HTTP connections that a stalling client cannot keep open: uvicorn's protocol with time limits for the head of a
+request and for reading the response.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ def bounded_protocol(send_seconds: float, begin_seconds: float) -> type[H11Proto
     """The class of such connections.
 
     Args:
-        send_seconds: A client that has not read what was sent by then is disconnected.
-        begin_seconds: So is one that has not finished the head of a request.
+        send_seconds: A client that has not read the sent data by then is disconnected.
+        begin_seconds: A client that has not sent the head of a request by then is disconnected.
     """
 
     class BoundedProtocol(H11Protocol):
@@ -48,7 +49,7 @@ def bounded_protocol(send_seconds: float, begin_seconds: float) -> type[H11Proto
 
 
 class _Cut:
-    """Disconnects after some seconds, unless it is stopped before."""
+    """Disconnects after some seconds, unless it is cancelled before."""
 
     def __init__(self, transport: asyncio.Transport, seconds: float):
         self.transport, self.seconds = transport, seconds

@@ -11,7 +11,7 @@ from .api_error import ApiError
 
 
 LONGEST_SCHEMA = 50_000  # characters
-# At most one space between the signs: a weak model would fill its answer with white space.
+# At most one space between tokens: a weak model would fill its answer with white space.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
@@ -28,7 +28,7 @@ class Grammars:
 
     @cached_property
     def tokens(self) -> LLTokenizer | None:
-        """The tokenizer as the matchers know it, or None if its tokens cannot spell JSON."""
+        """The tokenizer in the form of the matchers, or None if its tokens cannot spell JSON."""
         try:
             return llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=self.vocab_size)
         except ValueError:
@@ -38,7 +38,7 @@ class Grammars:
         """The matcher of a JSON schema.
 
         Raises:
-            ApiError: If the schema is not one, or the model's tokens cannot spell JSON.
+            ApiError: If the schema is invalid, or the model's tokens cannot spell JSON.
         """
         if self.tokens is None:
             raise ApiError(

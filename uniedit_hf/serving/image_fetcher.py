@@ -1,7 +1,7 @@
 """Fetches images from addresses without giving access to the server's own network.
 
-A name is resolved here, every address that it has must be public, and the connection goes to the address that was
-checked. Redirects are not followed, proxies of the environment are not used, and bytes and time are limited.
+A host name is resolved here, all of its addresses must be public, and the connection goes to a checked address.
+Redirects are not followed, proxies of the environment are not used, and bytes and time are limited.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .api_error import ApiError
 
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-NOT_PUBLIC = ipaddress.ip_network("192.0.0.0/24")  # of protocols, some of which Python takes for global
+NOT_PUBLIC = ipaddress.ip_network("192.0.0.0/24")  # addresses of protocols, some of which Python considers global
 
 
 def is_public(address: str) -> bool:
@@ -77,7 +77,7 @@ class ImageFetcher:
         """The bytes.
 
         Raises:
-            ApiError: If the address is not one of the public web, or does not give them in time.
+            ApiError: If the URL is not on the public web, or does not respond in time.
         """
         if not address.lower().startswith(("http://", "https://")):
             raise _refusal(name, "has an address that is neither http nor https")
@@ -85,7 +85,7 @@ class ImageFetcher:
             async with asyncio.timeout(self.seconds):
                 return await self._get(address, name)
         except NotPublic:
-            raise _refusal(name, "has an address in a private network, which is never asked") from None
+            raise _refusal(name, "has an address in a private network, which is never contacted") from None
         except TimeoutError:
             raise _refusal(name, f"did not arrive within {self.seconds:g} seconds") from None
         except (OSError, ValueError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):

@@ -17,14 +17,14 @@ from .image_fetcher import ImageFetcher
 
 
 DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(;[\w-]+=[^;,]*)*(?P<base64>;base64)?,", re.ASCII)
-AT_A_TIME = 2  # images decoded side by side: each may take 100 MB
+AT_A_TIME = 2  # images decoded at the same time: each may take 100 MB
 
 
 class ImageReader:
     """Opens the images of requests.
 
     Args:
-        max_pixels: Width times height of an image at most.
+        max_pixels: Maximum of width times height of an image.
         fetcher: Gets images from addresses; None refuses them.
     """
 
@@ -33,7 +33,7 @@ class ImageReader:
         self.turn = asyncio.Semaphore(AT_A_TIME)
 
     async def open(self, data: bytes, name: str) -> Image.Image:
-        """An encoded image, upright and in RGB.
+        """Opens an encoded image, upright and in RGB.
 
         Raises:
             ApiError: If it is not one, damaged, too large or an animation.
@@ -47,7 +47,7 @@ class ImageReader:
                 raise ApiError(400, str(error), code="invalid_image", param=name) from None
 
     async def read(self, reference: str, name: str) -> Image.Image:
-        """An image from a data URL, bare base64, or an address.
+        """Opens an image from a data URL, bare base64, or a URL.
 
         Raises:
             ApiError: As `open`, and if the reference is none of these or addresses are not allowed.

@@ -25,7 +25,7 @@ from .server_events import EventResponse, begun, event
 from .service import Service, while_connected
 
 
-FILES, FIELDS = 16, 100  # in a multipart form at most
+FILES, FIELDS = 16, 100  # maximum in a multipart form
 
 
 def image_router(service: Service) -> APIRouter:
@@ -34,7 +34,7 @@ def image_router(service: Service) -> APIRouter:
 
     @router.post("/generations")
     async def generations(request: Request, body: ImageRequest) -> Response:
-        """Draws images after a prompt."""
+        """Draws images for a prompt."""
         service.check_model(body.model)
         jobs = await while_connected(request, service.preparer.generations(body))
         return await _answered(service, request, body, jobs, "image_generation")
@@ -45,7 +45,7 @@ def image_router(service: Service) -> APIRouter:
 
     @router.post("/edits", openapi_extra={"requestBody": forms})
     async def edits(request: Request) -> Response:
-        """Edits an image after an instruction, sent as a multipart form or as JSON."""
+        """Edits an image by an instruction, sent as a multipart form or as JSON."""
         body, uploads = await _edit_request(request)
         service.check_model(body.model)
         jobs = await while_connected(request, service.preparer.edits(body, uploads))
@@ -123,7 +123,7 @@ def _usage(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> dict:
 
 
 def encoded(image: Image.Image, body: ImageRequest) -> str:
-    """An image in the format that was asked for, as base64."""
+    """An image in the requested format, as base64."""
     options = {}
     if body.output_format != "png":
         quality = 100 if body.output_compression is None else body.output_compression

@@ -1,4 +1,4 @@
-"""A job for the model: the drawing or writing that is asked for, and the events that come back to its request."""
+"""A job for the model: the requested drawing or answer, and the events that are sent back to its request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Drawing:
         image: The source of an edit, as the processor opens it.
         settings: All fields of the model's `ImageSettings`, `size` in place of width and height.
         source_views: Which encoders see the source.
-        thinking_budget: Tokens of reasoning before the drawing at most.
+        thinking_budget: Maximum number of reasoning tokens before the drawing.
         num_previews: Number of previews, evenly spaced.
     """
 
@@ -54,14 +54,14 @@ class Writing:
 
     Args:
         messages: As `UniEditPipeline.chat` takes them.
-        max_new_tokens: The longest answer.
-        thinking_budget: Tokens of reasoning before the answer at most.
-        temperature: 0 takes the likeliest token.
-        top_p: Tokens are drawn from the likeliest ones that together have this probability.
+        max_new_tokens: Maximum number of tokens in the answer.
+        thinking_budget: Maximum number of reasoning tokens before the answer.
+        temperature: Sampling temperature; 0 chooses the most likely token.
+        top_p: Tokens are sampled from the most likely ones that together have this probability.
         seed: Seed of sampling.
-        stop: Texts that end the answer, which leaves them out.
+        stop: Texts that end the answer and are not part of it.
         grammar: Matcher of the answer's JSON schema; every run uses a copy.
-        streamed: Whether pieces are told as they are written.
+        streamed: Whether pieces are sent as they are written.
     """
 
     messages: list[dict]
@@ -104,13 +104,13 @@ Event = TextPiece | Preview | Outcome
 
 @dataclass(eq=False)
 class Job:
-    """One thing asked of the model. Made in the event loop; `tell` and `gone` are called from the model's thread.
+    """One request to the model. Created in the event loop; `tell` and `gone` are called from the model's thread.
 
     Args:
         asked: The drawing or writing.
         tokens: Its share of `batch_tokens`.
-        seconds: Time for it, waiting included.
-        prompt_tokens: Those of the tokens that are read.
+        seconds: Time limit, including waiting.
+        prompt_tokens: Number of input tokens.
         loop: The event loop of its request.
     """
 
@@ -138,7 +138,7 @@ class Job:
             self.loop.call_soon_threadsafe(self.inbox.put_nowait, event)
 
     def tell_text(self, thought: bool, whole: str) -> None:
-        """Tells the new part of a text; a job that is run again repeats nothing."""
+        """Sends the new part of a text; a job that is run again repeats nothing."""
         if new := whole[self.told[thought] :]:
             self.told[thought] = len(whole)
             self.tell(TextPiece(new, thought))

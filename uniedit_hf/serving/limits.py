@@ -14,7 +14,7 @@ class Limits(BaseModel):
     """The limits.
 
     Args:
-        batch_tokens: Tokens of a batch: contexts, images and the longest answers. A request of more is refused.
+        batch_tokens: Tokens of a batch: contexts, images and the longest answers. A larger request is refused.
         batch_wait: Seconds that a first request waits for others to join its batch.
         max_requests: Requests under way at a time; further ones get status 429.
         max_connections: Open connections; further ones get status 503.
@@ -26,7 +26,7 @@ class Limits(BaseModel):
         max_body_megabytes: Size of a request's body.
         request_seconds: Time for a request once it has arrived, waiting included.
         upload_seconds: Time in which a request must arrive.
-        send_seconds: Time in which a client must take what it is sent.
+        send_seconds: Time in which a client must read the data sent to it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

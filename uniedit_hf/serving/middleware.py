@@ -21,7 +21,7 @@ OPEN = ("/health", "/metrics")  # without a key
 
 
 class Watched:
-    """Counts and logs responses. A line has the route, never the address as it was sent, which may contain a key."""
+    """Counts and logs responses. A log line has the route, never the requested URL, which may contain a key."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.metrics = app, service.metrics
@@ -29,7 +29,7 @@ class Watched:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        begun, status = time.monotonic(), 499  # as proxies call a request whose client left
+        begun, status = time.monotonic(), 499  # nginx's status for a request whose client disconnected
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -53,7 +53,7 @@ class Watched:
 
 
 class Keyed:
-    """Lets in requests that carry one of the keys, as `Authorization: Bearer KEY`. Without keys, lets everybody in."""
+    """Lets in requests that carry one of the keys, as `Authorization: Bearer KEY`. Without keys, all are let in."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self.app, self.hashes = app, [_hash(key.encode()) for key in keys]
@@ -72,7 +72,7 @@ class Keyed:
     def _knows(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         sent = _hash(key.strip().encode("latin-1"))  # the bytes as they were sent
-        found = [hmac.compare_digest(sent, known) for known in self.hashes]  # all, in the same time
+        found = [hmac.compare_digest(sent, known) for known in self.hashes]  # compares all keys, in constant time
         return scheme.lower() == "bearer" and any(found)
 
 

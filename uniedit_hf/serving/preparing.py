@@ -26,7 +26,7 @@ from .schemas import ChatRequest, EditRequest, ImageRequest, Message
 
 
 SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
-SURROGATES = re.compile("[\ud800-\udfff]")  # which no tokenizer takes
+SURROGATES = re.compile("[\ud800-\udfff]")  # which no tokenizer accepts
 DEFAULT_NEW_TOKENS = 512
 MAX_STOPS = 4
 
@@ -202,13 +202,13 @@ class Preparer:
         if request.thinking_budget:
             raise ApiError(
                 400,
-                "An answer in JSON is not thought about first: leave out thinking_budget.",
+                "An answer in JSON cannot be preceded by reasoning: leave out thinking_budget.",
                 param="thinking_budget",
             )
         return self.grammars.matcher(json.dumps(schema))
 
     async def _messages(self, messages: Sequence[Message]) -> list[dict]:
-        """The messages as the pipeline takes them, their images opened."""
+        """The messages in the pipeline's form, with opened images."""
         contents = [[each.content] if isinstance(each.content, str) else each.content for each in messages]
         parts = [part for content in contents for part in content]
         texts = [part if isinstance(part, str) else part.text for part in parts if not hasattr(part, "image_url")]
@@ -278,7 +278,7 @@ def _settings_model(image_settings: type) -> type[BaseModel]:
 
 
 def invalid(error: ValidationError) -> ApiError:
-    """The first mistake of a request, without the value that was sent."""
+    """The first error of a request, without the value that was sent."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part)[:100] for part in first["loc"])
     message = f"{place}: {first['msg']}" if place else first["msg"]

@@ -1,4 +1,4 @@
-"""Runs the jobs of a batch in one call of the pipeline, and tells each its result."""
+"""Runs the jobs of a batch in one call of the pipeline, and sends each its result."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Runner:
             job.tell(Outcome(image, split_thoughts(thought)[0] or thought, tokens))
 
     def _think(self, jobs: Sequence[Job], texts: list[str], images: list, views: dict) -> tuple[list[str], list[int]]:
-        """The thoughts before all drawings, each within its own budget, and their numbers of tokens."""
+        """The reasoning before all drawings, each within its own budget, and the numbers of tokens."""
         rows = [self._row(job, job.asked.thinking_budget) for job in jobs]
         longest = max(row.longest for row in rows)
         about = None if images[0] is None else images
@@ -101,8 +101,9 @@ def _criteria(rows: Sequence[AnswerRow]) -> StoppingCriteriaList:
 
 
 class _Watch:
-    """Called after every step of a drawing: tells previews to the jobs that want some, and stops when every client has
-    left."""
+    """Called after every step of a drawing: sends previews to the jobs that asked for them, and stops when every
+    client has disconnected.
+    """
 
     def __init__(self, jobs: Sequence[Job]):
         self.jobs = jobs

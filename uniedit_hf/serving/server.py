@@ -32,15 +32,15 @@ def serve(settings: ServerSettings) -> None:
 
     Raises:
         OSError: If the port is taken or there is no such model.
-        ValueError: If a limit or a key makes no sense, or the checkpoint is broken.
+        ValueError: If a limit or a key is invalid, or the checkpoint is broken.
     """
     limits = limits_from(settings.limits)
-    listener = listen(settings.host, settings.port)  # before the model, which takes longer
+    listener = listen(settings.host, settings.port)  # before loading the model, which takes longer
     keys = api_keys(settings.api_keys_env)
     service = Service(load_pipeline(settings), settings, limits)
     _log_to_stderr()
     if not keys and settings.host not in ("127.0.0.1", "localhost", "::1"):
-        warning = "No API keys: everybody who can reach %s can use this server. Set %s."
+        warning = "No API keys: anyone who can reach %s can use this server. Set %s."
         logger.warning(warning, settings.host, settings.api_keys_env)
     host, port = listener.getsockname()[:2]
     logger.info("Serving %s at http://%s:%d/v1", settings.name, f"[{host}]" if ":" in host else host, port)
@@ -115,7 +115,7 @@ def load_pipeline(settings: ServerSettings) -> UniEditPipeline:
     device, dtype = inference_arithmetic(settings.device, settings.dtype)
     options = {"dtype": dtype} | settings.load
     pipe = UniEditPipeline.from_pretrained(settings.model, batch_size=settings.batch_size, **options)
-    if not options.keys() & {"device_map", "quantization_config"}:  # these say where the weights go
+    if not options.keys() & {"device_map", "quantization_config"}:  # these options place the weights
         pipe = pipe.to(device)
     if settings.autoencoder:
         pipe.set_autoencoder(**_with_dtype(settings.autoencoder))

@@ -32,7 +32,7 @@ class EventResponse(StreamingResponse):
         try:
             await super().stream_response(send)
         finally:
-            self.job.left = True  # closing the generators would wait, which a task that is cancelled cannot
+            self.job.left = True  # closing the generators would wait, which a cancelled task cannot do
 
 
 def event(content: dict, name: str | None = None) -> str:
@@ -50,7 +50,7 @@ async def _with_error(events: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def begun(events: AsyncIterator) -> AsyncIterator:
-    """The same events, after waiting for the first, so that an error before it gets its own HTTP status."""
+    """The same events, after waiting for the first one, so that an error before it has its own HTTP status."""
     first = await anext(events)
 
     async def again() -> AsyncIterator:

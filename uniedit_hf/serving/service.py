@@ -29,7 +29,7 @@ class ClientLeft(Exception):
 
 
 class Service:
-    """The model behind its queue, with what prepares requests for it.
+    """The model with its queue, and the preparation of requests.
 
     Args:
         pipe: The pipeline; from now on only the batcher's thread runs it.

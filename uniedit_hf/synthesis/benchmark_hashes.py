@@ -1,5 +1,4 @@
-"""Hashes of benchmark images. They are kept on disk, so that of all shards and runs only the first opens the
-images."""
+"""Hashes of benchmark images. They are stored on disk, so that only the first shard or run opens the images."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ def benchmark_hashes(settings: Decontaminate, kept_in: Path) -> list[Benchmarks]
     """The hashes of every benchmark.
 
     Args:
-        settings: Name them.
-        kept_in: The folder where hashes are kept.
+        settings: The settings that name the benchmarks.
+        kept_in: The folder where hashes are stored.
 
     Raises:
-        ValueError: There is no such benchmark, or it holds no image.
+        ValueError: If a benchmark does not exist or contains no image.
     """
     loaded = [_kept(kept_in, _state(folder), partial(_of_folder, folder)) for folder in settings.benchmarks]
     loaded += [
@@ -41,11 +40,11 @@ def benchmark_hashes(settings: Decontaminate, kept_in: Path) -> list[Benchmarks]
 def _of_folder(folder: Path) -> Benchmarks:
     benchmarks = read_benchmarks(folder)
     if not benchmarks.pixels:
-        raise ValueError(f"{folder} holds no image that can be read: check decontaminate.benchmarks.")
+        raise ValueError(f"{folder} contains no image that can be read: check decontaminate.benchmarks.")
     if benchmarks.unreadable:
         warnings.warn(
-            f"{len(benchmarks.unreadable)} files of {folder} cannot be read, the first is {benchmarks.unreadable[0]}: "
-            "rows that have these images are not found.",
+            f"{len(benchmarks.unreadable)} files of {folder} cannot be read, the first is "
+            f"{benchmarks.unreadable[0]}: rows with these images are not detected.",
             stacklevel=2,
         )
     return benchmarks
@@ -75,7 +74,7 @@ def _of_dataset(settings: BenchmarkDataset) -> Benchmarks:
 
 
 def _kept(folder: Path, state: str, read: Callable[[], Benchmarks]) -> Benchmarks:
-    """The hashes of a benchmark in that state, from the disk if they are there."""
+    """The hashes of a benchmark in this state, read from disk if they are stored."""
     file = folder / f"{stable_id(state)}.npz"
     if file.exists():
         with np.load(file, allow_pickle=False) as kept:
@@ -97,7 +96,7 @@ def _kept(folder: Path, state: str, read: Callable[[], Benchmarks]) -> Benchmark
 
 
 def _state(folder: Path) -> str:
-    """Changes with every file below a folder."""
+    """A string that changes with every file below a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     states = ((path, path.stat()) for path in files)
     return f"{folder.absolute()}\n" + "\n".join(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in states)

@@ -1,5 +1,6 @@
-"""Shards as tasks of datatrove, on this machine, on Slurm or on Ray. datatrove hands out ranks; the stages, the cache
-and the files are those of the local engine."""
+"""Runs shards as tasks of datatrove, on this machine, on Slurm or on Ray. datatrove distributes ranks; the stages, the
+cache and the files are those of the local engine.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from uniedit_hf.synthesis.shard import make_shard
 
 
 class MakeShard(PipelineStep):
-    """Makes the shard of a rank; its place and counts are in its files, so nothing is handed on."""
+    """Makes the shard of a rank; all results are in its files, so nothing is passed on."""
 
     type, name = "uniedit", "make a shard"
 
@@ -51,7 +52,7 @@ class Finish(PipelineStep):
 
 
 def budget_of_shard(settings: Settings) -> BudgetSettings:
-    """An equal part of the budget: workers on several machines do not know what the others spend."""
+    """An equal share of the budget, because workers on different machines cannot see each other's spending."""
     budget, shards = settings.budget, settings.shards
     return BudgetSettings(
         calls=None if budget.calls is None else max(1, budget.calls // shards),
@@ -64,14 +65,14 @@ def run_on_datatrove(settings: Settings) -> bool:
     """Makes every shard.
 
     Returns:
-        Whether the shards are there; Slurm makes them later and merges them itself.
+        Whether the shards are complete; with Slurm they are made later, and a job merges them.
 
     Raises:
-        ValueError: Slurm's scripts cannot name the folder, or Slurm takes no jobs.
+        ValueError: If Slurm's scripts cannot name the folder, or Slurm accepts no jobs.
     """
     engine, text = settings.engine, settings.model_dump_json()
     logs = settings.output_dir.absolute() / "work" / "datatrove"
-    # Finished shards are known by our own files, so a rank whose files are gone is made again.
+    # Our own files mark finished shards, so a rank whose files are gone is made again.
     options: dict[str, Any] = {
         "tasks": settings.shards,
         "workers": engine.workers,
@@ -94,7 +95,7 @@ def run_on_datatrove(settings: Settings) -> bool:
 
 
 def _submit(settings: str, logs: Path, options: dict[str, Any]) -> None:
-    """An array job of the shards, and a job that waits for it and merges them."""
+    """Submits an array job for the shards, and a job that waits for it and merges them."""
     if any(letter.isspace() for letter in str(logs)):
         raise ValueError(f"Slurm's scripts cannot name a folder with blanks: choose another output_dir than {logs}.")
     # Jobs run the programs of this environment, whether or not it was activated where they were submitted.
@@ -106,5 +107,5 @@ def _submit(settings: str, logs: Path, options: dict[str, Any]) -> None:
         SlurmPipelineExecutor([Finish(settings)], depends=shards, **(options | last)).run()
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         raise ValueError(
-            f"Slurm took no job ({error}): start on a machine that has sbatch, and see what it says."
+            f"Slurm accepted no job ({error}): start on a machine that has sbatch, and check its message."
         ) from error

@@ -1,7 +1,7 @@
-"""Sizes: what an editor is asked for, and how its result is fitted to the source.
+"""Sizes: which size to request from an editor, and how to fit its result to the source.
 
-Some editors draw in a few proportions only. What they are to edit gets bars at two sides, up to the nearest of them,
-and the bars are cut off the result: so nothing is stretched, and everything stays at its place.
+Some editors support only a few aspect ratios. For these the source is letterboxed to the nearest ratio, and the bars
+are cropped from the result, so nothing is stretched or moved.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ BARS = (128, 128, 128)
 
 
 def size_to_ask(source: tuple[int, int], settings: Edit) -> tuple[int, int]:
-    """(width, height) of about `settings.pixels`, in the proportions of the source, in multiples of
-    `settings.multiple`."""
+    """(width, height) with about `settings.pixels` pixels, in the aspect ratio of the source, in multiples of
+    `settings.multiple`.
+    """
     width, height = source
     scale = math.sqrt(settings.pixels / (width * height))
     return tuple(max(1, round(side * scale / settings.multiple)) * settings.multiple for side in (width, height))
 
 
 def nearest_ratio(size: tuple[int, int], ratios: Mapping[str, float]) -> str:
-    """The name of the proportion that a size differs from least."""
+    """The name of the aspect ratio closest to a size."""
     return min(ratios, key=lambda name: abs(math.log(size[0] / size[1] / ratios[name])))
 
 
 def frame_for(source: tuple[int, int], ratios: Mapping[str, float], settings: Edit) -> tuple[int, int]:
-    """(width, height) of the image that is sent: the source's, or with bars that of the nearest of the proportions,
-    where that is farther from the source's than a result may be."""
+    """(width, height) of the image to send: the source's, or with bars that of the nearest supported ratio, if this
+    ratio differs from the source's by more than a result may.
+    """
     if not ratios:
         return source
     width, height = source
@@ -44,14 +46,14 @@ def frame_for(source: tuple[int, int], ratios: Mapping[str, float], settings: Ed
 
 
 def with_bars(image: Image.Image, frame: tuple[int, int]) -> Image.Image:
-    """The image in the middle of a frame."""
+    """The image centered in a frame."""
     framed = Image.new("RGB", frame, BARS)
     framed.paste(image, ((frame[0] - image.width) // 2, (frame[1] - image.height) // 2))
     return framed
 
 
 def without_bars(result: Image.Image, source: tuple[int, int], frame: tuple[int, int]) -> Image.Image:
-    """The part of a drawn frame where the source was."""
+    """The part of a drawn frame that corresponds to the source."""
     corners = []
     for drawn, side, whole in zip(result.size, source, frame):
         start = (whole - side) // 2
@@ -61,8 +63,9 @@ def without_bars(result: Image.Image, source: tuple[int, int], frame: tuple[int,
 
 
 def fitted(result: Image.Image, source: tuple[int, int], settings: Edit) -> tuple[Image.Image, str] | None:
-    """The result in the proportions of the source, and what was done to it: "none", "stretch" or "crop"; None if it
-    differs too much. A pixel of rounding is no difference."""
+    """The result in the aspect ratio of the source, and the operation: "none", "stretch" or "crop"; None if it differs
+    too much. One pixel of rounding is ignored.
+    """
     width, height = result.size
     ratio = source[0] / source[1]
     if abs(width - height * ratio) <= 1 or abs(height - width / ratio) <= 1:

@@ -1,5 +1,6 @@
-"""An upper bound of what a run costs, from the number of rows: it assumes that no row is rejected before its last
-call."""
+"""An upper bound of the cost of a run, from the number of rows: it assumes that no row is rejected before its last
+call.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from uniedit_hf.synthesis.settings import PlannedEdits, Settings
 from uniedit_hf.synthesis.sources.reading import count_source, drafts_of
 
 
-SAMPLE = 200  # rows that are really read, to see how many questions a row asks and how long they are
+SAMPLE = 200  # rows that are read, to estimate the number and length of questions per row
 LETTERS_PER_TOKEN = 4
 TOKENS_PER_IMAGE = 1000
 TOKENS_WRITTEN = {"classify": 40, "instruct": 250, "edit": 0, "judge": 90, "quality": 60}
@@ -22,7 +23,7 @@ TOKENS_WRITTEN = {"classify": 40, "instruct": 250, "edit": 0, "judge": 90, "qual
 
 @dataclass(frozen=True)
 class Line:
-    """Calls of one stage and what they may cost."""
+    """Calls of one stage and their maximum cost."""
 
     stage: str
     backend: str
@@ -37,11 +38,11 @@ class Estimate:
     """An upper bound of what a run costs.
 
     Args:
-        rows: Of the source; None if it does not say.
-        questions: That they ask.
-        unusable: Share of the rows looked at that cannot be used.
-        lines: By stage.
-        kept: Replies that are in the folder already and cost nothing again.
+        rows: Number of rows of the source; None if unknown.
+        questions: Number of questions in them.
+        unusable: Share of the sampled rows that cannot be used.
+        lines: Calls by stage.
+        kept: Number of replies already in the folder, which cost nothing.
     """
 
     rows: int | None
@@ -61,17 +62,17 @@ class Estimate:
         calls, tokens = (sum(getattr(x, name) for x in self.lines) for name in ("calls", "tokens"))
         table.append(f"{'at most':52}{calls:12,}{tokens:16,}{sum(x.money for x in self.lines):12,.2f}")
         notes = (
-            f"Assumed: {LETTERS_PER_TOKEN} letters a token, {TOKENS_PER_IMAGE:,} tokens an image, no rejections or "
-            f"retries. {self.kept:,} replies are in the folder already and are not paid again."
+            f"Assumed: {LETTERS_PER_TOKEN} letters per token, {TOKENS_PER_IMAGE:,} tokens per image, no rejections or "
+            f"retries. {self.kept:,} replies are already in the folder and not paid again."
         )
         return "\n".join([head, *table, notes])
 
 
 def estimate(settings: Settings) -> Estimate:
-    """Reads a few rows, and counts the others.
+    """Estimates the cost: reads a few rows, and counts the others.
 
     Raises:
-        ValueError: The source cannot be read.
+        ValueError: If the source cannot be read.
     """
     sample = list(islice(drafts_of(settings), SAMPLE))
     drafts = [row for row in sample if isinstance(row, Draft)]

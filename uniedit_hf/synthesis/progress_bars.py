@@ -1,4 +1,4 @@
-"""What a run shows while it goes: rows with the time that is left, each stage, and each backend with its cost."""
+"""Progress of a run: rows with the remaining time, each stage, and each backend with its cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS_IN_A_LOG = 30.0
 
 @dataclass
 class Passed:
-    """How many rows a stage took and gave.
+    """Number of rows that entered and left a stage.
 
     Args:
         taken: Drafts and rejections that came in.
@@ -39,12 +39,12 @@ class Passed:
 
 
 class Progress:
-    """Bars on a terminal; elsewhere a line now and then. `read` and `made` are the rows and the edits so far.
+    """Bars on a terminal; elsewhere an occasional line. `read` and `made` are the rows and the edits so far.
 
     Args:
-        title: What is being made.
-        rows: Of the source, if known.
-        edits: To be made, if that is what ends the run; then they are what the time left is reckoned from.
+        title: The title of the bar.
+        rows: Number of rows of the source, if known.
+        edits: Number of edits to make, if that ends the run; the remaining time is then computed from it.
     """
 
     def __init__(self, title: str, rows: int | None, edits: int | None):

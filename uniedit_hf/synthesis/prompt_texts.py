@@ -1,4 +1,4 @@
-"""The texts that models are asked with, each in a file of `prompts/` with its version in the first line."""
+"""The prompts, each in a file of `prompts/` with its version in the first line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "prompts"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and its version; `name` is written with the version into the rows it made."""
+    """A prompt with its version; name and version are stored in the rows made with it."""
 
     name: str
     version: int

@@ -16,7 +16,7 @@ STAGES = ("source", "inspect", "duplicates", "classify", "balance", "instruct", 
 
 @dataclass(frozen=True)
 class Record:
-    """One edit, as the data set stores it. What is not known is None.
+    """One edit, as stored in the data set. Unknown values are None.
 
     Args:
         id: A stable hash of source, question, answer and instruction.
@@ -26,12 +26,12 @@ class Record:
         task_category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         question: The question that the instruction embeds.
         answer: Its answer on the source.
-        variant: Every choice that was drawn, as "name=value,name=value".
-        source: Where the question comes from.
+        variant: All random choices, as "name=value,name=value".
+        source: The source of the question.
         editor: The model that drew the target.
         judge: The model that verified it.
         scores: Any of `uniedit_hf.schema.SCORES`.
-        license: The licence of the source image.
+        license: The license of the source image.
         source_size: (width, height) of the source in pixels.
         target_size: (width, height) of the target in pixels.
         split: The split of the source image. Not a column: only training images go into a training set.
@@ -57,14 +57,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that became no record.
+    """A row that did not become a record.
 
     Args:
-        reason: Why, in a few words that can be counted.
+        reason: The reason, in a few words, to be counted.
         id: The row's stable id.
         stage: The stage that rejected it.
         detail: What was found.
-        reply: The reply of the model, word for word.
+        reply: The verbatim reply of the model.
         question: The row's question.
         position: The row in the source, and the turn in the row.
     """
@@ -79,7 +79,7 @@ class Rejection:
 
 
 class Draft(BaseModel):
-    """A row on its way from a question to an edit; every stage adds what it is there for.
+    """A row on its way from a question to an edit; every stage adds its fields.
 
     Args:
         position: Number of the row in the source and of the turn in it; the order of the result.
@@ -88,23 +88,24 @@ class Draft(BaseModel):
         question: As the source asks it.
         answer: As the source answers it.
         source: The data set of the question.
-        license: The licence of the image.
-        split: Where the image may be used.
-        hashes: Of the pixels, and the perceptual one where it tells images apart.
+        license: The license of the image.
+        split: The split of the image.
+        hashes: The hash of the pixels, and the perceptual hash if it is meaningful.
         row: The row itself, for the rules of easy-VQA.
-        scene: What they read in the image.
-        plan: What the instruction shall be like, if the source plans it.
-        draw: Tells drafts of one row and plan apart.
+        scene: The scene that the rules read from the image.
+        plan: The plan of the instruction, if the source plans it.
+        draw: Distinguishes drafts of one row and plan.
         category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         short_answer: The bare answer.
-        choices: Every choice that was drawn.
+        choices: All random choices.
         instruction: What the model is asked to do.
-        rephrased: What is written in its place, if it is asked for in another way; the id is that of `instruction`.
-        expected: What the right result shows, for editors and judges.
-        text: What is to be read in the result, if anything.
-        canvas: Whether the edit stays in the scene or is drawn anew.
+        rephrased: The text that replaces the instruction, if the edit is asked for in another way; the id is that of
+            `instruction`.
+        expected: The correct result in words, for editors and judges.
+        text: Text that the result should contain, if any.
+        canvas: Whether the edit stays in the scene or draws a new image.
         unchanged: Whether the right result is the source itself.
-        program: What the instruction means, where it was written by rules.
+        program: The meaning of the instruction, if it was written by rules.
         target: The result.
         editor: The model that drew it.
         judge: The models that verified it.
@@ -156,7 +157,7 @@ def record_id(draft: Draft) -> str:
 
 
 def finished(draft: Draft) -> Record:
-    """The record of a draft that went through every stage."""
+    """The record of a draft that passed every stage."""
     return Record(
         id=record_id(draft),
         source_image=draft.image.data,
@@ -178,12 +179,12 @@ def finished(draft: Draft) -> Record:
 
 
 def variant_text(**choices: object) -> str:
-    """The `variant` column: the choices that were drawn, in the order given."""
+    """The `variant` column: the random choices, in the order given."""
     return ",".join(f"{name}={str(value).lower()}" for name, value in choices.items())
 
 
 def variant_choices(variant: str) -> dict[str, str]:
-    """The choices behind a `variant` column."""
+    """Parses a `variant` column."""
     return dict(choice.split("=", 1) for choice in variant.split(",")) if variant else {}
 
 

@@ -1,4 +1,4 @@
-"""The page that shows a run, and the same as JSON. The page is one file: images are inside it."""
+"""The report of a run, as an HTML page and as JSON. The page is one file with embedded images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_report(merged: Merged, settings: Settings) -> Path:
 
 
 def _backends(merged: Merged, settings: Settings) -> list[dict[str, Any]]:
-    """Calls, tokens and money of each backend over all shards and all runs; what this run made and had kept."""
+    """Calls, tokens and money of each backend over all shards and all runs, and those made and reused by this run."""
     names = list(dict.fromkeys(name for summary in merged.summaries for name in summary["backends"]))
     table = []
     for name in names:
@@ -61,7 +61,7 @@ def _backends(merged: Merged, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _spread(examples: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """So many of the examples, one category in turn with another."""
+    """`number` of the examples, alternating between categories."""
     by_category: dict[Any, list[dict[str, Any]]] = {}
     for each in examples:
         by_category.setdefault(each["category"], []).append(each)

@@ -12,17 +12,17 @@ from uniedit_hf.synthesis.writer import Merged, ShardFiles, fingerprint, merge
 
 
 def run(settings: Settings, retry: bool = False) -> Merged | None:
-    """Makes the set of edits that the settings describe, or resumes the run.
+    """Makes the data set described by the settings, or resumes the run.
 
     Args:
-        settings: Of the run.
-        retry: Whether to ask again, once, what was refused or got a reply that could not be used.
+        settings: Settings of the run.
+        retry: Whether to ask once more where a call was refused or its reply could not be used.
 
     Returns:
-        What came of it; None if Slurm makes it later.
+        The result; None if Slurm makes it later.
 
     Raises:
-        ValueError: The source cannot be read, a backend cannot answer, or the folder contains another run.
+        ValueError: If the source cannot be read, a backend cannot answer, or the folder contains another run.
     """
     _check_folder(settings)
     if retry:
@@ -44,14 +44,14 @@ def run(settings: Settings, retry: bool = False) -> Merged | None:
 
 
 def _check_folder(settings: Settings) -> None:
-    """Keeps the number of shards in the folder, or compares it with the one that is there."""
+    """Stores the number of shards in the folder, or compares it with the stored one."""
     plan = settings.output_dir / "work" / "plan.json"
     if settings.output_dir.exists() and not settings.output_dir.is_dir():
         raise ValueError(f"{settings.output_dir} is a file: choose a folder as output_dir.")
     if not plan.exists():
         if settings.output_dir.exists() and any(settings.output_dir.iterdir()):
             raise ValueError(
-                f"{settings.output_dir} contains files that are not of a run: choose an empty output_dir."
+                f"{settings.output_dir} contains files that do not belong to a run: choose an empty output_dir."
             )
         plan.parent.mkdir(parents=True)
         plan.write_text(json.dumps({"shards": settings.shards}), encoding="utf-8")
@@ -65,7 +65,7 @@ def _check_folder(settings: Settings) -> None:
 
 
 def _set_failed_aside(settings: Settings) -> None:
-    """Makes every shard's refusals and unusable replies unknown, and the shard unfinished."""
+    """Forgets every shard's refusals and unusable replies, and marks the shard as unfinished."""
     work = settings.output_dir / "work"
     for number in range(settings.shards):
         files = ShardFiles(settings.output_dir, number)
@@ -89,7 +89,7 @@ def _spent_by_others(settings: Settings, number: int) -> list[Spent]:
 
 
 def _check_shards(settings: Settings) -> None:
-    """Raises RuntimeError for a shard that an engine says it made and did not: the engine's word is not enough."""
+    """Raises RuntimeError if a shard is missing although the engine reported success."""
     for number in range(settings.shards):
         summary = ShardFiles(settings.output_dir, number).read_summary()
         if summary is None or summary["fingerprint"] != fingerprint(settings):
@@ -100,7 +100,7 @@ def _check_shards(settings: Settings) -> None:
 
 
 def finish(settings: Settings) -> Merged:
-    """Merges the shards and writes the report beside the set."""
+    """Merges the shards and writes the report next to the data set."""
     merged = merge(settings)
     write_report(merged, settings)
     return merged

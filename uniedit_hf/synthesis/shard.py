@@ -1,5 +1,6 @@
-"""Makes one shard: its rows flow from the source through every stage into files, in the order of the source, many at a
-time, and none is lost on the way."""
+"""Makes one shard: its rows go from the source through every stage into files, in the order of the source, many at a
+time, and every row is accounted for.
+"""
 
 from __future__ import annotations
 
@@ -42,19 +43,19 @@ Result = Draft | Rejection
 def make_shard(
     settings: Settings, number: int, budget: BudgetSettings | None = None, earlier: Sequence[Spent] = ()
 ) -> dict[str, Any]:
-    """Makes a shard, or resumes it; a finished one is left as it is.
+    """Makes a shard, or resumes it; a finished one is not changed.
 
     Args:
         settings: Settings of the run.
         number: Number of the shard.
         budget: Limits; those of the run by default.
-        earlier: What other shards have spent of it.
+        earlier: The amount that other shards have spent.
 
     Returns:
         The summary of the shard.
 
     Raises:
-        ValueError: The source cannot be read, a backend cannot answer, or another run uses the folder.
+        ValueError: If the source cannot be read, a backend cannot answer, or another run uses the folder.
     """
     files = ShardFiles(settings.output_dir, number)
     summary = files.read_summary()
@@ -106,11 +107,11 @@ class Shard:
             return await self._write(self._flow(inspection, seen), files, cache)
 
     def _flow(self, inspection: ImageInspection, seen: SeenBefore) -> AsyncGenerator[Result]:
-        """Every stage behind the one before it: those that look back take one row at a time, the others many."""
+        """Chains the stages: those that depend on earlier rows take one row at a time, the others many."""
         window = self.settings.window
         rows = self._source()
         rows = at_once(rows, inspection, window, self._counted("inspect"))
-        # Planned edits ask about an image again, and a control has an edit for every row, also where two are the same.
+        # Planned edits may use an image again, and a control has an edit for every row, even if two are identical.
         planned, control = self.settings.planned, isinstance(self.settings.source, PlainEdits)
         rows = in_turn(rows, _same if planned else seen.question, self._counted("duplicates"))
         rows = at_once(rows, self._until_spent(self._classify), window, self._counted("classify"))
@@ -170,7 +171,7 @@ class Shard:
             if self.settings.planned:
                 self.outcomes.pop(result.position).set_result(result)
             if self.balance.end is not None and result.position >= self.balance.end:
-                continue  # read ahead of what turned out to be the end
+                continue  # read ahead, beyond the actual end
             if isinstance(result, Rejection) and result.stage == NOT_REACHED:
                 not_reached += 1
             else:
@@ -181,7 +182,7 @@ class Shard:
         self.progress.show(self.passed, self.callers, self.budget)
         spent, failed = cache.spent(), sum(caller.failed for caller in self.callers.values())
         summary = {
-            # What failed may succeed another time, so the next run looks at this shard again.
+            # Failed calls may succeed later, so the next run processes this shard again.
             "complete": self.stopped is None and not failed,
             "failed": failed,
             "fingerprint": fingerprint(self.settings),
@@ -224,7 +225,7 @@ def calls_of(output_dir: Path, number: int) -> Path:
 
 
 def _finished(making: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """What a coroutine returns; in a notebook, whose own loop is running, it runs in a thread."""
+    """Runs a coroutine and returns its result; in a notebook, where a loop is already running, in a thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -238,7 +239,7 @@ def _same(draft: Draft) -> Draft:
 
 
 def _check_counts(passed: dict[str, Passed], written: int) -> None:
-    """Raises RuntimeError if a stage gave fewer or more rows than it or the stage before it took."""
+    """Raises RuntimeError if rows were lost or duplicated in a stage or between two stages."""
     before = None
     for name, counts in passed.items():
         if counts.taken != counts.given or before not in (None, counts.taken):
@@ -257,10 +258,10 @@ async def _cancel(task: asyncio.Task) -> None:
 async def at_once(
     rows: AsyncGenerator[Result], work: Callable[[Draft], Awaitable[Result]], window: int, passed: Passed
 ) -> AsyncGenerator[Result]:
-    """Works on up to `window` drafts at the same time and gives results in the order in which drafts came.
+    """Processes up to `window` drafts at the same time and yields results in the order of the drafts.
 
     Raises:
-        Exception: What `work` raises, after everything under way was stopped.
+        Exception: The error that `work` raises, after all work in progress was stopped.
     """
     waiting: asyncio.Queue[tuple[Result, asyncio.Task | None] | Exception | None] = asyncio.Queue(window)
     feeding = asyncio.create_task(_feed(rows, work, waiting, passed))
@@ -281,7 +282,7 @@ async def at_once(
 async def in_turn(
     rows: AsyncGenerator[Result], work: Callable[[Draft], Result | Awaitable[Result]], passed: Passed
 ) -> AsyncGenerator[Result]:
-    """Works on one draft after another, for what depends on those before it."""
+    """Processes one draft after another, for stages that depend on earlier drafts."""
     try:
         async for row in rows:
             passed.taken += 1
@@ -299,7 +300,7 @@ async def _feed(rows, work, waiting: asyncio.Queue, passed: Passed) -> None:
         async for row in rows:
             passed.taken += 1
             task = asyncio.create_task(work(row)) if isinstance(row, Draft) else None
-            if task is not None:  # what stops the run is raised once; the others' errors are not told
+            if task is not None:  # the error that stops the run is raised once; errors of the other tasks are dropped
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
                 await waiting.put((row, task))
@@ -307,7 +308,7 @@ async def _feed(rows, work, waiting: asyncio.Queue, passed: Passed) -> None:
                 await _cancelled([task] if task else [])
                 raise
         await waiting.put(None)
-    except Exception as error:  # it is raised where the rows are taken, behind those that came before it
+    except Exception as error:  # raised where the rows are consumed, after the rows before it
         await waiting.put(error)
 
 

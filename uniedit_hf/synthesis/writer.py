@@ -1,4 +1,4 @@
-"""The files of a run: those of each shard, and one data set of all shards in which every row is accounted for."""
+"""The files of a run: those of each shard, and one data set of all shards. Every row is accounted for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REJECTS = pa.schema(
         ("question", pa.string()),
     ]
 )
-# What merging needs in addition to the row: its place in the source, the question there, and hashes of the image.
+# Columns that merging needs in addition: position in the source, the question, and hashes of the image.
 MERGE_COLUMNS = pa.schema(
     [
         ("position", pa.list_(pa.int64(), 2)),
@@ -50,16 +50,16 @@ MERGE_COLUMNS = pa.schema(
         ("perceptual_hash", pa.binary()),
     ]
 )
-# The writer keeps a description of every group in memory until the end, so groups must not be small.
+# The writer keeps metadata of every group in memory until the end, so groups must not be small.
 ROWS_PER_GROUP = 1024
 BYTES_PER_GROUP = 64 * 2**20
 REJECTS_PER_GROUP = 4096
 BYTES_AT_ONCE = 2 * 2**20
-# What may change between two runs without making a finished shard outdated.
+# Settings that may change between two runs without making a finished shard outdated.
 NOT_OF_A_SHARD = {"output_dir", "engine", "budget", "export"}
-# Choices with few values; the others, such as the phrasing, say nothing when they are counted.
+# Choices with few values; counts of the others, such as the phrasing, are not informative.
 COUNTED_CHOICES = ("variant", "depth", "condition", "changed", "edit", "medium", "font", "distractor", "resize")
-NO_CATEGORY = "no category"  # plain edits of size: the schema has none for them
+NO_CATEGORY = "no category"  # plain edits of size, for which the schema has no category
 MOST_EXAMPLES = 200
 THUMBNAIL = 256
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
@@ -81,14 +81,14 @@ class ShardFiles:
 
 
 class ShardWriter:
-    """Writes results in the order in which they come; nothing counts before `close` has written the summary."""
+    """Writes results in order; a shard counts as made only after `close` has written the summary."""
 
     def __init__(self, files: ShardFiles):
         self.files = files
         files.summary.unlink(missing_ok=True)
         files.records.parent.mkdir(parents=True, exist_ok=True)
         self.schema = pa.schema([*row_features().arrow_schema, *MERGE_COLUMNS])
-        # Small pages, so that a few rows can be read without the rest of their group.
+        # Small pages, so that a few rows can be read without the whole group.
         pages = {"write_batch_size": 8, "use_dictionary": False}
         self.records = pq.ParquetWriter(files.records, self.schema, write_statistics=False, **pages)
         self.rejects = pq.ParquetWriter(files.rejects, REJECTS, write_statistics=False)
@@ -150,7 +150,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def fingerprint(settings: Settings) -> str:
-    """Changes with everything that decides the rows of a shard: settings, prompts and the source's files."""
+    """A fingerprint of everything that decides the rows of a shard: settings, prompts and the source's files."""
     content = [settings.model_dump_json(exclude=NOT_OF_A_SHARD), *STAGES]
     content += [file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.md"))]
     for file in (*getattr(settings.source, "files", ()), *getattr(settings.source, "archives", ())):
@@ -178,7 +178,7 @@ def reject_row(rejection: Rejection) -> dict[str, Any]:
 class Counts:
     """Records by category, by source, by editor and by each choice; rejections by stage and reason.
 
-    `examples` is an even sample of the records, `rejected_examples` holds the first rejection of each reason.
+    `examples` is a uniform sample of the records, `rejected_examples` has the first rejection for each reason.
     """
 
     def __init__(self):
@@ -202,7 +202,7 @@ class Counts:
         for name, value in named.items():
             self.by_column.setdefault(name, Counter())[str(value)] += 1
         self.records += 1
-        # Reservoir sampling: every record has the same chance to be an example.
+        # Reservoir sampling: every record is equally likely to be an example.
         if len(self.examples) < MOST_EXAMPLES:
             self.examples.append(example(row))
         elif (place := self.draw.randrange(self.records)) < MOST_EXAMPLES:
@@ -216,7 +216,7 @@ class Counts:
         self.rejected_examples.setdefault(key, row)
 
     def stages(self) -> list[dict[str, Any]]:
-        """Rows that went into each stage, were rejected there, and came out."""
+        """For each stage the number of rows that entered, were rejected, and left."""
         left, table = self.records + self.rejects, []
         for stage in STAGES:
             rejected = self.by_stage[stage]
@@ -238,7 +238,7 @@ def example(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thumbnail(data: bytes) -> str:
-    """A small image as text that a page can hold."""
+    """A thumbnail as a data URL."""
     image = EncodedImage(data).pixels()
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -253,7 +253,8 @@ def _category(row: dict[str, Any]) -> str:
 
 class OfficialWriter:
     """Writes rows of our schema as `uniedit_148k.jsonl` (`uniedit_40k.jsonl` for the shares of that name), with images
-    named by their content. `uniedit dataset build` reads it."""
+    named by the hash of their content. `uniedit dataset build` reads it.
+    """
 
     def __init__(self, folder: Path, settings: Settings):
         self.folder = folder
@@ -301,8 +302,8 @@ class Merged:
 
     Args:
         dataset: The folder of Parquet files.
-        summaries: Of the shards.
-        counts: Of records and rejections.
+        summaries: Summaries of the shards.
+        counts: Counts of records and rejections.
     """
 
     dataset: Path
@@ -311,7 +312,7 @@ class Merged:
 
     @property
     def stopped(self) -> str | None:
-        """Why the run stopped early, if it did."""
+        """The reason why the run stopped early, or None."""
         return next(filter(None, (summary["stopped"] for summary in self.summaries)), None)
 
     @property
@@ -321,10 +322,10 @@ class Merged:
 
 
 def merge(settings: Settings) -> Merged:
-    """Writes `dataset/`, `rejects.parquet` and, if asked for, `official/`, and puts them where the last ones were.
+    """Writes `dataset/`, `rejects.parquet` and, if requested, `official/`, and replaces the previous ones.
 
     Raises:
-        RuntimeError: A shard is missing, or rows were lost or doubled.
+        RuntimeError: If a shard is missing, or rows were lost or duplicated.
     """
     output_dir = settings.output_dir
     shards = [ShardFiles(output_dir, number) for number in range(settings.shards)]
@@ -360,15 +361,16 @@ def merge(settings: Settings) -> Merged:
 
 
 def _in_order(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of all files by their place in the source."""
+    """The rows of all files in the order of the source."""
     return heapq.merge(*map(read_rows, files), key=lambda row: row.get("position") or [row["row"], row["turn"]])
 
 
 def _without_doubles(
     rows: Iterator[dict[str, Any]], settings: Settings, doubled: list[Rejection]
 ) -> Iterator[dict[str, Any]]:
-    """The rows without what an earlier one of another shard has; within a shard there is nothing left to find, nor in
-    planned edits, whose shards share no image."""
+    """The rows without duplicates of earlier rows in other shards. Shards themselves contain no duplicates, and
+    planned edits have no image in two shards.
+    """
     if settings.shards == 1 or settings.planned:
         yield from rows
         return
@@ -407,7 +409,7 @@ def _counted(
 
 
 def _write_dataset(rows: Iterator[dict[str, Any]], folder: Path, rows_per_file: int) -> None:
-    """Files of `rows_per_file` rows, named when their number is known."""
+    """Writes files of `rows_per_file` rows, which get their names once the number of files is known."""
     written = []
     for first in rows:
         written.append(folder / f"{len(written)}.parquet")

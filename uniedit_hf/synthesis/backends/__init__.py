@@ -1,1 +1,1 @@
-"""Chat models and image editors. Each turns a request into a reply; what fails says whether asking again may help."""
+"""Chat models and image editors. Each turns a request into a reply; errors say whether a retry may help."""

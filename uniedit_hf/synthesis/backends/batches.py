@@ -1,4 +1,4 @@
-"""Gathers requests that come at the same time into batches for a model on this machine."""
+"""Groups simultaneous requests into batches for a local model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ WAIT = 0.02  # seconds for others to join
 
 
 class Batches:
-    """Runs `work` on lists of requests, one list at a time, in a thread of its own.
+    """Runs `work` on lists of requests, one list at a time, in its own thread.
 
     Args:
-        work: From requests of one kind to as many replies.
-        size: Requests in a batch at most.
-        kind: What requests of a batch must have in common.
+        work: Maps a list of requests to a list of replies.
+        size: Maximum number of requests in a batch.
+        kind: The key that all requests of a batch must share.
     """
 
     def __init__(self, work: Callable[[Sequence[Any]], Sequence[Any]], size: int, kind: Callable[[Any], Hashable]):
@@ -45,7 +45,7 @@ class Batches:
                 replies = await asyncio.get_running_loop().run_in_executor(
                     self.thread, self.work, [request for request, _ in batch]
                 )
-            except Exception as error:  # whoever waits for a reply gets it
+            except Exception as error:  # passed on to the waiting requests
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

@@ -13,11 +13,11 @@ from uniedit_hf.synthesis.settings import DiffusersEditor
 
 
 class DiffusersEditorBackend:
-    """Pipelines differ in what they take: what is asked for is given where a parameter for it exists. Every image
-    has a generator of its own, seeded by the request, so a batch draws what single calls would.
+    """Pipelines have different parameters; each argument is passed if the pipeline has a parameter for it. Every image
+    has its own generator, seeded by the request, so a batch gives the same images as single calls.
 
     Raises:
-        BackendError: There is no such pipeline, it takes no image, or it lacks one of `arguments`.
+        BackendError: If there is no such pipeline, it takes no image, or it does not have one of `arguments`.
     """
 
     key = ""

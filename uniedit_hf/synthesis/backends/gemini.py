@@ -23,7 +23,7 @@ class _Gemini:
         options = types.HttpOptions(
             base_url=settings.base_url,
             timeout=int(settings.timeout * 1000),
-            # Otherwise it would be aiohttp's client wherever that is installed, which fails in other words.
+            # Otherwise it would use aiohttp's client if that is installed, which raises different errors.
             httpx_async_client=httpx2.AsyncClient(timeout=settings.timeout),
         )
         self.client = genai.Client(api_key=self.key or "none", http_options=options)
@@ -42,7 +42,7 @@ class _Gemini:
             raise PassingFailure("the reply is not in the format of the API") from error
 
     def _reply(self, made: types.GenerateContentResponse, text: str | None, image: EncodedImage | None) -> Reply:
-        """The reply, or the refusal where there is nothing."""
+        """The reply, or a refusal if it is empty."""
         usage, refusal = made.usage_metadata, None
         if not text and image is None:
             blocked = made.prompt_feedback.block_reason if made.prompt_feedback else None
@@ -97,7 +97,7 @@ class GeminiChatBackend(_Gemini):
 
 
 class GeminiEditorBackend(_Gemini):
-    """Draws in the nearest of the proportions that the model knows, its `ratios`."""
+    """Draws in the nearest aspect ratio that the model supports, one of its `ratios`."""
 
     NAMES = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
     ratios = {name: int(name.split(":")[0]) / int(name.split(":")[1]) for name in NAMES}

@@ -1,4 +1,4 @@
-"""An image editor behind HTTP, for servers of one's own. What is sent and expected, both as JSON:
+"""An image editor over HTTP, for your own server. Request and response, both as JSON:
 
 POST base_url    {"model", "prompt", "image": PNG as base64, "width", "height", "seed"}
 200              {"image": base64 of any image} or {"refusal": why there is none}; "model" may name who drew it
@@ -60,7 +60,7 @@ class HttpEditorBackend:
         return Reply(model, image=image) if (image := _image(made)) else Reply(model, text=response.text)
 
     async def read(self, body: str) -> EncodedImage | None:
-        """The image of a reply that was kept as its body; None if it cannot be read."""
+        """The image in a stored reply body; None if it cannot be read."""
         return _image(parsed_body(body))
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""From settings to backends; what a backend needs is imported when it is chosen."""
+"""Creates backends from settings; the packages of a backend are imported only if it is used."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from uniedit_hf.synthesis.settings import (
 
 
 def make_backend(name: str, settings: BackendSettings):
-    """The backend of a name in the settings: an object with `parameters`, `key`, `async reply(request)` and
-    `async close()`, and of an editor the `ratios` that it draws in.
+    """The backend with this name in the settings: an object with `parameters`, `key`, `async reply(request)` and
+    `async close()`, and for an editor the aspect `ratios` that it draws in.
 
     Raises:
-        BackendError: A package is not installed, a key is not set, or there is no such model on this machine.
+        BackendError: If a package is not installed, a key is not set, or a local model does not exist.
     """
     try:
         match settings:

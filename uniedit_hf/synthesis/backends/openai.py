@@ -34,7 +34,7 @@ EDIT_ARGUMENTS = set(inspect.signature(AsyncImages.edit).parameters) - {"self"}
 
 
 def _client(name: str, settings: OpenAiEditor) -> tuple[AsyncOpenAI, str]:
-    """The client and its key. Retries are ours, so that they are counted; a local server needs no key."""
+    """The client and its key. Retries are done by us, so that they are counted; a local server needs no key."""
     default = None if settings.base_url else "OPENAI_API_KEY"
     key = key_for(f"The backend {name}", settings.api_key_env or default)
     client = AsyncOpenAI(
@@ -44,9 +44,9 @@ def _client(name: str, settings: OpenAiEditor) -> tuple[AsyncOpenAI, str]:
 
 
 class OpenAiEditorBackend:
-    """`images.edit`; the size asked for is the nearest of those that the model draws, unless `arguments` name one.
+    """`images.edit`. The requested size is the nearest one that the model supports, unless `arguments` set one.
 
-    Its `ratios` are the proportions that it draws in: none where it is left to the model ("auto").
+    `ratios` are the aspect ratios of these sizes; empty if the model chooses ("auto").
     """
 
     SIZES = {"1024x1024": 1.0, "1536x1024": 1.5, "1024x1536": 1 / 1.5}
@@ -76,8 +76,9 @@ class OpenAiEditorBackend:
         return self._reply(made.http_response.text)
 
     def _reply(self, body: str) -> Reply:
-        """The reply in a body. One whose image is at an address, or cannot be read, is the body itself: it has been
-        paid for, so it is kept."""
+        """Parses the reply body. If its image is at a URL or cannot be read, the body itself is stored, because it has
+        been paid for.
+        """
         if is_html(body):
             raise html_failure(self.who, str(self.client.base_url), 200, self.answered)
         try:
@@ -95,12 +96,11 @@ class OpenAiEditorBackend:
         )
 
     async def read(self, body: str) -> EncodedImage | None:
-        """The image of a reply that was kept as its body, downloaded if it is at an address; None if it cannot be
-        read.
+        """The image in a stored reply body, downloaded if it is at a URL; None if it cannot be read.
 
         Raises:
-            PassingFailure: The download failed.
-            BackendError: The address is not one of this server, nor of `image_hosts`.
+            PassingFailure: If the download failed.
+            BackendError: If the URL's host is neither this server nor in `image_hosts`.
         """
         made = read_image(body)
         if made.url is None:
@@ -118,7 +118,7 @@ class OpenAiEditorBackend:
 
 
 def _ratios(size: str) -> dict[str, float]:
-    """The one proportion of a size such as "1024x1024"."""
+    """The aspect ratio of a size such as "1024x1024"."""
     found = re.fullmatch(r"(\d+)x(\d+)", str(size))
     return {str(size): int(found[1]) / int(found[2])} if found else {}
 
@@ -128,7 +128,7 @@ def _origin(address: httpx2.URL) -> tuple[str, str, int | None]:
 
 
 async def _download(address: httpx2.URL, timeout: float) -> bytes:
-    """The bytes at an address, without a key and without following it elsewhere. Raises `PassingFailure`."""
+    """The bytes at a URL, fetched without a key and without redirects. Raises `PassingFailure`."""
     data = bytearray()
     try:
         async with httpx2.AsyncClient(timeout=timeout) as client, client.stream("GET", address) as response:
@@ -144,7 +144,7 @@ async def _download(address: httpx2.URL, timeout: float) -> bytes:
 
 
 def _refusal_or_raise(error: openai.OpenAIError, name: str, settings: OpenAiEditor, key: str) -> Reply:
-    """What an error of the client means."""
+    """Converts an error of the client to a refusal, or raises it as one of ours."""
     if isinstance(error, openai.APIStatusError):
         message, code = error_of(error.response.text)
         if is_refusal(error.status_code, message, code):

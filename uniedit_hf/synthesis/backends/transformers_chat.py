@@ -1,4 +1,4 @@
-"""A vision-language model of transformers on this machine, asked in batches."""
+"""A local vision-language model of transformers, run in batches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ FORM = "Answer with one JSON object of this schema and nothing else:"
 
 
 class TransformersChatBackend:
-    """Greedy, so that the same question gives the same answer; asked again about the form, it samples.
+    """Greedy, so that the same question gives the same answer; samples when it is asked again because the form was
+    wrong.
 
     Raises:
-        BackendError: There is no such model.
+        BackendError: If there is no such model.
     """
 
     key = ""
@@ -37,7 +38,7 @@ class TransformersChatBackend:
             raise BackendError(f"The backend {name} cannot load {settings.model!r} ({first}): check model.") from error
         self.model.to(settings.device).eval()
         self.processor.tokenizer.padding_side = "left"
-        # Not every processor takes questions with and without images in one batch.
+        # Not every processor accepts questions with and without images in one batch.
         self.batches = Batches(
             self._replies, settings.batch_size, kind=lambda request: (request.attempt, len(request.images))
         )

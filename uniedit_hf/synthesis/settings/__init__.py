@@ -1,4 +1,4 @@
-"""The settings of a run, as they stand in its YAML file."""
+"""The settings of a run, as in its YAML file."""
 
 from uniedit_hf.calls.call_settings import BackendSettings, BudgetSettings, Price
 from uniedit_hf.calls.openai_chat import HEADERS, OpenAiChat

@@ -12,7 +12,7 @@ from uniedit_hf.calls.openai_chat import Arguments, OpenAiChat, Remote
 
 
 class GeminiChat(Remote):
-    """A chat model of Google's. Args as of `OpenAiChat`."""
+    """A chat model by Google. Args as in `OpenAiChat`."""
 
     kind: Literal["gemini"]
     api_key_env: str | None = "GEMINI_API_KEY"
@@ -21,14 +21,14 @@ class GeminiChat(Remote):
 
 
 class TransformersChat(BackendSettings):
-    """A vision-language model of transformers on this machine.
+    """A local vision-language model of transformers.
 
     Args:
-        device: Where it runs.
-        dtype: Of its weights.
-        batch_size: Questions in one batch at most.
-        max_new_tokens: Tokens of an answer at most.
-        image_side: As of `OpenAiChat`.
+        device: The device it runs on.
+        dtype: dtype of its weights.
+        batch_size: Maximum number of questions in a batch.
+        max_new_tokens: Maximum number of tokens in an answer.
+        image_side: As in `OpenAiChat`.
     """
 
     kind: Literal["transformers"]
@@ -44,8 +44,8 @@ class OpenAiEditor(Remote):
 
     Args:
         arguments: Further arguments of the call.
-        image_hosts: Hosts from which drawn images may be downloaded, where replies hold addresses instead of images;
-            the server of base_url always is one.
+        image_hosts: Hosts from which results may be downloaded if replies contain URLs instead of images; the host of
+            base_url is always allowed.
     """
 
     kind: Literal["openai_images"]
@@ -54,7 +54,7 @@ class OpenAiEditor(Remote):
 
 
 class GeminiEditor(Remote):
-    """An image model of Google's, with the resolution that it calls `image_size`."""
+    """An image model by Google, with its resolution parameter `image_size`."""
 
     kind: Literal["gemini_images"]
     api_key_env: str | None = "GEMINI_API_KEY"
@@ -62,19 +62,19 @@ class GeminiEditor(Remote):
 
 
 class HttpEditor(Remote):
-    """A server of one's own: see `uniedit_hf.synthesis.backends.http_editor` for what is sent and expected."""
+    """Your own server: see `uniedit_hf.synthesis.backends.http_editor` for request and response."""
 
     kind: Literal["http_editor"]
     base_url: str
 
 
 class DiffusersEditor(BackendSettings):
-    """Any diffusers pipeline that takes an image and a prompt, on this machine.
+    """Any local diffusers pipeline that takes an image and a prompt.
 
     Args:
-        device: Where it runs.
-        dtype: Of its weights.
-        batch_size: Images of one size in one batch at most.
+        device: The device it runs on.
+        dtype: dtype of its weights.
+        batch_size: Maximum number of images (of one size) in a batch.
         arguments: Further arguments of the pipeline's call, such as num_inference_steps.
     """
 

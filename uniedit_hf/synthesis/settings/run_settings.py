@@ -1,4 +1,4 @@
-"""A run: its sections, what it may spend, where it is made and what is written."""
+"""Settings of a run: its sections, budget, engine and output files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from uniedit_hf.synthesis.settings.stages import (
 )
 
 
-# The name that pydantic gives to one type of a union, such as `literal['148k','40k']`; no setting is called so.
+# The name that pydantic gives to one type of a union, such as `literal['148k','40k']`; no setting has such a name.
 TYPE = re.compile(r"\w+\[")
-# Where the place of a mistake names the kind of a union, which the reader did not write there.
+# Parts of an error's location that name the kind of a union, which is not in the user's file.
 KIND_AT = {"source": 1, "backends": 2}
 
 
@@ -35,9 +35,9 @@ class Engine(Section):
 
     Args:
         kind: `local`, one after another in this process, or `datatrove`, by its executors.
-        executor: datatrove's.
-        workers: Shards at the same time.
-        arguments: Further arguments of the executor, such as `partition` and `time` of Slurm's.
+        executor: Executor of datatrove.
+        workers: Number of shards made at the same time.
+        arguments: Further arguments of the executor, such as Slurm's `partition` and `time`.
     """
 
     kind: Literal["local", "datatrove"] = "local"
@@ -58,8 +58,8 @@ class Export(Section):
 
     Args:
         rows_per_file: Rows of a Parquet file.
-        official: Whether the JSONL and images of the official format are written as well.
-        examples: Records on the page of the report.
+        official: Whether to also write JSONL and images in the official format.
+        examples: Number of records on the report's page.
     """
 
     rows_per_file: PositiveInt = 512
@@ -68,13 +68,13 @@ class Export(Section):
 
 
 class Settings(Section):
-    """A run. See the classes above for its sections.
+    """Settings of a run. See the classes above for its sections.
 
     Args:
         output_dir: Folder of the run; a run that was stopped there is resumed.
         seed: Seed of every random choice.
-        shards: Number of independent parts, each with its own share of `balance.size`.
-        window: Most rows of a shard in progress at a time; it bounds memory.
+        shards: Number of independent shards, each with its own share of `balance.size`.
+        window: Maximum number of rows of a shard in progress; bounds memory.
     """
 
     output_dir: Path
@@ -150,8 +150,9 @@ class Settings(Section):
 
     @property
     def planned(self) -> bool:
-        """Whether the source plans every edit: it decides what each instruction is like and uses an image as often
-        as needed."""
+        """Whether the source plans every edit, that is, decides the form of each instruction and uses an image as
+        often as needed.
+        """
         return isinstance(self.source, (PlannedEdits, PlainEdits))
 
 
@@ -159,7 +160,7 @@ def settings_from(options: dict[str, Any], where: str) -> Settings:
     """The settings of a mapping.
 
     Raises:
-        ValueError: One sentence that names the place and the first mistake, and no value, which may be a key.
+        ValueError: One sentence with the location and the first error, without the value, which may be a key.
     """
     try:
         return Settings.model_validate(options)

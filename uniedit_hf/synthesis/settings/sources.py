@@ -19,8 +19,8 @@ class Conversations(Section):
         image_root: The folder, or with `archives` the place of the archives, that image paths are relative to; by
             default the folder of the first file.
         archives: Tar and zip files with images.
-        license: The licence of the images.
-        limit: Read so many lines at most.
+        license: The license of the images.
+        limit: Maximum number of lines to read.
     """
 
     kind: Literal["conversations"]
@@ -32,19 +32,19 @@ class Conversations(Section):
 
 
 class Rows(Section):
-    """Rows with a question, an answer and an image: JSONL or Parquet files, or a data set that `load_dataset` knows.
+    """Rows with a question, an answer and an image: JSONL or Parquet files, or a data set for `load_dataset`.
 
     Args:
-        files: JSONL or Parquet files. Either these or `dataset`.
-        dataset: A repository or folder; a repository is fetched from the Hub.
+        files: JSONL or Parquet files; give either these or `dataset`.
+        dataset: A repository or folder; a repository is downloaded from the Hub.
         config: Configuration of the data set.
         split: Split of the data set.
-        columns: Our name -> name of the column; of `image`, `question`, `answer` and, if any, `category`, `source`
+        columns: Our name -> name of the column, for `image`, `question`, `answer` and optionally `category`, `source`
             and `license`.
-        image_root: What image paths are relative to; by default the folder of the first file.
+        image_root: The folder that image paths are relative to; by default that of the first file.
         archives: Tar and zip files with images.
-        license: The licence of the images, where no column says it.
-        limit: Read so many rows at most.
+        license: The license of the images, if no column gives it.
+        limit: Maximum number of rows to read.
     """
 
     kind: Literal["rows"]
@@ -69,7 +69,7 @@ class EasyVqa(Section):
     """The training questions of easy-VQA.
 
     Args:
-        limit: Read so many questions at most.
+        limit: Maximum number of questions to read.
     """
 
     kind: Literal["easy_vqa"]
@@ -77,13 +77,13 @@ class EasyVqa(Section):
 
 
 class PlannedEdits(Section):
-    """`balance.size` edits of easy-VQA's training images: for each the category, the depth and what is true are drawn
-    first, by `balance.shares` and `instruct`, then questions are tried in turn until one becomes such an edit.
+    """`balance.size` edits of easy-VQA's training images: category, depth and truth of the condition of each are drawn
+    first, by `balance.shares` and `instruct`; then questions are tried in turn until one becomes such an edit.
 
     Args:
-        asking: How edits are asked for: by a question that has to be answered ("question"), by what the answer leads
-            to with its reasons ("answer"), or by that alone ("plain"). Everything but the instruction stays the same.
-        limit: Use so many of the questions at most.
+        asking: How edits are asked for: by a question that has to be answered ("question"), by the resulting edit with
+            its reasons ("answer"), or by the edit alone ("plain"). Everything except the instruction stays the same.
+        limit: Maximum number of questions to use.
     """
 
     kind: Literal["planned_edits"]
@@ -92,8 +92,8 @@ class PlannedEdits(Section):
 
 
 class PlainEdits(Section):
-    """One plain edit ("make it green.") of the source of every row of a data set of planned edits: the control that
-    sees the same images.
+    """One plain edit ("make it green.") of the source of every row of a data set of planned edits: a control with the
+    same images.
 
     Args:
         of: The folder of its Parquet files, such as the `dataset` of a run.
@@ -107,10 +107,10 @@ class PlainEdits(Section):
         return sorted(self.of.glob("*.parquet"))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows with what an edit starts from.
+        """The rows with the columns that an edit starts from.
 
         Raises:
-            ValueError: There is no data set.
+            ValueError: If there is no data set.
         """
         from uniedit_hf.synthesis.sources.rows import rows_of_files
 

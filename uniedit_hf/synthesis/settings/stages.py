@@ -13,7 +13,7 @@ from uniedit_hf.schema import TASK_CATEGORIES
 
 
 class BenchmarkDataset(Section):
-    """A data set that `load_dataset` knows, and its column of images."""
+    """A data set for `load_dataset`, and its column of images."""
 
     dataset: str
     config: str | None = None
@@ -22,13 +22,13 @@ class BenchmarkDataset(Section):
 
 
 class Decontaminate(Section):
-    """Rows that are kept out before any call is paid.
+    """Rows to exclude before any call is paid.
 
     Args:
         benchmarks: Folders of benchmark images.
         benchmark_datasets: Benchmark data sets.
-        near_duplicates: Whether the same question with the same answer about an image that looks alike is dropped;
-            the same question about the very same image always is.
+        near_duplicates: Whether to drop a question with the same answer about a similar image; the same question about
+            the same image is always dropped.
     """
 
     benchmarks: list[Path] = []
@@ -46,8 +46,8 @@ class Balance(Section):
     """The number of edits, and the share of each category.
 
     Args:
-        size: Number of edits; as many as the source gives if not set.
-        shares: "148k" or "40k" for those of the paper, or a weight for each category.
+        size: Number of edits; by default all that the source gives.
+        shares: "148k" or "40k" for the shares of the paper, or a weight for each category.
     """
 
     size: PositiveInt | None = None
@@ -73,8 +73,8 @@ class Instruct(Section):
     Args:
         backend: Its name under `backends`.
         depths: A weight for each number of nested conditions, 0 to 3.
-        false_conditions: The share of outermost conditions that do not hold.
-        unchanged: The share of conditions whose branch leaves the image as it is.
+        false_conditions: The share of outermost conditions that are false.
+        unchanged: The share of conditions whose branch leaves the image unchanged.
     """
 
     backend: str
@@ -94,10 +94,10 @@ class Screen(Section):
     """Limits for instructions.
 
     Args:
-        min_words: Words at least.
-        max_words: Words at most.
-        similarity: From this share of common words on (intersection over union), two instructions for the same
-            image are near duplicates, and the later one is dropped; null drops nothing but the very same edit.
+        min_words: Minimum number of words.
+        max_words: Maximum number of words.
+        similarity: Two instructions for the same image are near duplicates if they share at least this share of words
+            (intersection over union); the later one is dropped. null drops only identical edits.
     """
 
     min_words: PositiveInt = 5
@@ -110,12 +110,12 @@ class Edit(Section):
 
     Args:
         backend: Its name under `backends`.
-        pixels: About how many pixels are asked for.
-        multiple: Sides asked for are multiples of this.
-        max_stretch: By how much the sides of a result may differ in proportion from those of the source. Within it the
-            result is resized to the proportions of the source, beyond it `misfit` says what happens. An editor that
-            draws in no proportion so near gets the source with bars, which are cut off the result.
-        misfit: Whether a result of other proportions is rejected or cropped around its middle.
+        pixels: Approximate number of pixels to request.
+        multiple: Requested sides are multiples of this.
+        max_stretch: The largest relative difference in aspect ratio between result and source at which the result is
+            resized to the source's ratio; beyond it `misfit` applies. For an editor without a ratio that close, the
+            source is letterboxed, and the bars are cropped from the result.
+        misfit: Whether a result with another aspect ratio is rejected or center-cropped.
     """
 
     backend: str
@@ -130,11 +130,11 @@ class Verify(Section):
 
     Args:
         judge: The chat model that compares source and result, or `rules` for easy-VQA.
-        quality: The chat model that grades how a result looks, 1 to 5.
-        min_quality: The least grade.
-        min_unchanged: The least share of the image that stays the same in edits within the scene.
-        ocr: Whether text that was to be rendered is read back.
-        min_text_match: How much of that text has to be found, 0 to 1.
+        quality: The chat model that grades the look of a result, 1 to 5.
+        min_quality: The lowest accepted grade.
+        min_unchanged: The smallest accepted share of unchanged pixels in edits within the scene.
+        ocr: Whether to check rendered text by OCR.
+        min_text_match: The share of that text that must be found, 0 to 1.
     """
 
     judge: str | None = None

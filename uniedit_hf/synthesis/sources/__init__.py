@@ -1,1 +1,1 @@
-"""Where questions about images come from: every source yields drafts and rejections, in a fixed order."""
+"""Sources of questions about images; each yields drafts and rejections in a fixed order."""

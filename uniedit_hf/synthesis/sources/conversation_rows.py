@@ -2,7 +2,7 @@
 
 {"images": ["a.png"], "messages": [{"content": "<image>how many?"}, {"content": "two"}, ...], "subject": "CLEVR"}
 
-Every question with its answer is a draft of its own. Messages may name their role; otherwise they alternate.
+Every question with its answer becomes a draft. Messages may name their role; otherwise roles alternate.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from uniedit_hf.row_error import RowError
 from uniedit_hf.synthesis.settings import Conversations
 
 
-# What stands for the image in a question, with everything before it in the style of `<|img_start|>...<|img_end|>\n`.
+# The placeholder of the image in a question, including everything before it in the style of
+# `<|img_start|>...<|img_end|>\n`.
 IMAGE_MARK = re.compile(r"^.*img_end\W*\n|<image>\s*|<\|?vision_start\|?>.*?<\|?vision_end\|?>", re.DOTALL)
 ASKS = ("user", "human")
 ANSWERS = ("assistant", "gpt")
 
 
 class ConversationRows:
-    """How a row of the format is understood. Its methods raise `RowError`."""
+    """Parses a row of this format. Its methods raise `RowError`."""
 
     def __init__(self, settings: Conversations):
         self.settings = settings
 
     def image(self, row: dict[str, Any]) -> Any:
-        """What the row says its only image is."""
+        """The row's reference to its only image."""
         images = row.get("images")
         if not isinstance(images, list) or len(images) != 1:
             found = len(images) if isinstance(images, list) else f"{images!r:.40}"
@@ -36,19 +37,19 @@ class ConversationRows:
         return images[0]
 
     def questions(self, row: dict[str, Any]) -> list[tuple[str, str] | RowError]:
-        """Every turn: question and answer, or what is wrong with it."""
+        """Every turn: question and answer, or the error."""
         return list(turns(row))
 
     def origin(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a draft that say where it comes from."""
+        """The fields of a draft that describe its origin."""
         return {"source": str(row.get("subject") or self.settings.files[0].stem), "license": self.settings.license}
 
 
 def turns(row: dict[str, Any]) -> Iterator[tuple[str, str] | RowError]:
-    """Every question of a conversation with its answer, or what is wrong.
+    """Every question of a conversation with its answer, or the error.
 
     Raises:
-        RowError: Nothing of the row can be used.
+        RowError: If nothing in the row can be used.
     """
     messages = row.get("messages")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):

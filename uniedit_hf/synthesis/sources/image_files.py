@@ -1,5 +1,6 @@
-"""Images as rows name them: by path, as bytes, or as members of archives. Nothing is fetched from a network, but the
-files of a data set of the Hub that was asked for."""
+"""Reads the images that rows refer to: by path, as bytes, or as members of archives. Nothing is downloaded, except for
+files of a requested data set on the Hub.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class SourceImages:
     Args:
         root: The folder that paths are relative to.
         archives: Tar and zip files.
-        of_dataset: Whether rows come from a data set, which names its own files by absolute paths, or on the Hub.
+        of_dataset: Whether rows come from a data set, which refers to its own files by absolute paths, or on the Hub.
     """
 
     def __init__(self, root: Path, archives: Sequence[Path] = (), *, of_dataset: bool = False):
@@ -39,7 +40,7 @@ class SourceImages:
         self.of_dataset = of_dataset
 
     def read(self, image: Any) -> EncodedImage:
-        """The image behind a value of a row. Raises `RowError`."""
+        """Reads the image that a value of a row refers to. Raises `RowError`."""
         if isinstance(image, dict) and image.get("bytes") is not None:
             image = image["bytes"]
         if isinstance(image, bytes):
@@ -56,7 +57,7 @@ class SourceImages:
             raise RowError("image not found", f"{path!r} cannot be read: {error.strerror or error}.") from error
         if URL.match(path):
             raise RowError(
-                "image is an address",
+                "image is a URL",
                 f"{path[:80]!r}: nothing is fetched here; download the image and give its path.",
             )
         try:
@@ -66,7 +67,7 @@ class SourceImages:
 
 
 def shard_of(image: Any, shards: int) -> int:
-    """The shard of a row: all rows about one image have the same."""
+    """The shard of a row: all rows about one image are in the same shard."""
     if shards == 1:
         return 0
     if isinstance(image, dict):

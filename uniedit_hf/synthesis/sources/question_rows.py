@@ -1,4 +1,4 @@
-"""Rows with a column each for image, question and answer: of JSONL, of Parquet, or of a data set."""
+"""Rows with columns for image, question and answer, from JSONL, Parquet or a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONAL = ("category", "source", "license")
 
 
 class QuestionRows:
-    """How a row is understood. Its methods raise `RowError`."""
+    """Parses a row. Its methods raise `RowError`."""
 
     def __init__(self, settings: Rows):
         self.settings = settings
@@ -24,7 +24,7 @@ class QuestionRows:
         self.named = [self.columns[name] for name in (*REQUIRED, *OPTIONAL) if name in {*REQUIRED, *settings.columns}]
 
     def image(self, row: dict[str, Any]) -> Any:
-        """What the row says its image is."""
+        """The row's reference to its image."""
         image = row.get(self.columns["image"])
         if image is None:
             raise RowError("no image", f"{self.columns['image']} is empty: expected a path or encoded bytes.")
@@ -35,7 +35,7 @@ class QuestionRows:
         return [(self._text(row, "question"), self._text(row, "answer"))]
 
     def origin(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a draft that say where it comes from and, where a column says it, its category."""
+        """The fields of a draft that describe its origin and, if there is a column for it, its category."""
         category = row.get(self.columns["category"])
         if category is not None and category not in TASK_CATEGORIES:
             raise RowError("unknown category", f"{category!r:.40}: expected one of {', '.join(TASK_CATEGORIES)}.")
@@ -50,7 +50,7 @@ class QuestionRows:
         """The rows of `settings.dataset`, streamed, with images as they are stored.
 
         Raises:
-            ValueError: There is no such data set, or it has no such column.
+            ValueError: If there is no such data set, or it has no such column.
         """
         from datasets import ClassLabel
 
@@ -72,7 +72,7 @@ class QuestionRows:
     def _text(self, row: dict[str, Any], name: str) -> str:
         value = row.get(self.columns[name])
         if isinstance(value, list) and value:
-            value = value[0]  # several people's answers: the first
+            value = value[0]  # a list of several annotators' answers: use the first
         if value is not None and not isinstance(value, (str, int, float)):
             raise RowError(f"no {name}", f"{self.columns[name]} is {value!r:.40}: expected text.")
         return "" if value is None else str(value).strip()

@@ -1,4 +1,4 @@
-"""From the rows of any source to drafts."""
+"""Converts the rows of any source to drafts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STAGE = "source"
 
 
 def drafts_of(settings: Settings, shard: int = 0) -> Generator[Draft | Rejection, Draft | Rejection | None, None]:
-    """The drafts of a shard of a run. A source that plans its edits has to be sent what became of each draft before it
-    gives the next.
+    """The drafts of a shard of a run. A source that plans its edits must be sent the result of each draft before it
+    yields the next.
 
     Raises:
-        ValueError: The source as a whole cannot be read.
-        OSError: A file cannot be opened.
+        ValueError: If the source as a whole cannot be read.
+        OSError: If a file cannot be opened.
     """
     if settings.planned:
         yield from planned_drafts(settings, shard)
@@ -41,7 +41,8 @@ def read_source(
     settings: Conversations | Rows | EasyVqa, shard: int = 0, shards: int = 1
 ) -> Iterator[Draft | Rejection]:
     """The drafts of a shard of a source that is read once, from its first row to its last. All rows about one image
-    are of one shard. Raises as `drafts_of` does."""
+    are in one shard. Raises the same errors as `drafts_of`.
+    """
     if isinstance(settings, EasyVqa):
         for number, row in enumerate(load_easy_vqa("train")[: settings.limit]):
             if shard_of(row.image_path.name, shards) == shard:
@@ -60,7 +61,7 @@ def read_source(
 
 
 def count_source(settings: Conversations | Rows | EasyVqa | PlainEdits) -> int | None:
-    """How many rows there are to read, or None where only reading them all would tell."""
+    """The number of rows to read, or None if it is only known after reading all of them."""
     if isinstance(settings, PlainEdits):
         return count_rows(settings.files)
     if isinstance(settings, EasyVqa):
@@ -89,7 +90,7 @@ def _root(settings: Conversations | Rows) -> Path:
 
 
 def _image(understood: ConversationRows | QuestionRows, row: dict[str, Any] | RowError) -> Any:
-    """What a row says its image is, or why it cannot be used."""
+    """A row's reference to its image, or the reason why it cannot be used."""
     if isinstance(row, RowError):
         return row
     try:
@@ -101,7 +102,7 @@ def _image(understood: ConversationRows | QuestionRows, row: dict[str, Any] | Ro
 def _questions(
     understood: ConversationRows | QuestionRows, row: dict[str, Any], image: Any, reader: SourceImages
 ) -> Iterator[tuple[EncodedImage, str, str, dict[str, Any]] | RowError]:
-    """Image, question, answer and origin of everything that a row asks."""
+    """Image, question, answer and origin of every question in a row."""
     try:
         if isinstance(image, RowError):
             raise image

@@ -1,4 +1,4 @@
-"""Rows of JSONL and Parquet files with their faults, and of data sets, a row at a time."""
+"""Reads rows of JSONL and Parquet files (with their errors), and of data sets, one at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def rows_of_files(files: Sequence[Path], columns: Sequence[str] | None = None) -
     """Every row of JSONL or Parquet files, in order.
 
     Args:
-        files: Told apart by their endings.
-        columns: The columns of Parquet to read.
+        files: Files, recognized by their extensions.
+        columns: The Parquet columns to read.
 
     Raises:
-        ValueError: A file is neither, or a Parquet file is damaged or lacks a column.
-        OSError: A file cannot be opened.
+        ValueError: If a file is neither, or a Parquet file is damaged or does not have a column.
+        OSError: If a file cannot be opened.
     """
     for file in files:
         if file.suffix == ".parquet":
@@ -34,11 +34,13 @@ def rows_of_files(files: Sequence[Path], columns: Sequence[str] | None = None) -
         elif file.suffix in (".jsonl", ".json"):
             yield from _jsonl(file)
         else:
-            raise ValueError(f"{file} is neither .jsonl nor .parquet: convert it, or give the file its right ending.")
+            raise ValueError(
+                f"{file} is neither .jsonl nor .parquet: convert it, or give the file the right extension."
+            )
 
 
 def count_rows(files: Sequence[Path]) -> int:
-    """How many rows the files have, faulty ones included, without parsing them."""
+    """The number of rows in the files, including invalid ones, without parsing them."""
     return sum(_count_lines(file) if file.suffix != ".parquet" else pq.read_metadata(file).num_rows for file in files)
 
 
@@ -58,7 +60,7 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any] | RowError]:
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                yield RowError("no JSON", f"{place} is not valid JSON ({error}): expected one object a line.")
+                yield RowError("no JSON", f"{place} is not valid JSON ({error}): expected one object per line.")
                 continue
             if isinstance(row, dict):
                 yield row
@@ -101,10 +103,10 @@ def stream(dataset: str, config: str | None, split: str, where: str) -> Iterable
         dataset: A repository or a folder.
         config: Its configuration.
         split: Its split.
-        where: The settings that name it, for errors.
+        where: The settings that name it, for error messages.
 
     Raises:
-        ValueError: It cannot be loaded.
+        ValueError: If it cannot be loaded.
     """
     from datasets import load_dataset
 

@@ -1,1 +1,1 @@
-"""The stages of synthesis: each takes a draft and gives a draft or a rejection."""
+"""The stages of synthesis: each takes a draft and returns a draft or a rejection."""

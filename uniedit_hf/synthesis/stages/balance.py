@@ -1,4 +1,4 @@
-"""Keeps the share of each category: drafts take places in order, and rejected drafts give theirs back."""
+"""Keeps the share of each category: drafts take places in order, and rejected drafts return theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGE = "balance"
 
 
 def quotas(size: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """`size` shared out by weights, rounded so that the parts add up to it."""
+    """Splits `size` by weights, rounded so that the parts add up to it."""
     total = sum(weights.values())
     exact = {name: size * weight / total for name, weight in weights.items()}
     parts = {name: int(share) for name, share in exact.items()}
@@ -24,15 +24,15 @@ def quotas(size: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 class Balancer:
-    """Lets drafts pass while there are places in their category.
+    """Lets drafts pass while there are free places in their category.
 
-    A rejected draft gives its place back. When it does must not depend on which calls happen to be faster, so each
-    decision counts exactly the outcomes of the drafts that came at least `lag` before, and waits for them. So the end,
-    when every place is taken by a finished record, is always at the same draft as well.
+    A rejected draft returns its place. To be independent of the speed of calls, each decision counts exactly the
+    outcomes of the drafts that came at least `lag` earlier, and waits for them. So the run also always ends at the
+    same draft, when every place is taken by a finished record.
 
     Args:
         places: Records wanted of each category; None lets everything pass.
-        lag: More than can be under way behind this stage at a time.
+        lag: More than the number of drafts that can be in progress after this stage.
     """
 
     def __init__(self, places: Mapping[str, int] | None, lag: int):
@@ -59,7 +59,7 @@ class Balancer:
         return draft
 
     def finish(self, result: Draft | Rejection) -> None:
-        """Tells what became of a draft."""
+        """Reports the outcome of a draft."""
         outcome = self.futures.pop(result.position, None)
         if outcome is not None and not outcome.done():
             outcome.set_result(isinstance(result, Draft))

@@ -22,11 +22,11 @@ class Classification(Answer):
 
 
 async def classify(draft: Draft, caller: Caller | None) -> Draft | Rejection:
-    """The draft with category and short answer. Where the source says the category, its answer is the short one."""
+    """The draft with category and short answer. If the source gives the category, its answer is the short one."""
     if draft.category is not None:
         return draft.with_(short_answer=draft.answer)
     if caller is None:
-        return draft.rejected(STAGE, "no category", "the source says none and there is no section classify.")
+        return draft.rejected(STAGE, "no category", "the source gives none and there is no section classify.")
     message = json.dumps({"question": draft.question, "answer": draft.answer}, ensure_ascii=False)
     answer = await caller.answer(ChatRequest(prompt("classify").text, message, Classification))
     if isinstance(answer, NoAnswer):

@@ -1,4 +1,4 @@
-"""Draws the target. Where the right result is the source itself it is taken as it is, and nothing is asked or paid."""
+"""Draws the target. If the correct result is the unchanged source, the source is copied and no call is made."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from uniedit_hf.synthesis.settings import Edit
 
 
 STAGE = "edit"
-LONGEST_REPLY = 2000  # characters of a reply that cannot be read; the whole is in the cache
-COPY = "copy"  # the editor of targets that are the source
+LONGEST_REPLY = 2000  # characters shown of an unreadable reply; the cache has all of it
+COPY = "copy"  # value of `editor` for targets that are the source
 
 
 async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft | Rejection:
-    """The draft with its target, in the proportions of the source unless it is a new image; asked and drawn size and
-    what was done to fit them are recorded."""
+    """The draft with its target, in the aspect ratio of the source unless it is a new image. The requested and the
+    drawn size and the fitting operation are recorded.
+    """
     if draft.unchanged:
         return draft.with_(target=draft.image, editor=COPY)
     source = frame = draft.image.size
@@ -40,7 +41,7 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
         return draft.rejected(STAGE, "the editor refused", reply.refusal)
     if reply.image is None:
         caller.set_unusable(request)
-        detail = "it holds no image in a form that is known here, and is kept."
+        detail = "it contains no image in a known form; it is kept."
         return draft.rejected(STAGE, "the reply cannot be read", detail, reply.text[:LONGEST_REPLY])
     try:
         result = await off_loop(EncodedImage.pixels, reply.image)
@@ -61,7 +62,7 @@ async def edit(draft: Draft, caller: Caller, settings: Edit, seed: int) -> Draft
 
 
 def prompt_for(draft: Draft, bars: bool = False) -> str:
-    """The prompt of the editor. It contains the answer, unlike the instruction that a model is trained on."""
+    """The editor's prompt. It contains the answer, unlike the instruction for training."""
     canvas = prompt("edit_scene" if draft.canvas == "scene" else "edit_new").text
     if bars:
         canvas = f"{canvas} {prompt('edit_bars').text}"

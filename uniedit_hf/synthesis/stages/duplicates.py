@@ -15,7 +15,7 @@ from uniedit_hf.synthesis.records import Draft, Rejection, record_id
 
 
 STAGE = "duplicates"
-# Two hashes of 256 bits that differ in at most 12 agree in at least one of 13 pieces.
+# Two hashes of 256 bits that differ in at most 12 bits agree in at least one of 13 pieces.
 PIECES = MAX_DISTANCE + 1
 PIECE_OF_BIT = np.arange(256) * PIECES // 256
 
@@ -28,17 +28,17 @@ CREATE TABLE instruction (image BLOB, text TEXT);
 CREATE INDEX instruction_of_image ON instruction (image);
 """
 
-# An image that thousands of rows ask about must not make every one of them slow.
+# Bounds the time per row for an image with thousands of questions.
 LATEST = "SELECT text FROM instruction WHERE image = ? ORDER BY rowid DESC LIMIT 200"
 
 
 class SeenBefore:
-    """Remembers what came and drops what comes again. It starts empty; a resumed run fills it again in the same order.
+    """Remembers drafts and drops duplicates. It starts empty; a resumed run fills it again in the same order.
 
     Args:
-        file: Where the index goes; replaced if it is there.
-        similarity: From this share of common words on, two instructions for one image are near duplicates; with None
-            they are not compared.
+        file: The file of the index; replaced if it exists.
+        similarity: Two instructions for one image with at least this share of common words are near duplicates; with
+            None they are not compared.
     """
 
     def __init__(self, file: Path, similarity: float | None):
@@ -49,25 +49,31 @@ class SeenBefore:
         self.connection.execute("PRAGMA journal_mode = OFF")
         self.connection.execute("PRAGMA synchronous = OFF")
         self.connection.executescript(TABLES)
-        self.connection.execute("BEGIN")  # never committed: it is of no use to another run
+        self.connection.execute("BEGIN")  # never committed: another run does not use it
 
     def question(self, draft: Draft) -> Draft | Rejection:
-        """The draft, unless the same question was asked about the same image, or has the same answer about an image
-        that looks like it: where the answers differ, so do the images in what is asked."""
+        """The draft, unless the same question was asked about the same image, or about a similar image with the same
+        answer. (If the answers differ, the images differ in what is asked.)
+        """
         key = stable_id(draft.hashes[0], normalised(draft.question))
         if self._run("SELECT 1 FROM question WHERE id = ?", key):
-            return draft.rejected(STAGE, "duplicate question", "the same was asked about the same image before.")
+            return draft.rejected(
+                STAGE, "duplicate question", "the same question was asked about the same image before."
+            )
         if draft.hashes[1] is not None and (like := self._looks_like(draft)):
-            return draft.rejected(STAGE, "near-duplicate image", f"the same was asked about the image of {like}.")
+            return draft.rejected(
+                STAGE, "near-duplicate image", f"the same question was asked about the image of {like}."
+            )
         self._run("INSERT INTO question VALUES (?)", key)
         return draft
 
     def instruction(self, draft: Draft) -> Draft | Rejection:
-        """The draft, unless the very same edit was there before, or one of the latest instructions for its image has
-        nearly the same words."""
+        """The draft, unless the identical edit exists, or one of the latest instructions for its image has nearly the
+        same words.
+        """
         edit = record_id(draft)
         if self._run("SELECT 1 FROM edit WHERE id = ?", edit):
-            return draft.rejected("screen", "duplicate edit", "the same was drawn before.")
+            return draft.rejected("screen", "duplicate edit", "the same edit was drawn before.")
         self._run("INSERT INTO edit VALUES (?)", edit)
         if self.similarity is None:
             return draft
@@ -86,8 +92,9 @@ class SeenBefore:
         self.file.unlink(missing_ok=True)
 
     def _looks_like(self, draft: Draft) -> str | None:
-        """The id of an earlier draft with the same question, whose image looks the same; the draft is kept if there
-        is none."""
+        """The id of an earlier draft with the same question and a similar image; if there is none, the draft is
+        remembered.
+        """
         hashed = np.frombuffer(draft.hashes[1], np.uint64)
         keys = _pieces(draft.hashes[1], f"{normalised(draft.question)}\n{normalised(draft.answer or '')}")
         marks = ",".join("?" * len(keys))

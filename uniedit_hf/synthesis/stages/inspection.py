@@ -1,4 +1,6 @@
-"""Opens the image of a draft: whether it can be used, what it looks like, and whether a benchmark has it."""
+"""Opens the image of a draft and checks whether it can be used, what it looks like, and whether a benchmark contains
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ STAGE = "inspect"
 
 
 class ImageInspection:
-    """Images are decoded once, however many questions are asked about them in a row.
+    """Decodes an image once for consecutive questions about it.
 
     Args:
-        benchmarks: What is kept out.
-        near: Whether perceptual hashes are taken, for `duplicates`.
+        benchmarks: Images to exclude.
+        near: Whether to compute perceptual hashes, for `duplicates`.
     """
 
     def __init__(self, benchmarks: Sequence[Benchmarks], near: bool):
@@ -36,7 +38,7 @@ class ImageInspection:
         return draft.with_(image=image, hashes=hashes)
 
     def _seen(self, image: EncodedImage) -> tuple[EncodedImage, tuple[bytes, bytes | None], Match | None]:
-        """The image, so that rows about it share what is known of it, its hashes, and where a benchmark has it."""
+        """The image (one object, so that rows share cached properties), its hashes, and its match in a benchmark."""
         pixels = image.pixels()
         perceptual = None
         if self.near:

@@ -1,4 +1,4 @@
-"""Writes the instruction: a chat model sees the image and gets the texts of the category and a drawn plan."""
+"""Writes the instruction: a chat model gets the image, the prompts of the category and a randomly drawn plan."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ async def instruct(draft: Draft, caller: Caller, settings: Instruct, seed: int) 
 
 def _other_than_planned(written: Writing, choices: dict) -> str:
     if len(written.conditions) != choices["depth"]:
-        return f"{len(written.conditions)} conditions where {choices['depth']} were asked for."
+        return f"{len(written.conditions)} conditions where {choices['depth']} were requested."
     if written.conditions and written.conditions[0].holds != choices["condition"]:
-        return f"the outermost condition holds: {written.conditions[0].holds}; asked for was {choices['condition']}."
+        return f"the outermost condition holds: {written.conditions[0].holds}; requested was {choices['condition']}."
     if "medium" in choices and choices["changed"] and not written.text.strip():
-        return "no text to be rendered where one was asked for."
+        return "no text to render, although one was requested."
     return ""
 
 
-# Edits within the scene, and those that are drawn anew.
+# Edits within the scene, and those that draw a new image.
 VARIANTS = {
     "shape": ("change", "transfer"),
     "color": ("change", "transfer"),
@@ -135,7 +135,7 @@ def _distractor(draft: Draft, rng: random.Random) -> str | None:
 
 
 def number_in(text: str) -> int | None:
-    """The number that a text is, in digits or, up to twelve, as a word."""
+    """The number that a text represents, in digits or, up to twelve, as a word."""
     if text.isdecimal() and len(text) < 6:
         return int(text)
     return NUMBERS.index(text) if text in NUMBERS else None

@@ -10,14 +10,14 @@ from uniedit_hf.synthesis.settings import Screen
 
 
 STAGE = "screen"
-# What stands in texts that were not finished, or that speak of the task instead of the image.
+# Patterns of texts that are unfinished, or that talk about the task instead of the image.
 UNFINISHED = re.compile(r"```|<answer>|\[answer\]|\{\w+\}|process_answer|reference answer|no_instr", re.IGNORECASE)
 # An answer of more words than this is copied if this share of its runs of four words is found.
 LONG_ANSWER, COPIED, RUN = 6, 0.3, 4
 
 
 def screen(draft: Draft, settings: Screen) -> Draft | Rejection:
-    """The draft, if its instruction can be used."""
+    """The draft if its instruction can be used, otherwise a rejection."""
     number = len(words_of(draft.instruction))
     if not settings.min_words <= number <= settings.max_words:
         detail = f"{number} words where {settings.min_words} to {settings.max_words} are allowed."
@@ -31,7 +31,7 @@ def screen(draft: Draft, settings: Screen) -> Draft | Rejection:
 
 
 def leaks(instruction: str, question: str, answer: str) -> bool:
-    """Whether the instruction says the answer more often than the question itself does ("left or right?")."""
+    """Whether the instruction contains the answer more often than the question itself does ("left or right?")."""
     instruction_words, question_words, answer_words = words_of(instruction), words_of(question), words_of(answer)
     if not answer_words:
         return answer.strip() != "" and instruction.count(answer) > question.count(answer)

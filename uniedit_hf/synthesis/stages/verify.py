@@ -20,9 +20,9 @@ from uniedit_hf.synthesis.stages.draw import COPY
 
 
 STAGE = "verify"
-CELLS = 32  # images are compared in a grid of so many cells a side
-SAME = 12.0  # grey levels, on average over a cell and three channels
-CHANGED_AT_ALL = 0.998  # share of equal cells from which on an edit did nothing
+CELLS = 32  # cells per side of the grid in which images are compared
+SAME = 12.0  # gray levels, averaged over a cell and three channels
+CHANGED_AT_ALL = 0.998  # share of equal cells from which an edit counts as no change
 
 
 class Judgement(Answer):
@@ -40,8 +40,8 @@ class Grade(Answer):
 async def verify(
     draft: Draft, judge: Caller | None, quality: Caller | None, reader: TextReader | None, settings: Verify
 ) -> Draft | Rejection:
-    """The draft with its scores: the cheap checks first, then the judges, so that little is paid for what is wrong."""
-    if draft.editor == COPY:  # nothing was drawn, so all that can be wrong is that nothing was to be drawn
+    """The draft with its scores: cheap checks first, then the judges, so that little is paid for wrong results."""
+    if draft.editor == COPY:  # the source was copied, so the only possible error is that the image should have changed
         checks = [partial(_judged, judge)]
         draft = draft.with_(scores={"preservation": 1.0})
     else:
@@ -55,19 +55,19 @@ async def verify(
 
 
 async def _compared(settings: Verify, draft: Draft) -> Draft | Rejection:
-    """Pixels: something has changed, and not too much."""
+    """Checks that pixels have changed, but not too many."""
     if draft.canvas == "new":
         return draft
     same = await off_loop(unchanged_share, draft.image, draft.target)
     if same >= CHANGED_AT_ALL:
-        return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the image is as it was.")
+        return draft.rejected(STAGE, "nothing was changed", f"{same:.1%} of the image is unchanged.")
     if same < settings.min_unchanged:
-        return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the image is as it was.")
+        return draft.rejected(STAGE, "too much was changed", f"only {same:.1%} of the image is unchanged.")
     return _scored(draft, "preservation", round(same, 4))
 
 
 async def _read(reader: TextReader | None, settings: Verify, draft: Draft) -> Draft | Rejection:
-    """Text that was to be rendered."""
+    """Checks rendered text."""
     if reader is None or draft.text is None:
         return draft
     found = await reader.read(draft.target)
@@ -80,7 +80,7 @@ async def _read(reader: TextReader | None, settings: Verify, draft: Draft) -> Dr
 
 
 async def _judged(judge: Caller | None, draft: Draft) -> Draft | Rejection:
-    """Source and result beside each other."""
+    """Lets the judge compare source and result."""
     if judge is None:
         return draft
     verdict = await judge.answer(_judge_request(draft))
@@ -94,7 +94,7 @@ async def _judged(judge: Caller | None, draft: Draft) -> Draft | Rejection:
 
 
 async def _graded(quality: Caller | None, settings: Verify, draft: Draft) -> Draft | Rejection:
-    """How well the result is made."""
+    """Lets the judge grade the quality of the result."""
     if quality is None:
         return draft
     grade = await quality.answer(ChatRequest(prompt("quality").text, "Grade this picture.", Grade, (draft.target,)))
