@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install quickstart demo test test-slow test-browser lmms lint clean
+.PHONY: install quickstart demo docs test test-slow test-browser lmms lint clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --editable ".[quickstart,demo,serving,synthesis,datatrove,ocr,dev]" --constraint constraints.txt
+	$(RUN) -m pip install --editable ".[quickstart,demo,serving,synthesis,datatrove,ocr,docs,dev]" --constraint constraints.txt
 	touch $@
 
 quickstart: install
@@ -17,6 +17,11 @@ quickstart: install
 
 demo: install
 	$(VENV)/bin/uniedit demo
+
+# The site of docs/, in build/docs. A warning is an error.
+docs: install
+	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
 
 # Files of tests are shared out to as many processes as there are cores, four at most: each holds a torch of its own.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -27,6 +27,60 @@ def test_named_files_exist(page):
     assert lacking == []
 
 
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+# Where the pages send a reader. These addresses are listed, not fetched.
+EXTERNAL = {
+    "https://huggingface.co/datasets/Uni-Edit/Train-Data",
+    "https://keepachangelog.com/en/1.1.0/",
+    "https://semver.org",
+}
+
+
+def links(page: Path) -> list[str]:
+    """The link targets of a page outside its code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return LINK.findall(text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_a_file_and_a_heading(page):
+    broken = []
+    for link in links(page):
+        if link.startswith(("http://", "https://")):
+            broken += [link] if link not in EXTERNAL else []
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.is_file() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_external_address_is_used():
+    assert {link for page in PAGES for link in links(page) if link.startswith("http")} == EXTERNAL
+
+
+def test_every_page_is_in_the_site_and_in_the_list_of_tasks():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = {
+        name.strip()
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL)
+        for name in block.split("\n")
+    }
+    pages = {page.stem for page in ROOT.glob("docs/*.md")} - {"index"}
+    assert pages <= listed
+
+
+def test_readme_fits_two_screens():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
 def test_something_is_checked():
     assert any("uniedit_hf/segments.py" in page.read_text(encoding="utf-8") for page in PAGES)
 
