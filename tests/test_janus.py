@@ -414,5 +414,5 @@ def test_bad_input(model, processor, act, sentence):
 def test_a_tokenizer_without_markers_is_refused():
     processor = tiny_janus_processor()
     processor.tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="does not know all tokens for beginning, end, padding and images"):
+    with pytest.raises(ValueError, match="does not have all tokens for beginning, end, padding and images"):
         processor.pack([ANSWER])

@@ -1,8 +1,8 @@
 """Assisted generation behind contexts with images.
 
-Candidates of an assistant, or those looked up in the prompt, come behind the context before transformers has read it,
-and then the context is neither a tensor of ids alone nor of embeddings alone. So the context is read ahead into the
-cache, up to its last token; from there on everything is text.
+Candidates from an assistant model, or from prompt lookup, are appended to the context before transformers has read it;
+then the context is neither only ids nor only embeddings. So the context is read into the cache first, up to its last
+token; from there on everything is text.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from transformers import Cache, GenerationConfig
 
 
 def is_assisted(options: dict[str, Any], config: GenerationConfig) -> bool:
-    """Whether a call of `generate` has candidates made by an assistant or looked up in the prompt.
+    """Whether a call of `generate` uses candidates from an assistant model or from prompt lookup.
 
     Args:
         options: The arguments of the call.
-        config: The model's own.
+        config: The model's generation configuration.
     """
     config = options.get("generation_config") or config
     looks_up = options.get("prompt_lookup_num_tokens", getattr(config, "prompt_lookup_num_tokens", None))
@@ -26,13 +26,13 @@ def is_assisted(options: dict[str, Any], config: GenerationConfig) -> bool:
 
 
 def mark_read(cache: Cache | None) -> None:
-    """Notes how much of the context a cache holds before candidates come."""
+    """Records how many tokens of the context are in a cache before candidates are added."""
     if cache is not None and cache.get_seq_length():
         cache.read_ahead = cache.get_seq_length()
 
 
 def unread(length: int, cache: Cache | None) -> int | None:
-    """How many of the last of `length` ids are still to be read, where some were read ahead; else `None`."""
+    """How many of the last of `length` ids are still to be read, if some were read ahead; otherwise `None`."""
     ahead = getattr(cache, "read_ahead", None)
     if ahead is None:
         return None

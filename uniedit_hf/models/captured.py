@@ -1,4 +1,4 @@
-"""Work over tensors that stay where they are, captured as a CUDA graph."""
+"""Work over tensors at fixed addresses, captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 class Replayed:
-    """A function without arguments whose tensors never move: the first call runs it, the second captures it, and from
-    then on it is replayed. On other devices than CUDA's every call runs it.
+    """A function without arguments whose tensors never move: the first call runs it, the second captures it, and later
+    calls replay it. On devices other than CUDA every call runs it.
 
-    What it returns from the second call on are the same tensors every time, with new values.
+    From the second call on it returns the same tensors every time, with new values.
 
     Args:
-        function: It must wait for nothing and read nothing back from the device.
-        device: Of its tensors.
+        function: The function; it must not synchronize or read anything back from the device.
+        device: Device of its tensors.
     """
 
     def __init__(self, function: Callable[[], Any], device: torch.device):
@@ -31,7 +31,7 @@ class Replayed:
             return self.function()
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            # other threads, such as those of a server, may go on meanwhile
+            # other threads, such as those of a server, may continue meanwhile
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.result = self.function()
         self.graph.replay()

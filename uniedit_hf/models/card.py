@@ -1,4 +1,4 @@
-"""The card of a model that was loaded and is pushed under another name, as with adapters made part of its weights."""
+"""The card of a model that was loaded and is pushed under another name, for example with merged adapters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from huggingface_hub.errors import EntryNotFoundError
 
 
 TAGS = ["uni-edit", "image-editing"]
-KEPT = ("license", "license_name", "license_link", "datasets")  # of the metadata of what was loaded
+KEPT = ("license", "license_name", "license_link", "datasets")  # metadata copied from the card of the loaded model
 
-# What the model may do wrong; on the cards of a trainer as well.
+# The model's risks; also on the trainer's cards.
 RISKS = (
     "The model can follow an instruction wrongly, answer wrongly, and draw people and things that look real and are "
-    "not; edits of an image of a person need that person's consent. What the base model and the training data do not "
-    "show, it has not learned."
+    "not; edits of an image of a person need that person's consent. It has not learned anything that is missing "
+    "from the base model and the training data."
 )
 
 TEMPLATE = """---
@@ -28,16 +28,16 @@ TEMPLATE = """---
 
 {{ usage }}
 
-## Limits and licence
+## Limits and license
 
 {{ risks }}
 
-{% if license %}Licence: {{ license }}. {% endif %}The terms of what it was made from hold as well.
+{% if license %}License: {{ license }}. {% endif %}The terms of the model that it was made from apply as well.
 """
 
 
 def usage(model_id: str) -> str:
-    """How a model is loaded and used, as Markdown."""
+    """Example code that loads and uses a model, as Markdown."""
     return f'''```python
 from uniedit_hf import UniEditPipeline
 pipe = UniEditPipeline.from_pretrained("{model_id}")
@@ -46,14 +46,14 @@ pipe.edit(image, "If the shop sign names a color, repaint the door in it.")
 
 
 def pushed_card(repo_id: str, loaded: str | None, base: str | None, adapted: bool, token=None) -> ModelCard:
-    """The card of a model that is pushed as it is.
+    """The card of a model that is pushed unchanged.
 
     Args:
-        repo_id: Where it goes.
-        loaded: What it was loaded from: a Hub id or a folder.
-        base: The model in its configuration: the same, or the one below the adapters that were loaded.
-        adapted: Whether it still has adapters, and so only these are pushed.
-        token: To read the card of what was loaded.
+        repo_id: The repository to push to.
+        loaded: The Hub id or folder that it was loaded from.
+        base: The model named in its configuration: the same, or the base of the loaded adapters.
+        adapted: Whether it still has adapters, so that only these are pushed.
+        token: Token to read the card of the loaded model.
     """
     metadata = {} if loaded is None else _metadata(loaded, token)
     adapters = loaded if loaded != base else None
@@ -79,26 +79,26 @@ def pushed_card(repo_id: str, loaded: str | None, base: str | None, adapted: boo
 
 
 def _origin(base: str | None, adapters: str | None, adapted: bool) -> str:
-    """What it was made from, in a sentence."""
+    """The origin of the model, in a sentence."""
     if adapters is None:
         return f"{_link(base)}, saved with uniedit_hf."
     if adapted:
         return f"The adapters of {_link(adapters)}, which are loaded together with their base, {_link(base)}."
     return (
-        f"{_link(base)} with the adapters of {_link(adapters)} made part of its weights; how they were trained stands "
-        "on their own card."
+        f"{_link(base)} with the adapters of {_link(adapters)} merged into its weights; their own card says how "
+        "they were trained."
     )
 
 
 def _link(name: str | None) -> str:
-    """A Hub id as a link; a folder of this machine is not named."""
+    """A Hub id as a link; local folders are not named."""
     if name is None or Path(name).exists():
         return "a unified multimodal model"
     return f"[{name}](https://huggingface.co/{name})"
 
 
 def _metadata(name: str, token) -> dict:
-    """What of the metadata holds for a copy as well, if there is a card."""
+    """The metadata that also applies to a copy, if there is a card."""
     if Path(name).is_dir() and not (Path(name) / "README.md").is_file():
         return {}
     try:

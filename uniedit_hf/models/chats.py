@@ -1,7 +1,7 @@
 """Chats as samples, and the arguments with which users of transformers call a processor.
 
 A chat is a list of messages, each with a `role` and a `content`: a text, or a list of parts such as
-`{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`. It becomes the very segments that
+`{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`. It becomes the same segments that
 `UniEditPipeline.answer` makes of the same turns.
 """
 
@@ -24,19 +24,19 @@ TEXT_OPTIONS = ("padding", "max_length", "truncation", "padding_side", "return_a
 
 
 def is_batch(conversation: Sequence) -> bool:
-    """Whether this is a list of chats, and not one."""
+    """Whether this is a list of chats instead of one chat."""
     return bool(conversation) and not isinstance(conversation[0], dict)
 
 
 def chat_sample(messages: Sequence[dict[str, Any]], open_source: Callable[[Any], Any]) -> Sample:
-    """A chat as a sample whose answers so far are the assistant's.
+    """Converts a chat to a sample; earlier answers are marked as the assistant's.
 
     Args:
-        messages: What was said.
-        open_source: Makes of an image what the model's family reads.
+        messages: The messages.
+        open_source: Opens an image for the model's family.
 
     Raises:
-        ValueError: If there is a role or a part that is not known.
+        ValueError: If there is an unknown role or part.
     """
     segments: list = []
     for number, message in enumerate(messages):
@@ -67,14 +67,14 @@ def _image_of(part: dict[str, Any], number: int) -> Any:
 
 @dataclass
 class CallOptions:
-    """What a processor is called with besides its inputs.
+    """Options of a processor call besides its inputs.
 
     Args:
-        add_generation_prompt: Whether what follows is to be written by the model.
+        add_generation_prompt: Whether the model will write the following text.
         return_tensors: `"pt"` or `None`.
-        padding: `"max_length"` pads to it, anything else to the longest row.
-        max_length: Tokens of a row.
-        truncation: Whether rows may be cut; a row that would have to be is refused.
+        padding: `"max_length"` pads to `max_length`, anything else to the longest row.
+        max_length: Maximum number of tokens in a row.
+        truncation: Whether rows may be truncated; a row that would need it is refused.
         images: Settings of the image processor for this call.
     """
 
@@ -86,10 +86,10 @@ class CallOptions:
     images: dict[str, Any] = field(default_factory=dict)
 
     def row_length(self, lengths: Sequence[int]) -> int:
-        """Tokens of a row, from those of all rows.
+        """The length of padded rows, from the lengths of all rows.
 
         Raises:
-            ValueError: If a row is too long, or rows differ that shall not be padded.
+            ValueError: If a row is too long, or rows of different lengths are not to be padded.
         """
         longest = max(lengths)
         if self.truncation and self.max_length is not None and longest > self.max_length:
@@ -103,11 +103,12 @@ class CallOptions:
 
 
 def call_options(options: dict[str, Any], tokenizer) -> CallOptions:
-    """The arguments of a call, flat or in dictionaries by modality, over what the tokenizer was made with.
+    """The options of a call, given flat or in dictionaries by modality; they override those that the tokenizer was
+    created with.
 
     Raises:
-        TypeError: If there is one that has no meaning.
-        ValueError: If one is given twice, or other tensors than torch's are asked for.
+        TypeError: If an option has no meaning.
+        ValueError: If one is given twice, or tensors other than torch's are requested.
     """
     flat = {name: value for name, value in options.items() if name not in NESTED}
     merged = {name: tokenizer.init_kwargs[name] for name in TEXT_OPTIONS[:3] if name in tokenizer.init_kwargs}
@@ -116,7 +117,7 @@ def call_options(options: dict[str, Any], tokenizer) -> CallOptions:
         if twice := sorted(each for each in given if each in flat):
             raise ValueError(f"{', '.join(twice)} is given by itself and in {name}: give it once.")
         if name in ("videos_kwargs", "audio_kwargs"):
-            given = {}  # for what this model does not read
+            given = {}  # for modalities that this model does not read
         merged |= given
     merged |= flat
     names = {each.name for each in dataclasses.fields(CallOptions)} - {"images"}
@@ -126,6 +127,6 @@ def call_options(options: dict[str, Any], tokenizer) -> CallOptions:
             f"return_tensors is {chosen['return_tensors']!r}, but the model's inputs are torch tensors: use 'pt'."
         )
     if merged.get("padding_side", "left") != "left":
-        raise ValueError("padding_side is 'right', but the model writes behind its contexts: use 'left'.")
+        raise ValueError("padding_side is 'right', but the model continues its contexts: use 'left'.")
     rest = {name: value for name, value in merged.items() if name not in (*names, *TEXT_OPTIONS)}
     return CallOptions(**chosen, images={name: value for name, value in rest.items() if value is not None})

@@ -1,7 +1,7 @@
-"""The contract of a model family: what trainer, pipeline and page ask of a model and of its processor.
+"""The contract of a model family: everything that trainer, pipeline and page use of a model and of its processor.
 
-`FamilyModel` and `FamilyProcessor` are the protocols; `check_family` names what a pair lacks. The base class of both
-processors, which brings most of the second protocol, is `SampleProcessor` in `uniedit_hf.models.sample_processor`.
+`FamilyModel` and `FamilyProcessor` are the protocols; `check_family` names missing members. The base class of both
+processors, which implements most of the second protocol, is `SampleProcessor` in `uniedit_hf.models.sample_processor`.
 docs/add_a_model.md shows a family of fifty lines.
 
 Shapes: B contexts, L tokens of a row, R requests, h and w pixels of an image, which is fp32 in [-1, 1].
@@ -39,7 +39,7 @@ class DrawingStep:
         total: Number of steps.
         times: The flow time, per request, from which the step was made; empty for families without one.
         latents: The unfinished images, per request; the next step continues from an item that is replaced.
-        preview: Returns pixels (3, height, width) per request of what the model now predicts the images will be.
+        preview: Returns the predicted final images, pixels (3, height, width) per request.
         stop: Set by a callback: draw no further steps.
     """
 
@@ -60,15 +60,15 @@ class BaseImageSettings:
     out of its range.
 
     Args:
-        height: Pixels.
-        width: Pixels.
-        seed: Of the drawing.
+        height: Height in pixels.
+        width: Width in pixels.
+        seed: Seed of the drawing.
         text_guidance_scale: Classifier-free guidance scale for the text; 1 disables it.
         image_guidance_scale: The same for the source image.
 
     Attributes:
-        editing: Settings by which `UniEditPipeline.edit` differs from the defaults.
-        drawing: Those of `UniEditPipeline.generate`.
+        editing: Settings in which `UniEditPipeline.edit` differs from the defaults.
+        drawing: The same for `UniEditPipeline.generate`.
     """
 
     height: int
@@ -85,13 +85,13 @@ class BaseImageSettings:
 
 
 class FamilyModel(Protocol):
-    """A `PreTrainedModel` of a family, with all its heads. Everything that `PreTrainedModel` has is taken for granted:
+    """A `PreTrainedModel` of a family, with all its heads. It must also be a `PreTrainedModel`, with
     configuration, device, dtype, saving and loading, and `generate` of `GenerationMixin`.
 
     Attributes:
         encoders: The parts that images go through before they are tokens; under FSDP each device keeps them whole.
-        training_options: Those of `timestep_shift`, `vit_longest_edge`, `posterior` and `sample_timesteps` of
-            `UniEditConfig` that have a meaning for this family; the others are refused.
+        training_options: The options among `timestep_shift`, `vit_longest_edge`, `posterior` and `sample_timesteps` of
+            `UniEditConfig` that apply to this family; the others are refused.
         image_settings: The class of `settings` of `generate_images`: fields as in `BaseImageSettings`, and more.
         pack_attention: The attention implementation that the trainer chooses for packs on a GPU.
     """
@@ -102,13 +102,13 @@ class FamilyModel(Protocol):
     pack_attention: str | dict[str, str]
 
     def forward(self, **pack) -> Losses:
-        """The losses of what `FamilyProcessor.pack` or `merge` returns, without its `num_` counts.
+        """The losses of a pack, as returned by `FamilyProcessor.pack` or `merge`, without its `num_` counts.
 
-        Every trainable parameter is in the graph, whatever the pack holds, or DDP and FSDP would wait for it forever.
+        Every trainable parameter must be in the graph for any pack, or DDP and FSDP would wait for it forever.
         """
 
     def generate(self, *, max_new_tokens: int, **context) -> torch.Tensor:
-        """Token ids (B, L + new) behind the contexts that the processor returns when it is called."""
+        """Token ids (B, L + new) after the contexts that the processor returns when it is called."""
 
     def generate_images(
         self,
@@ -120,14 +120,14 @@ class FamilyModel(Protocol):
         """One image (3, height, width) for each of R settings.
 
         Args:
-            settings: One per request. A request gives the same image whatever it is batched with.
+            settings: One per request. A request gives the same image in any batch.
             branches: (R, 3) rows of the contexts: the condition, the condition without its text, without its images.
             callback_on_step_end: Called after every step.
-            contexts: What else `FamilyProcessor.guidance_contexts` returns.
+            contexts: The other outputs of `FamilyProcessor.guidance_contexts`.
         """
 
     def check_image_settings(self, settings: Sequence[BaseImageSettings]) -> None:
-        """Raises `ValueError` if these images cannot be drawn, or not side by side."""
+        """Raises `ValueError` if these images cannot be drawn, or not in one batch."""
 
     def round_trip(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Images (3, h, w) encoded and decoded: the best that the model could draw."""
@@ -136,13 +136,13 @@ class FamilyModel(Protocol):
         """All parameters by purpose.
 
         Returns:
-            `vit`: the understanding encoder; `und`: what understands and writes; `gen`: what draws; `text_only`: what
-            gets a gradient only from the text loss; `fixed`: what is never trained. A family without separate experts
-            has all of its decoder in `und`.
+            `vit`: the understanding encoder; `und`: the expert that understands and writes; `gen`: the expert that
+                draws; `text_only`: parameters that get a gradient only from the text loss; `fixed`: parameters that
+                are never trained. A family without separate experts has its whole decoder in `und`.
         """
 
     def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
-        """Lets the layers of `forward` run compiled, with arguments of `torch.compile`."""
+        """Compiles the layers of `forward`, with arguments of `torch.compile`."""
 
     def lora_target_modules(self, und: bool = True, gen: bool = True, text: bool = False) -> str:
         """A regular expression of PEFT for the linear layers to adapt: of `und`, of `gen`, and with `text` also those
@@ -150,13 +150,13 @@ class FamilyModel(Protocol):
 
 
 class FamilyProcessor(Protocol):
-    """A `ProcessorMixin` of a family, which turns samples into what its model takes. Saving, loading, `tokenizer`,
-    `decode` and `batch_decode` are those of `ProcessorMixin`; `SampleProcessor` brings most of the rest.
+    """A `ProcessorMixin` of a family, which turns samples into the inputs of its model. Saving, loading, `tokenizer`,
+    `decode` and `batch_decode` are those of `ProcessorMixin`; `SampleProcessor` implements most of the rest.
 
     Attributes:
         view_names: The family's own name of each view, in the order in which it reads the views of a source.
         conditioning: How the family is tuned unless set otherwise.
-        dropped_segments_keep_tokens: Whether a dropped segment takes as many tokens as one that is not.
+        dropped_segments_keep_tokens: Whether a dropped segment has as many tokens as one that is not dropped.
         thinking_prompts: Texts that ask for reasoning before an `"answer"` and before it may `"draw"`; `None` if the
             family does not reason.
     """
@@ -167,14 +167,16 @@ class FamilyProcessor(Protocol):
     thinking_prompts: dict[str, str] | None
 
     def make_conditioning(self, **overrides) -> Conditioning:
-        """The family's conditioning with some fields set; views may go by the family's own names."""
+        """The family's conditioning with some fields set; views may have the family's own names."""
 
     def num_tokens(self, sample: Sample) -> int:
         """Tokens of a sample in a pack, from sizes and texts alone."""
 
     def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
-        """For each segment its tokens other than those of a text (markers, image tokens), and the text itself, to be
-        tokenised in one batch by `count_text_tokens`; as if no segment were dropped."""
+        """For each segment `(extra_tokens, text)`: its tokens other than text (markers, image tokens), and the text
+        itself, to be tokenized in one batch by `count_text_tokens`. Dropped segments count as if they were not
+        dropped.
+        """
 
     def count_text_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without markers."""
@@ -183,44 +185,46 @@ class FamilyProcessor(Protocol):
         """The sample with its images opened and prepared. Raises `ImageError` if one cannot be used."""
 
     def pack(self, samples: Sequence[Sample], seed: int, epoch: int | Sequence[int], posterior: str) -> BatchFeature:
-        """Samples end to end in one sequence (1, L), as `forward` takes it, with `num_text_targets` and
-        `num_image_targets`, how many tokens carry each loss. Every random draw depends on (seed, epoch, sample id)."""
+        """Samples end to end in one sequence (1, L), the inputs of `forward`, with `num_text_targets` and
+        `num_image_targets`, the numbers of tokens with each loss. Every random draw depends on (seed, epoch, sample
+        id).
+        """
 
     def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Several packs end to end in one."""
 
     def __call__(self, samples: Sequence[Sample]) -> BatchFeature:
-        """Contexts to write text behind, padded on the left: what `generate` takes."""
+        """Contexts to write text after, padded on the left: the inputs of `generate`."""
 
     def guidance_contexts(
         self, samples: Sequence[Sample], thoughts: Sequence[str | None] | None = None
     ) -> BatchFeature:
-        """Contexts to draw images behind, with `branches`: what `generate_images` takes."""
+        """Contexts to draw images from, with `branches`: the inputs of `generate_images`."""
 
     def open_source(self, image: Any, name: str = "image") -> Image.Image:
-        """An image to edit or to ask about. Raises `ImageError` if it cannot be used."""
+        """Opens an image to edit or to ask about. Raises `ImageError` if it cannot be used."""
 
     def output_size(self, source: Image.Image) -> tuple[int, int]:
         """(width, height) of an edit of what `open_source` returned."""
 
     def default_size(self, config) -> tuple[int, int]:
-        """(width, height) of a drawing for which no size was given."""
+        """(width, height) of a drawing if no size is given."""
 
     def drawn_tokens(self, width: int, height: int) -> int:
-        """Tokens of an image that is drawn in this size, markers included."""
+        """Number of tokens of a drawing of this size, including markers."""
 
     def prepare_target(self, image: Image.Image) -> torch.Tensor:
-        """An image as the model would learn to draw it: pixels (3, h, w), for `round_trip`."""
+        """An image as a training target: pixels (3, h, w), for `round_trip`."""
 
     def to_pil(self, pixels: torch.Tensor) -> Image.Image:
-        """Pixels (3, h, w) as an image. Raises `ValueError` if some are not numbers."""
+        """Pixels (3, h, w) as an image. Raises `ValueError` if some are NaN."""
 
 
 class ModelDefaults:
-    """What a model may take over; goes before `PreTrainedModel` among the bases.
+    """Default implementations for a model; must come before `PreTrainedModel` among the bases.
 
     Attributes:
-        part_of_prefix: Beginnings of parameter names, each with its part of `trainable_parts`; the rest is `und`.
+        part_of_prefix: Prefixes of parameter names, each with its part of `trainable_parts`; the rest is `und`.
     """
 
     encoders: Sequence[nn.Module] = ()
@@ -238,27 +242,28 @@ class ModelDefaults:
         return parts
 
     def check_image_settings(self, settings: Sequence[BaseImageSettings]) -> None:
-        """Every image can be drawn, and beside any other."""
+        """Accepts any image, in any batch."""
 
     def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
-        """Compiles nothing, and says so."""
+        """Compiles nothing, and logs a warning."""
         logger.warning(f"torch_compile has no effect on {type(self).__name__}, which does not compile its layers.")
 
 
 def members(protocol: type) -> set[str]:
-    """The names that a protocol of this module asks for."""
+    """The names of the members of a protocol of this module."""
     return {name for name in (*protocol.__annotations__, *vars(protocol)) if name == "__call__" or name[0] != "_"}
 
 
 def check_family(model, processor) -> None:
-    """Refuses a model or processor that lacks something of the contract.
+    """Refuses a model or processor with missing members.
 
     Raises:
-        ValueError: With the names of what is missing.
+        ValueError: Names the missing members.
     """
     for each, protocol in ((model, FamilyModel), (processor, FamilyProcessor)):
         if missing := sorted(name for name in members(protocol) if not hasattr(each, name)):
             raise ValueError(
                 f"{type(each).__name__} has no {', '.join(missing)}, which {protocol.__name__} of "
-                "uniedit_hf.models.family asks for: use the family's class with all heads, or see docs/add_a_model.md."
+                "uniedit_hf.models.family requires: use the family's class with all heads, or see "
+                "docs/add_a_model.md."
             )

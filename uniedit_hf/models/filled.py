@@ -1,4 +1,4 @@
-"""Whether stored tensors are those of the model that a configuration describes."""
+"""Checks that stored tensors are those of the model that a configuration describes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_filled(
     Args:
         found: Shapes of the stored tensors by name.
         expected: Those of the model.
-        source: What to call the checkpoint.
+        source: Name of the checkpoint in errors.
 
     Raises:
         ValueError: If a tensor is missing, unknown or of a wrong shape; names the first five.

@@ -1,4 +1,4 @@
-"""A model and its processor from a folder or Hub id, whatever the family and the layout."""
+"""Loads a model and its processor from a folder or Hub id, for any family and layout."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .bagel.modeling_bagel import BagelForConditionalGeneration
 from .bagel.processing_bagel import BagelProcessor
 
 
-OFFICIAL_JANUS = "multi_modality"  # the model_type of deepseek-ai's repositories
+OFFICIAL_JANUS = "multi_modality"  # model_type in deepseek-ai's repositories
 
 
 def load_model(name, **kwargs):
-    """A model with all its heads. Official BAGEL folders need no `config.json`.
+    """Loads a model with all its heads. Official BAGEL folders need no `config.json`.
 
     Raises:
         OSError: If there is no checkpoint.
-        ValueError: If its tensors and its configuration do not belong together, or it is an official Janus-Pro.
+        ValueError: If its tensors do not match its configuration, or it has the official layout of Janus-Pro.
     """
     name, kwargs = _without_adapter_subfolder(name, kwargs)
     if _is_bagel(name, **kwargs):
@@ -50,7 +50,7 @@ def load_config(name, **kwargs):
 
 
 def empty_model(config):
-    """A model of this shape with all its heads and without weights, on the meta device: to be counted, not run."""
+    """A model of this shape with all its heads but without weights, on the meta device: only for counting."""
     with torch.device("meta"):
         if isinstance(config, BagelConfig):
             return BagelForConditionalGeneration(config)
@@ -75,11 +75,11 @@ def inner_model(model):
 
 
 def merge_adapters(model):
-    """The model with its adapters made part of its weights: what was loaded from an adapter's folder or Hub id, or a
+    """Merges a model's adapters into its weights. The model was loaded from an adapter's folder or Hub id, or is a
     `PeftModel`.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no adapters.
     """
     if isinstance(model, PeftModel):
         return model.merge_and_unload()
@@ -92,12 +92,12 @@ def merge_adapters(model):
         model.set_submodule(name, layer.get_base_layer())
     del model.peft_config
     model._hf_peft_config_loaded = False
-    vars(model).pop("_weight_conversions", None)  # of the adapters' names; those of the class hold again
+    vars(model).pop("_weight_conversions", None)  # attributes with the adapters' names; those of the class apply again
     return model
 
 
 def _without_adapter_subfolder(name, kwargs: dict) -> tuple:
-    """Adapters in a subfolder under the path of that folder, since transformers would look for their base model there.
+    """The local path of adapters in a subfolder: transformers would look for the base model in the same subfolder.
 
     A repository's subfolder is downloaded.
     """
@@ -125,6 +125,6 @@ def _is_bagel(name, **kwargs) -> bool:
         raise ValueError(
             f"{name} has the official layout of Janus-Pro, which transformers' classes do not read: take the same "
             f"model from deepseek-community, or run `uniedit convert --input_dir {name} --output_dir FOLDER --to "
-            "transformers` on a copy on this machine."
+            "transformers` on a local copy."
         )
     return "llm_config" in config or config.get("model_type") == BagelConfig.model_type

@@ -1,4 +1,4 @@
-"""Frozen parts that keep their precision and take no adapters."""
+"""Frozen modules that keep their precision and get no adapters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Fp32Weights:
-    """Moves with the model but is not cast with it; goes before `nn.Module` among the bases."""
+    """Moves with the model but is not cast with it; must come before `nn.Module` among the bases."""
 
     def _apply(self, fn, recurse=True):
         def without_cast(tensor):
@@ -18,10 +18,10 @@ class Fp32Weights:
 
 
 class FixedLinear(nn.Module):
-    """A linear layer that is never trained. Adapters for "all-linear" and quantizers look for `nn.Linear` and pass by.
+    """A linear layer that is never trained. Adapters for "all-linear" and quantizers look for `nn.Linear` and skip it.
 
     Args:
-        linear: Whose weights to take.
+        linear: The layer whose weights to use.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -34,7 +34,7 @@ class FixedLinear(nn.Module):
 
 
 def fix_linears(module: nn.Module) -> None:
-    """Replaces every linear layer below a module by a fixed one of the same weights."""
+    """Replaces every linear layer in a module by a fixed one with the same weights."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

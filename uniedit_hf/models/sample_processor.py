@@ -1,4 +1,4 @@
-"""`SampleProcessor`: what the processors of all families do alike with samples, see `uniedit_hf.models.family`.
+"""`SampleProcessor`: the shared part of all families' processors, see `uniedit_hf.models.family`.
 
 Shapes: B rows of contexts, L tokens of a row, T tokens of an image, h and w pixels of an image in [-1, 1].
 """
@@ -24,18 +24,18 @@ from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
 
 # The token types that all families share; each numbers its image tokens from 2.
 PADDING, TEXT = 0, 1
-IGNORED = -100  # the label of a token that nothing is learned from
+IGNORED = -100  # the label of a token without loss
 
-# What a sequence of tokens is for: training on it, writing text behind it, drawing an image behind it, or none of it.
+# The purpose of a sequence of tokens: to train on it, to write text after it, to draw an image from it, or none.
 Purpose = Literal["train", "write", "draw", "read"]
 
 
 class PreparedImage(NamedTuple):
-    """An image of a sample as the model takes it.
+    """A prepared image of a sample.
 
     Args:
-        index: Of its segment in the sample.
-        segment: With the family's own name of the view.
+        index: Index of its segment in the sample.
+        segment: The segment, with the family's own name of the view.
         data: Pixels (3, h, w), or stored tokens (T,).
     """
 
@@ -45,25 +45,25 @@ class PreparedImage(NamedTuple):
 
 
 class SampleProcessor:
-    """Packs, contexts and guidance branches of samples; goes before `ProcessorMixin` among the bases of a family's
-    processor, which adds the methods that raise `NotImplementedError` here, and its attributes.
+    """Packs, contexts and guidance branches of samples. Must come before `ProcessorMixin` among the bases of a
+    family's processor, which implements the methods that raise `NotImplementedError` here, and sets the attributes.
 
-    A family's `lay_out` decides how one sample becomes tokens. Everything else follows from it: a pack is the merge of
-    the packs of its samples, and a batch of contexts is padded on the left.
+    A family's `lay_out` decides how one sample becomes tokens. Everything else follows from it: a pack joins the packs
+    of its samples, and a batch of contexts is padded on the left.
     """
 
     view_names: ClassVar[dict[View, str]] = {"understanding": "understanding", "drawing": "drawing"}
     conditioning: ClassVar[Conditioning] = PAPER
     dropped_segments_keep_tokens: ClassVar[bool] = False
     thinking_prompts: dict[str, str] | None = None
-    # Whether a text may hold control tokens, such as <|im_end|>. A user's text is text: by default it may not.
+    # Whether a text may contain control tokens, such as <|im_end|>. By default a user's text is only text.
     parse_control_tokens: bool = False
 
-    # What `lay_out` returns for each token, and which of it numbers samples or their splits from 0.
+    # The token columns that `lay_out` returns, and those that number samples or splits from 0.
     token_columns: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "labels")
     numbering_columns: ClassVar[tuple[str, ...]] = ()
 
-    # --- what a family brings -----------------------------------------------------------------------------------
+    # --- implemented by a family -------------------------------------------------------------------------------------
 
     @property
     def context_padding(self) -> dict[str, int]:
@@ -75,17 +75,17 @@ class SampleProcessor:
         raise NotImplementedError
 
     def prepare_segment(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
-        """What the model takes of an image. `name` is what to call it in errors. Raises `ImageError`."""
+        """Prepares an image for the model. `name` is its name in errors. Raises `ImageError`."""
         raise NotImplementedError
 
     def image_features(self, images: Sequence[PreparedImage]) -> dict[str, Any]:
-        """The images of any number of samples, in the order of their tokens, as the model takes them."""
+        """The model's image inputs for any number of samples, in the order of their tokens."""
         raise NotImplementedError
 
     def training_features(
         self, sample: Sample, images: Sequence[PreparedImage], seed: int, epoch: int, posterior: str
     ) -> dict[str, Any]:
-        """What only training takes, such as noise."""
+        """The model's inputs that are only used in training, such as noise."""
         return {}
 
     def num_image_tokens_of(self, image: PreparedImage) -> int:
@@ -93,22 +93,24 @@ class SampleProcessor:
         raise NotImplementedError
 
     def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
-        """For each segment its tokens other than those of a text, and the text itself, see `FamilyProcessor`."""
+        """For each segment `(extra_tokens, text)`, see `FamilyProcessor`."""
         raise NotImplementedError
 
     def default_size(self, config) -> tuple[int, int]:
-        """(width, height) of a drawing for which no size was given."""
+        """(width, height) of a drawing if no size is given."""
         raise NotImplementedError
 
     def prepare_target(self, image: Image.Image) -> torch.Tensor:
-        """An image as the model would learn to draw it: pixels (3, h, w)."""
+        """An image as a training target: pixels (3, h, w)."""
         raise NotImplementedError
 
-    # --- what a family may change -------------------------------------------------------------------------------
+    # --- may be overridden by a family
+    # ---------------------------------------------------------------------------------
 
     def guidance_branches(self, sample: Sample, thought: str | None) -> tuple[Sample, Sample, Sample]:
-        """The condition to draw from, ending with what the model thought; the same without its last text and without
-        the thought; and its texts alone."""
+        """The condition to draw from, ending with the model's reasoning; the same without its last text and the
+        reasoning; and only its texts.
+        """
         segments = list(sample.segments)
         texts = [index for index, segment in enumerate(segments) if isinstance(segment, TextSegment)]
         without_last_text = [segment for index, segment in enumerate(segments) if index not in texts[-1:]]
@@ -117,7 +119,7 @@ class SampleProcessor:
         return tuple(sample.with_segments(branch) for branch in branches)
 
     def open_source(self, image: Any, name: str = "image") -> Image.Image:
-        """An image to edit or to ask about. Raises `ImageError` if it cannot be used."""
+        """Opens an image to edit or to ask about. Raises `ImageError` if it cannot be used."""
         return open_image(image, name=name)
 
     def output_size(self, source: Image.Image) -> tuple[int, int]:
@@ -125,7 +127,7 @@ class SampleProcessor:
         return source.size
 
     def token_ids(self, text: str | Sequence[int]) -> list[int]:
-        """Ids of a text without markers; a list of ids passes through."""
+        """Ids of a text without markers; a list of ids is returned unchanged."""
         if isinstance(text, str):
             return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return [int(token) for token in text]
@@ -133,23 +135,24 @@ class SampleProcessor:
     @cached_property
     def _control_tokens(self) -> re.Pattern | None:
         added = self.tokenizer.added_tokens_decoder.values()
-        # Janus-Pro's tokenizer does not call its marks of turns and images special.
+        # Janus-Pro's tokenizer does not mark its turn and image tokens as special.
         names = {str(token) for token in added if token.special or re.fullmatch(r"<(\|.+\||.*image.*)>", str(token))}
         return re.compile(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})") if names else None
 
     def _literal(self, text: str | Sequence[int]) -> str | list[int]:
-        """The text, or its ids if it names control tokens, which are then spelled like any other word."""
+        """The text, or its ids if it contains the names of control tokens, which are then ordinary text."""
         names = None if self.parse_control_tokens or not isinstance(text, str) else self._control_tokens
         if names is None or not names.search(text):
             return text
         ids = []
         for number, part in enumerate(names.split(text)):
-            halves = (part[:1], part[1:]) if number % 2 else (part,)  # no half is the name of a control token
+            halves = (part[:1], part[1:]) if number % 2 else (part,)  # neither half is the name of a control token
             ids += [index for half in halves for index in self.token_ids(half)]
         return ids
 
     def in_own_terms(self, sample: Sample) -> Sample:
-        """The sample with the family's own names of all views, and texts that name control tokens as ids.
+        """The sample with the family's own names of all views, and with ids for texts that contain names of control
+        tokens.
 
         Raises:
             ValueError: As `with_own_views`.
@@ -173,7 +176,7 @@ class SampleProcessor:
 
     @property
     def source_views(self) -> tuple[View, ...]:
-        """The views of an image, in the order in which this family reads them."""
+        """The views of an image in this family's reading order."""
         return tuple(self.view_names)
 
     def to_view(self, name: str) -> View:
@@ -242,7 +245,7 @@ class SampleProcessor:
         return sum(tokens for tokens, _ in lengths) + sum(self.count_text_tokens(texts))
 
     def count_text_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without markers; together they go faster than one by one."""
+        """Number of tokens of each text, without markers; one batch is faster than single texts."""
         if not texts:
             return []
         if not self.tokenizer.is_fast:
@@ -253,10 +256,10 @@ class SampleProcessor:
         return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def with_pixels(self, sample: Sample) -> Sample:
-        """The sample with its images opened and prepared, so that an image that cannot be used is met by itself.
+        """The sample with its images opened and prepared, so that an unusable image is found before packing.
 
         Raises:
-            ImageError: If an image cannot be read, or is not of the size that its row states.
+            ImageError: If an image cannot be read, or does not have the size given in its row.
         """
         segments = list(sample.segments)
         for index, segment, data in self.prepare_images(sample):
@@ -285,7 +288,7 @@ class SampleProcessor:
         """Pixels (3, h, w) in [-1, 1] as an image.
 
         Raises:
-            ValueError: If some are not numbers.
+            ValueError: If some are NaN.
         """
         return pixels_to_pil(pixels)
 
@@ -294,17 +297,17 @@ class SampleProcessor:
     def pack(
         self, samples: Sequence[Sample], seed: int = 0, epoch: int | Sequence[int] = 0, posterior: str = "mean"
     ) -> BatchFeature:
-        """Samples end to end in one sequence, with the random draws of each: what the training forward takes.
+        """Samples end to end in one sequence, with the random draws of each: the inputs of the training forward.
 
         Args:
-            samples: Whose dropout has been drawn (see `uniedit_hf.recipes.draw_dropout`).
-            seed: With `epoch` and the sample's id it decides every random draw.
+            samples: Samples whose dropout has been drawn (see `uniedit_hf.recipes.draw_dropout`).
+            seed: Seeds every random draw, together with `epoch` and the sample's id.
             epoch: See `seed`; one for all samples, or one for each.
             posterior: `"mean"` or `"sample"` of an autoencoder's posterior, for families that have one.
 
         Returns:
-            `input_ids`, `token_type_ids`, `labels` and the family's other token columns: (1, L); images and noise as
-            the model's `forward` says; `num_text_targets` and `num_image_targets`, how many tokens carry a loss.
+            `input_ids`, `token_type_ids`, `labels` and the family's other token columns: (1, L); images and noise for
+            the model's `forward`; `num_text_targets` and `num_image_targets`, the numbers of tokens with a loss.
 
         Raises:
             ValueError: If there is no sample, or a view is unknown.
@@ -328,7 +331,7 @@ class SampleProcessor:
         return features
 
     def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Several packs end to end in one sequence; samples and splits are numbered on."""
+        """Joins several packs in one sequence; samples and splits are renumbered consecutively."""
         return self._end_to_end(packs)
 
     def _end_to_end(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -351,11 +354,11 @@ class SampleProcessor:
     # --- contexts -----------------------------------------------------------------------------------------------
 
     def __call__(self, samples: Sample | Sequence[Sample]) -> BatchFeature:
-        """Contexts to write text behind: what `generate()` takes."""
+        """Contexts to write text after: the inputs of `generate()`."""
         return self.contexts([samples] if isinstance(samples, Sample) else list(samples), "write")
 
     def with_image_settings(self, **settings) -> SampleProcessor:
-        """A processor whose image processor has some settings changed.
+        """A processor with changed settings of its image processor.
 
         Raises:
             TypeError: If there is no such setting.
@@ -366,7 +369,7 @@ class SampleProcessor:
         return self
 
     def contexts_as(self, samples: Sequence[Sample], options: dict[str, Any]) -> BatchFeature:
-        """`contexts` with the arguments that users of transformers know, see `CallOptions`."""
+        """`contexts` with the usual options of transformers, see `CallOptions`."""
         chosen = call_options(options, self.tokenizer)
         processor = self.with_image_settings(**chosen.images)
         purpose = "write" if chosen.add_generation_prompt else "read"
@@ -376,23 +379,23 @@ class SampleProcessor:
         self, conversation, chat_template=None, *, tokenize=False, return_dict=False, return_tensors="auto",
         add_generation_prompt=False, continue_final_message=False, processor_kwargs=None, **kwargs,
     ):  # fmt: skip
-        """A chat, or a list of chats, as text, or with `tokenize` as what `generate()` takes.
+        """A chat, or a list of chats, as text, or with `tokenize` as inputs of `generate()`.
 
-        Tokens are those of the segments that `UniEditPipeline.answer` reads; texts are what the template makes.
+        Tokens are those of the segments that `UniEditPipeline.answer` reads; texts are made by the template.
 
         Args:
             conversation: Messages with roles and contents, see `uniedit_hf.models.chats`.
-            chat_template: For text alone.
+            chat_template: Only for text.
             tokenize: Whether to return tokens.
             return_dict: Whether to return images and masks with the ids.
             return_tensors: Without `"pt"` and `return_dict`, ids are lists.
             add_generation_prompt: Whether the assistant's answer comes next.
-            continue_final_message: For text alone.
+            continue_final_message: Only for text.
             processor_kwargs: Arguments of `__call__`.
             kwargs: Likewise, or for text those of transformers.
 
         Raises:
-            ValueError: If a message cannot be read, or something asked for has no meaning.
+            ValueError: If a message cannot be read, or an option has no meaning.
         """
         if not tokenize:
             return super().apply_chat_template(
@@ -426,9 +429,9 @@ class SampleProcessor:
         """Samples as rows, padded on the left: the context columns (B, L), `attention_mask` (B, L) and the images.
 
         Args:
-            samples: One a row.
-            purpose: What comes behind them.
-            row_length: L, from the lengths of all rows.
+            samples: One sample per row.
+            purpose: The purpose of the contexts.
+            row_length: Computes L from the lengths of all rows.
 
         Raises:
             ValueError: If there is no sample, or a view is unknown.
@@ -451,14 +454,14 @@ class SampleProcessor:
     def guidance_contexts(
         self, samples: Sequence[Sample], thoughts: Sequence[str | None] | None = None
     ) -> BatchFeature:
-        """Contexts to draw images behind, with those that guidance compares them to: what `generate_images()` takes.
+        """Contexts to draw images from, with those that guidance compares them to: the inputs of `generate_images()`.
 
-        Each sample gives three contexts, see `guidance_branches`. Contexts that are equal are kept once; `branches`
-        (samples, 3) says which row each sample's three are.
+        Each sample gives three contexts, see `guidance_branches`. Equal contexts are stored once; `branches` (samples,
+        3) has the rows of each sample's three contexts.
 
         Args:
             samples: The conditions.
-            thoughts: What the model wrote about each before it draws.
+            thoughts: The reasoning for each sample.
         """
         rows: list[Sample] = []
         row_of: dict[tuple, int] = {}
@@ -478,7 +481,7 @@ class SampleProcessor:
 
 
 def _identity(segment: Segment) -> tuple:
-    """What makes two segments the same context. Images by identity: the branches of one request share them."""
+    """A key by which two segments are equal. Images are compared by identity: branches of a request share them."""
     if isinstance(segment, TextSegment):
         text = segment.text if isinstance(segment.text, str) else tuple(segment.text)
         return text, segment.dropped, segment.loss

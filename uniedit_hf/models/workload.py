@@ -1,4 +1,5 @@
-"""How much work a pack is, in counts that no layer needs to run for: which rows pass which layers, and who sees whom.
+"""The work of a pack, in counts that need no forward pass: the rows that pass each kind of layer, and the attention
+pairs.
 
 Both families have the same four kinds of rows: all tokens of the decoder, those of its understanding and generation
 experts (Janus-Pro has one expert for all), patches that an understanding encoder reads, and rows that reach a head.
@@ -20,7 +21,7 @@ from torch import nn
 TEXT, READ, DRAWN = 1, 2, 3  # token types, the same in both families
 CAUSAL, NOISE = 0, 2  # kinds of splits, see `uniedit_hf.attention`
 
-# Patterns of module names, the first match decides -> the field of `Workload` that counts the rows of its layers.
+# Pattern of module names (the first match decides) -> the field of `Workload` that counts the rows of these layers.
 ROWS = {
     "bagel": (
         (r"(^|\.)vae\.", None),
@@ -49,14 +50,14 @@ class Workload:
     """Counts of one pack or of several.
 
     Args:
-        tokens: Of the decoder.
-        drawn: Tokens of images that the model draws or has drawn: BAGEL's latents, Janus-Pro's VQ tokens.
+        tokens: Tokens of the decoder.
+        drawn: Tokens in the drawing view: BAGEL's latents, Janus-Pro's VQ tokens.
         read: Patches that the understanding encoder reads.
-        seen: Those and features that were stored: what goes from the encoder to the decoder.
-        text_targets: Tokens that carry a text loss.
-        image_targets: Tokens that carry an image loss.
-        pairs: Pairs of a query and a key that it sees, over all samples.
-        read_pairs: The same in the understanding encoder, where a patch sees its whole image.
+        seen: Patches and stored features: the tokens that go from the encoder to the decoder.
+        text_targets: Tokens with a text loss.
+        image_targets: Tokens with an image loss.
+        pairs: Pairs of a query and a key that it attends to, over all samples.
+        read_pairs: The same in the understanding encoder, where a patch attends to its whole image.
         images: Height and width in pixels of every image that the autoencoder encodes.
     """
 
@@ -80,10 +81,10 @@ class Workload:
 
 
 def workload(features: Mapping[str, Any]) -> Workload:
-    """Counts the pack that a processor made. Of a family that is not in `ROWS` only tokens and targets are right.
+    """Counts the work of a pack. For a family that is not in `ROWS` only tokens and targets are right.
 
     Args:
-        features: What `pack` returned: (1, L) tensors of tokens, and the images.
+        features: The outputs of `pack`: (1, L) tensors of tokens, and the images.
     """
     types = features["token_type_ids"]
     if "vit_grids" in features:
@@ -109,10 +110,11 @@ def workload(features: Mapping[str, Any]) -> Workload:
 
 
 def _pairs(features: Mapping[str, Any]) -> int:
-    """Pairs of a query and a key that it sees: causal within a sample, and for BAGEL whole images, of which those that
-    are being drawn are hidden from what follows."""
+    """Pairs of a query and a key that it attends to: causal within a sample, and for BAGEL whole images, where noised
+    images are hidden from later tokens.
+    """
     if "split_ids" not in features and "position_ids" not in features:
-        return 0  # of a family whose operations are not counted
+        return 0  # for families whose operations are not counted
     if "split_ids" not in features:
         starts = (features["position_ids"][0] == 0).nonzero()[:, 0].tolist()
         lengths = [end - start for start, end in zip(starts, [*starts[1:], features["position_ids"].shape[1]])]
@@ -129,8 +131,9 @@ def _pairs(features: Mapping[str, Any]) -> int:
 
 
 def typical_workload(config, tokens: int) -> Workload:
-    """A pack of `tokens` tokens of edits, each of an image that is read, an instruction of 130 tokens and an image
-    that is drawn, as large as the model takes them or the pack holds."""
+    """A pack of `tokens` tokens of edits: each has a source image, an instruction of 130 tokens and a target image, as
+    large as the model or the pack allows.
+    """
     words = 130
     if hasattr(config, "max_latent_size"):
         largest_read, largest_drawn = config.vision_config.patches_per_side**2, config.max_latent_size**2
@@ -139,7 +142,7 @@ def typical_workload(config, tokens: int) -> Workload:
         largest_read = largest_drawn = config.vision_config.num_image_tokens
         stride = config.vision_config.image_size / largest_drawn**0.5
     words = min(words, max(1, tokens // 4))
-    # two edits or more share a pack: BAGEL's of 11,520 tokens hold two of 5,530
+    # at least two edits share a pack: BAGEL's packs of 11,520 tokens fit two of 5,530
     room = max(2, (max(tokens // 2, min(tokens, 5760)) - words) // 2)
     read, drawn = min(largest_read, room), min(largest_drawn, room)
     count = max(1, tokens // (read + words + drawn))
@@ -158,7 +161,7 @@ def typical_workload(config, tokens: int) -> Workload:
 
 def rows_of(family: str, name: str) -> str | None:
     """The field of `Workload` that counts the rows a layer of this name runs on; `None` for the autoencoder, which is
-    counted by pixels, and for what has no matrix product.
+    counted by pixels, and for layers without a matrix product.
 
     Raises:
         ValueError: If the family is unknown.
@@ -177,13 +180,13 @@ def _encoder_operations(family: str, settings: str, height: int, width: int) -> 
         encode = _encoder(family, settings)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             features = encode(torch.empty(1, 3, height, width))
-    # every feature of Janus-Pro is compared with every code
+    # Janus-Pro compares every feature with every code
     codes = features.numel() * settings["num_embeddings"] if family == "janus" else 0
     return counter.get_total_flops() + 2 * codes
 
 
 def _encoder(family: str, settings: dict) -> nn.Module:
-    """The half of the autoencoder that images go through, without weights."""
+    """The encoder of the autoencoder, without weights."""
     if family == "bagel":
         from .bagel.configuration_bagel import BagelVaeConfig
         from .bagel.encoders_bagel import build_vae

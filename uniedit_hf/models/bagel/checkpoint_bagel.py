@@ -1,10 +1,9 @@
-"""The files of a checkpoint, wherever it lies: in a folder on this machine or in a repository on the Hub.
+"""The files of a checkpoint, in a local folder or in a repository on the Hub.
 
-Tensors are opened so that loading needs hardly more memory than the weights themselves. A large tensor that is stored
-in the requested dtype is mapped: its pages are the file's own, and processes share them. One that will be cast is read
-when its turn comes: the pages of a mapped one would stay in memory beside the copy. Small tensors are read as well,
-which costs nothing and, since a file aligns nothing, keeps the sums of small models independent of the layout they
-came from.
+Loading needs hardly more memory than the weights themselves. A large tensor that is stored in the requested dtype is
+memory-mapped, so processes share its pages. A tensor that will be cast is read when its turn comes, because the pages
+of a mapped one would stay in memory next to the copy. Small tensors are always read: this costs nothing, and since
+files do not align tensors, it keeps the results of small models independent of the layout that they were loaded from.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ FOLDER_OPTIONS = (*DOWNLOAD_OPTIONS, "subfolder")
 
 
 class CheckpointFolder:
-    """A checkpoint by its folder or Hub id. For a configuration, weights are asked for their headers only.
+    """A checkpoint by its folder or Hub id. To make a configuration, only the headers of weight files are read.
 
     Args:
         name: Folder or Hub id.
-        options: Those of `FOLDER_OPTIONS` are used.
+        options: Options of `from_pretrained`; only those of `FOLDER_OPTIONS` are used.
     """
 
     def __init__(self, name: str | os.PathLike, options: dict[str, Any]):
@@ -74,7 +73,7 @@ class CheckpointFolder:
         return sorted(file.removeprefix(prefix) for file in files if file.startswith(prefix))
 
     def fetch(self, file: str) -> str | None:
-        """The path of a file on this machine, downloaded if need be; `None` if the checkpoint has none.
+        """The local path of a file, downloaded if necessary; `None` if the checkpoint does not have it.
 
         Raises:
             OSError: If there is no such folder or repository.
@@ -119,7 +118,7 @@ class CheckpointFolder:
         return {name: list(tensor.shape) for name, tensor in header.tensors.items()}
 
     def weight_files(self) -> list[str]:
-        """The files with the model's weights, the autoencoder's aside."""
+        """The files with the model's weights, except the autoencoder's."""
         if self.has(EMA_FILE):
             return [EMA_FILE]
         for index in INDEX_FILES:
@@ -130,7 +129,7 @@ class CheckpointFolder:
         return [name for name in self.names() if SHARD.fullmatch(name)]
 
     def complete(self, files: Iterable[str]) -> list[str]:
-        """All files on this machine, given those that transformers found: adds the shards that no index lists.
+        """Local paths of all weight files, given those that transformers found: adds shards that no index lists.
 
         Raises:
             OSError: If a shard is missing; the message names it.
@@ -161,7 +160,7 @@ class CheckpointFolder:
 
 
 def _siblings(name: str) -> list[str]:
-    """All shards that a shard's name tells of; of any other file the file itself."""
+    """All shards according to a shard's name; for any other file the file itself."""
     shard = SHARD.fullmatch(name)
     if shard is None:
         return [name]
@@ -173,17 +172,17 @@ def tensor_shapes(path: str | os.PathLike) -> dict[str, list[int]]:
     """Names and shapes of the tensors in a local safetensors file, from its header.
 
     Raises:
-        OSError: If the file is missing or no complete safetensors file.
+        OSError: If the file is missing or is not a complete safetensors file.
     """
     with open_safetensors(path) as file:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
 def open_safetensors(path: str | PathLike, backend: str = "mmap") -> safe_open:
-    """A safetensors file whose header has been read.
+    """Opens a safetensors file and reads its header.
 
     Raises:
-        OSError: If the file is missing, no safetensors file, or shorter than its header says.
+        OSError: If the file is missing, is not a safetensors file, or is shorter than its header says.
     """
     try:
         return safe_open(path, "pt", backend=backend)
@@ -192,22 +191,22 @@ def open_safetensors(path: str | PathLike, backend: str = "mmap") -> safe_open:
 
 
 def check_safetensors(files: Iterable[str]) -> None:
-    """Refuses weights in any other format: a pickle runs what its author put in.
+    """Refuses weights in any other format, because loading a pickle runs its author's code.
 
     Raises:
-        OSError: Naming the file.
+        OSError: Names the file.
     """
     for file in files:
         if not str(file).endswith(".safetensors"):
             raise OSError(
-                f"{file} is no safetensors file, and pickled weights are not read, since loading one runs code: "
-                "convert it where you trust its author (torch.load with weights_only=True, then "
+                f"{file} is not a safetensors file, and pickled weights are not read, since loading one runs code: "
+                "convert it if you trust its author (torch.load with weights_only=True, then "
                 "safetensors.torch.save_file), or take a release in safetensors."
             )
 
 
 class StoredTensor:
-    """A tensor that is read from its file when it is sliced, with the three methods that transformers calls."""
+    """A tensor that is read from its file when it is sliced; has the three methods that transformers calls."""
 
     def __init__(self, file, name: str):
         self.file = file
@@ -221,16 +220,16 @@ class StoredTensor:
         return self.file.get_slice(self.name).get_shape()
 
     def get_dtype(self) -> str:
-        """The dtype in the words of safetensors, from the header."""
+        """The dtype as named by safetensors, from the header."""
         return self.file.get_slice(self.name).get_dtype()
 
 
 def open_tensors(files: Sequence[str], dtype: torch.dtype) -> dict[str, StoredTensor]:
-    """All tensors of the files by name; none is read yet.
+    """All tensors of the files by name, not yet read.
 
     Args:
         files: Safetensors files.
-        dtype: What most tensors will be cast to.
+        dtype: The dtype that most tensors will be cast to.
 
     Raises:
         OSError: If a file cannot be read.

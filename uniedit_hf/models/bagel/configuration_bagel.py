@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 
-# The token types: they decide how a token is embedded and which expert it takes.
+# The token types, which decide how a token is embedded and which expert processes it.
 PADDING, TEXT, VIT, LATENT = range(4)
 
 
@@ -31,7 +31,7 @@ class BagelTextConfig(Qwen2Config):
     eos_token_id: int | list[int] | None = 151645
 
     def __post_init__(self, **kwargs):
-        # The released configurations carry `rope_theta` on the top level, transformers 5 keeps it in a dictionary.
+        # The released configurations have `rope_theta` at the top level; transformers 5 stores it in a dictionary.
         theta = kwargs.pop("rope_theta", 1e6)
         if self.rope_parameters is None:
             self.rope_parameters = {"rope_type": "default", "rope_theta": theta}
@@ -68,11 +68,11 @@ class BagelVaeConfig(PreTrainedConfig):
     """The generation autoencoder: FLUX's, frozen. Pixels (B, 3, H, W) become latents (B, z_channels, H/8, W/8).
 
     `norm_num_groups` is the number of groups of the group norms. FLUX's 32 suit its 128 channels; with as many groups
-    as channels each channel's level is normalised away, and with it the tint of an image.
+    as channels, the mean of each channel is normalized away, and with it the tint of an image.
 
     Raises:
-        ValueError: If `channel_multipliers` does not name four levels, which is what a factor of 8 takes, or if the
-            groups do not divide the channels.
+        ValueError: If `channel_multipliers` does not name four levels, which a factor of 8 requires, or if the groups
+            do not divide the channels.
     """
 
     model_type = "bagel_vae"
@@ -91,7 +91,7 @@ class BagelVaeConfig(PreTrainedConfig):
         if len(self.channel_multipliers) != 4:
             raise ValueError(
                 f"vae_config.channel_multipliers has {len(self.channel_multipliers)} levels, but latents are 1/8 of "
-                "the image, which takes exactly four: name four multipliers."
+                "the image, which requires exactly four: name four multipliers."
             )
         if self.base_channels % self.norm_num_groups:
             raise ValueError(
@@ -102,7 +102,7 @@ class BagelVaeConfig(PreTrainedConfig):
 
 @strict
 class BagelConfig(PreTrainedConfig):
-    """The whole model: language model, two image encoders and what joins them.
+    """The whole model: the language model, two image encoders and the layers that connect them.
 
     Args:
         text_config: Shape of the language model.
@@ -110,8 +110,8 @@ class BagelConfig(PreTrainedConfig):
         vae_config: Shape of the generation autoencoder (`vae` view).
         latent_patch_size: Side of the square of latents that is one token; 2 makes 16 x 16 pixels a token.
         max_latent_size: Rows and columns of the table of latent positions; 64 allows 1024 x 1024 pixels.
-        connector_hidden_act: Activation between the two layers that lead from the understanding encoder to the
-            language model.
+        connector_hidden_act: Activation between the two linear layers from the understanding encoder to the language
+            model.
         timestep_shift: Training shift of the flow time; t becomes s t / (1 + (s - 1) t).
         vision_start_token_id: Token before every image.
         vision_end_token_id: Token after every image.
@@ -123,7 +123,7 @@ class BagelConfig(PreTrainedConfig):
         "vision_config": BagelVisionConfig,
         "vae_config": BagelVaeConfig,
     }
-    # The official folder keeps the autoencoder in a file of its own; `from_pretrained` reads it with the rest.
+    # The official folder has a separate file for the autoencoder; `from_pretrained` reads it as well.
     extra_files = ("ae.safetensors",)
 
     text_config: dict | PreTrainedConfig | None = None
@@ -154,8 +154,9 @@ class BagelConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As for any configuration. `AutoConfig` comes here with an official `config.json` as it stands; then the
-        folder is asked for the rest."""
+        """As for any configuration. `AutoConfig` calls this with an unchanged official `config.json`; the rest is then
+        read from the folder.
+        """
         if "llm_config" in config_dict:
             folder, revision = kwargs["name_or_path"], config_dict.get("_commit_hash")
             config_dict, _ = cls.get_config_dict(folder, revision=revision)

@@ -1,11 +1,12 @@
-"""The decoder: layers of one self-attention over all tokens between two experts with weights of their own.
+"""The decoder: layers with one self-attention over all tokens, shared by two experts with separate weights.
 
-Tokens are routed once, before the first layer: understanding first, generation behind. From there on the hidden states
-are two tensors, one for each expert, which meet in attention alone. What an expert does before and after attention is
-one function of its modules and its tokens, the same for all layers, called a region. Compiled with a dynamic number of
-tokens, one piece of code serves both experts in all layers.
+Tokens are routed once, before the first layer: understanding tokens first, then generation tokens. From there on the
+hidden states are two tensors, one for each expert, which interact only in attention. The work of an expert before and
+after attention is one function of its modules and its tokens, the same for all layers, called a region. Compiled with
+a dynamic number of tokens, one piece of code serves both experts in all layers.
 
-Shapes: B rows, L tokens a row, N routed tokens (no padding), U of them understanding and G generation, n tokens of one
+Shapes: B rows, L tokens per row, N routed tokens (no padding), U of them understanding and G generation, n tokens of
+one
 expert, D hidden size, H heads, E head size.
 """
 
@@ -39,7 +40,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
 class BagelRMSNorm(Qwen2RMSNorm):
-    """Qwen2's norm in fewer operations: statistics in fp32, rounded before the weight as there."""
+    """Qwen2's norm with fewer operations: statistics in fp32, and the same rounding before the weight is applied."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., size) to the same."""
@@ -72,7 +73,7 @@ def project(expert, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
 
 
 def keys(expert, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Keys and values alone, where the tokens only are seen: as `project`."""
+    """Like `project`, but only keys and values, for tokens that are not queries."""
     return _keys(expert, for_product(expert.input_norm(hidden)), cos, sin)
 
 
@@ -83,13 +84,15 @@ def _keys(expert, normed, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def absorb(expert, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Output projection, norm and MLP, each added: hidden states (n, D) and attention output (n, H * E) to (n, D)."""
+    """Output projection, norm and MLP, with their residual connections: hidden states (n, D) and attention output (n,
+    H * E) to (n, D).
+    """
     hidden = hidden + expert.o_proj(attended)
     return hidden + expert.mlp(for_product(expert.post_norm(hidden)))
 
 
 def for_product(states: torch.Tensor) -> torch.Tensor:
-    """Under autocast in its dtype, cast once for all products that take these states and not once for each."""
+    """Under autocast, the states in its dtype, cast once for all products that use them."""
     device = states.device.type
     return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
@@ -101,7 +104,7 @@ def rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 class Regions(NamedTuple):
-    """The regions, as they are or compiled."""
+    """The regions, compiled or not."""
 
     project: Callable
     absorb: Callable
@@ -116,8 +119,8 @@ def compiled_regions(backend: str = "inductor", mode: str | None = None) -> Regi
     """The regions compiled, once for a process.
 
     Args:
-        backend: Of `torch.compile`.
-        mode: Of `torch.compile`.
+        backend: Backend of `torch.compile`.
+        mode: Mode of `torch.compile`.
     """
     return Regions(*(_compiled(region, backend, mode) for region in EAGER))
 
@@ -129,7 +132,7 @@ def _compiled(region: Callable, backend: str, mode: str | None) -> Callable:
     def run(expert, hidden, *others):
         if len(hidden) == 0:
             return region(expert, hidden, *others)
-        if len(hidden) > 1:  # compilers take 0 and 1 for constants
+        if len(hidden) > 1:  # compilers treat 0 and 1 as constants
             for tensor in (hidden, *others):
                 torch._dynamo.mark_dynamic(tensor, 0)
         return code(expert, hidden, *others)
@@ -138,7 +141,7 @@ def _compiled(region: Callable, backend: str, mode: str | None) -> Callable:
 
 
 class BagelAttention(nn.Module):
-    """Projections and query and key norms of each expert's own around one self-attention."""
+    """One self-attention, with separate projections and query and key norms for each expert."""
 
     def __init__(self, config: BagelTextConfig, layer_idx: int):
         super().__init__()
@@ -182,9 +185,11 @@ class BagelAttention(nn.Module):
 
 
 def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
-    """What serves packed sequences alone leaves rows with a cache to SDPA; SDPA takes a pack split by split."""
+    """The attention to use: implementations for packs use SDPA for rows with a cache, and SDPA processes a pack split
+    by split.
+    """
     chosen = config._attn_implementation
-    if layout.attentions is not None:  # which no other kernel returns
+    if layout.attentions is not None:  # no other kernel returns the weights
         return "eager"
     if isinstance(layout, Grid):
         return "sdpa" if chosen in ("flex_attention", SPLITS) else chosen
@@ -192,7 +197,7 @@ def _implementation(config: BagelTextConfig, layout: Grid | Packed) -> str:
 
 
 class BagelDecoderLayer(GradientCheckpointingLayer):
-    """One layer: a shared self-attention between two sets of weights."""
+    """One layer: a shared self-attention, and two sets of weights."""
 
     regions: Regions = EAGER
 
@@ -226,13 +231,12 @@ class BagelDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer over the hidden states of both experts.
 
-        While training both experts run even on no rows, so that every parameter stays in the graph whatever a pack
-        holds.
+        During training both experts run even without rows, so that every parameter is in the graph for any pack.
 
         Args:
             und: (U, D).
             gen: (G, D).
-            rotary: Of the tokens of each expert.
+            rotary: Rotary tables of the tokens of each expert.
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
         """
@@ -248,7 +252,9 @@ class BagelDecoderLayer(GradientCheckpointingLayer):
         return streams[0], streams[1]
 
     def _draw(self, und, gen, rotary: tuple[Rotary, Rotary], layout: Packed) -> torch.Tensor:
-        """The generation tokens of a layer behind which no understanding token is read: those are only seen."""
+        """Computes only the generation tokens of a layer whose understanding tokens are not used further; they are
+        only keys.
+        """
         expert = self.expert("_moe_gen")
         query, *of_gen = self.regions.project(expert, gen, *rotary[1])
         of_und = self.regions.keys(self.expert(""), und, *rotary[0])
@@ -257,7 +263,7 @@ class BagelDecoderLayer(GradientCheckpointingLayer):
 
     @property
     def writes(self) -> bool:
-        """Whether anything is trained that only the understanding tokens behind this layer reach."""
+        """Whether any trained parameter is reached only by the understanding tokens after this layer."""
         _, q_proj, _, _, q_norm, _, *behind = self.expert("")
         return any(each.requires_grad for part in (q_proj, q_norm, *behind) for each in part.parameters())
 
@@ -275,7 +281,7 @@ def rotary_tables(rotary: nn.Module, states: torch.Tensor, positions: torch.Tens
 
 
 class BagelTextModel(BagelPreTrainedModel):
-    """The decoder: embeddings in, hidden states out."""
+    """The decoder, from embeddings to hidden states."""
 
     config: BagelTextConfig
     config_class = BagelTextConfig
@@ -309,8 +315,8 @@ class BagelTextModel(BagelPreTrainedModel):
             positions: (U + G,) rotary positions in the routed order.
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
-            last_layout: Of the last layer, where no understanding token is read behind it.
-            record: Gets what each layer but the last returns.
+            last_layout: Layout of the last layer, if no understanding token is used after it.
+            record: If given, gets the output of every layer except the last.
         """
         cos, sin = rotary_tables(self.rotary_emb, und, positions)
         rotary = tuple(zip(cos.split([len(und), len(gen)]), sin.split([len(und), len(gen)])))
@@ -330,20 +336,20 @@ class BagelTextModel(BagelPreTrainedModel):
         past_key_values: Cache | None = None,
         output_hidden_states: bool = False,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """Hidden states after the final norm, and if asked for those before every layer and after the last.
+        """Hidden states after the final norm, and on request those before every layer and after the last.
 
         Args:
             inputs_embeds: (B, L, D).
             position_ids: (B, L) rotary positions.
             order: (N,) flat places of the tokens, understanding first; padding is left out.
-            num_und: How many of them take the understanding expert.
+            num_und: Number of these that use the understanding expert.
             layout: How the routed tokens attend to each other and to the cache.
             past_key_values: Keys and values of the context; the new ones are added.
-            output_hidden_states: Whether to keep them.
+            output_hidden_states: Whether to return them.
 
         Returns:
-            (B, L, D), zero at padding; and as many of these as there are layers, and one more, the first being
-            `inputs_embeds` and the last the first result.
+            (B, L, D), zero at padding; and a tuple with one tensor more than there are layers: the first is
+            `inputs_embeds`, the last the first result.
         """
 
         def spread(streams) -> torch.Tensor:

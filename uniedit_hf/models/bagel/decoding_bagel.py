@@ -1,7 +1,7 @@
-"""Writing text: contexts of text and images first, then steps over text alone behind their cache.
+"""Writing text: first contexts of text and images, then steps over text only, with a cache.
 
-All tokens of such a step take the understanding expert, so nothing is routed. A step of a token a row needs no mask at
-all unless rows are padded. Static caches have a step of their own in `token_step`.
+All tokens of such a step use the understanding expert, so nothing is routed. A step of one token per row needs no mask
+unless rows are padded. Static caches have a separate step in `token_step`.
 
 Shapes: B rows, L new tokens a row, S keys in the cache, D hidden size, H query heads, K key and value heads, E head
 size.
@@ -29,22 +29,23 @@ from .reading_bagel import IMAGES, text_positions
 from .token_step import CapturedStep, is_static, token_logits
 
 
-# What the processor returns for each token of a context, other than ids and mask
+# Token columns of a context besides ids and mask
 CONTEXT_COLUMNS = ("token_type_ids", "position_ids", "sample_ids", "split_ids", "split_kinds")
 
-# cuDNN makes a plan for every number of keys, which here is another one for every token
+# cuDNN makes a plan for every number of keys, which here changes with every token
 GROWING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def kept(places: int | torch.Tensor) -> slice | torch.Tensor:
-    """The places of `logits_to_keep`: so many of the last, all for 0, or those of a tensor."""
+    """The positions of `logits_to_keep`: the last n, all for 0, or those in a tensor."""
     return slice(-places, None) if isinstance(places, int) else places
 
 
 @dataclass
 class BagelOutput(CausalLMOutputWithPast):
-    """What a forward over contexts returns: next-token `logits` (B, kept, vocabulary), the cache, and what else was
-    asked for."""
+    """Output of a forward over contexts: next-token `logits` (B, kept, vocabulary), the cache, and other requested
+    outputs.
+    """
 
 
 def text_states(
@@ -55,7 +56,7 @@ def text_states(
     cache: Cache | None,
     compile_layers: bool,
 ) -> torch.Tensor:
-    """Hidden states (B, L, D) after the last norm of text behind a cache, to which it is added.
+    """Hidden states (B, L, D) after the last norm for text after a cached context; the text is added to the cache.
 
     Args:
         decoder: The language model of a `BagelModel`.
@@ -76,7 +77,7 @@ def text_states(
         )
         if cache is not None:
             key, value = cache.update(key, value, index)
-        if length == 1:  # the queries that share a key head are the queries of one attention over it
+        if length == 1:  # queries that share a key head become more queries of one attention over it
             query = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
         output = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=length > 1)
         if length > 1:
@@ -88,13 +89,13 @@ def text_states(
 def text_mask(
     attention_mask: torch.Tensor | None, cache: Cache | None, length: int, like: torch.Tensor
 ) -> torch.Tensor | None:
-    """Which keys new tokens of text see, as booleans (B or 1, 1, L, S); `None` for all of them.
+    """The keys that new tokens of text attend to, as booleans (B or 1, 1, L, S); `None` for all keys.
 
     Args:
         attention_mask: (B, past + L) or (B, S), 1 at real tokens; `None` if all are.
-        cache: Before the new tokens are added.
+        cache: The cache before the new tokens are added.
         length: L.
-        like: On the device of the mask.
+        like: A tensor on the device of the mask.
     """
     past = 0 if cache is None else cache.get_seq_length()
     num_keys = length if cache is None else cache.get_mask_sizes(length, 0)[0]
@@ -107,7 +108,7 @@ def text_mask(
     if attention_mask is None:
         return mask
     real = pad(attention_mask, (0, num_keys - attention_mask.shape[1]), value=1).bool()[:, None, None]
-    # padding sees itself, so that no row is empty
+    # padding attends to itself, so that no row is empty
     return mask & real if length == 1 else mask & real | (keys == queries)
 
 
@@ -117,7 +118,7 @@ class BagelTextGenerationMixin:
     compile_layers: bool | None
 
     def logits_of(self, context: dict[str, Any], keep: int | torch.Tensor) -> BagelOutput:
-        """Logits of contexts, or of text alone, with the arguments of `forward`."""
+        """Logits of contexts, or of text only, with the arguments of `forward`."""
         noise, vae_images = context.pop("posterior_noise"), context["vae_images"]
         routed = (*IMAGES, "token_type_ids", "split_ids", "output_hidden_states", "output_attentions")
         plain = not any(context[name] is not None and context[name] is not False for name in routed)
@@ -129,16 +130,18 @@ class BagelTextGenerationMixin:
         return self.next_token(keep, **context)
 
     def next_token(self, keep: int | torch.Tensor, **context) -> BagelOutput:
-        """Logits behind text and images, which are routed to their experts; `context` as `BagelModel` takes it."""
+        """Logits after text and images, which are routed to their experts; `context` has the arguments of
+        `BagelModel`.
+        """
         read = self.model(**context)
         logits = self.lm_head(read.last_hidden_state[:, kept(keep)])
         return BagelOutput(None, logits, read.past_key_values, read.hidden_states, read.attentions)
 
     def with_loss(self, output: BagelOutput, labels: torch.Tensor, **options) -> BagelOutput:
-        """With the mean cross entropy of the tokens behind each place, as transformers' causal models compute it."""
+        """Adds the mean cross entropy of the next tokens, as in transformers' causal models."""
         size = self.config.text_config.vocab_size
         loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=size, **options)
-        if torch.is_grad_enabled():  # what only draws stays in the graph
+        if torch.is_grad_enabled():  # parameters used only for drawing stay in the graph
             weight = self.model.llm2vae.weight
             loss = loss + self.model.llm2vae(weight.new_zeros(0, weight.shape[1])).sum().to(loss)
         output.loss = loss
@@ -147,7 +150,7 @@ class BagelTextGenerationMixin:
     def next_of_text(
         self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, keep
     ) -> BagelOutput:
-        """Logits behind text alone; nothing is routed."""
+        """Logits after text only; nothing is routed."""
         cache = past_key_values
         if inputs_embeds is None and position_ids is not None and input_ids.shape[1] == 1 and is_static(cache):
             logits = token_logits(self, input_ids, position_ids, attention_mask, cache, bool(self.compile_layers))
@@ -165,13 +168,14 @@ class BagelTextGenerationMixin:
 
     @property
     def writes_plainly(self) -> bool:
-        """Whether attention is SDPA's, which steps over text alone call themselves."""
+        """Whether attention is SDPA, which steps over text only call directly."""
         return self.config.text_config._attn_implementation in ("sdpa", "flex_attention", SPLITS)
 
     def generate(self, inputs=None, **kwargs):
-        """Writes text behind a context, as any transformers model does (sampling, stopping, batches, any cache).
+        """Writes text after a context, like any transformers model (sampling, stopping, batches, any cache).
 
-        Takes what the processor returns. The images are embedded first, so that what `GenerationMixin` expands and
+        The arguments are those that the processor returns. Images are embedded first, so that what `GenerationMixin`
+        expands and
         slices are plain (B, L, ...) tensors. `cache_implementation="static"` is the fastest on a GPU.
         """
         input_ids = kwargs.pop("input_ids", inputs)
@@ -179,8 +183,8 @@ class BagelTextGenerationMixin:
         images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
         if images and kwargs.get("token_type_ids") is None:
             raise ValueError(
-                "There are images but no token_type_ids, which say where they stand: give all that BagelProcessor "
-                "returns."
+                "There are images but no token_type_ids, which say where the images are: pass everything that "
+                "BagelProcessor returns."
             )
         if is_assisted(kwargs, self.generation_config):
             if kwargs.get("token_type_ids") is not None:
@@ -202,7 +206,7 @@ class BagelTextGenerationMixin:
         return kwargs | {"past_key_values": cache}
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        """Positions of a context that goes on behind a cache with images, whose tokens share one each."""
+        """Positions of text after a cached context with images, where all tokens of an image share one position."""
         positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         return (positions - getattr(model_kwargs.get("past_key_values"), "positions_saved", 0)).clamp(min=0)
 
@@ -210,8 +214,7 @@ class BagelTextGenerationMixin:
         self, input_ids, next_sequence_length=None, inputs_embeds=None, is_first_iteration=False, sample_ids=None,
         split_ids=None, split_kinds=None, **kwargs,
     ):  # fmt: skip
-        """Splits and token types matter to the context alone: what is written is text, which sees everything before
-        it."""
+        """Splits and token types are only needed for the context: written text attends to everything before it."""
         if is_first_iteration and next_sequence_length is None:
             next_sequence_length = unread(input_ids.shape[1], kwargs.get("past_key_values"))
         positions = kwargs.get("position_ids")
@@ -228,7 +231,7 @@ class BagelTextGenerationMixin:
         )  # fmt: skip
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
-        """Behind a cache a step of one token needs no more than the position before it."""
+        """With a cache, a step of one token only needs the previous position."""
         model_kwargs.pop("token_type_ids", None)
         single = model_kwargs.get("use_cache") and "num_new_tokens" not in kwargs
         positions = model_kwargs.pop("position_ids", None) if single else None
@@ -241,8 +244,9 @@ class BagelTextGenerationMixin:
         return attention_mask
 
     def get_compiled_call(self, compile_config=None):
-        """What transformers calls for every token with a static cache: a captured step, unless a `compile_config`
-        asks for `torch.compile`."""
+        """The function that transformers calls for every token with a static cache: a captured step, unless a
+        `compile_config` asks for `torch.compile`.
+        """
         if compile_config is None and self.device.type == "cuda" and self.writes_plainly:
             return CapturedStep(self)
         return super().get_compiled_call(compile_config)

@@ -1,8 +1,8 @@
-"""The steps of drawing: images behind contexts whose keys and values are cached.
+"""The steps of drawing: images after contexts whose keys and values are cached.
 
 Every image attends to all of its context and to all of itself. So each branch of a step is one attention without a
-mask over one slice of memory: the keys and values of its context, which stay, and behind them those of its image,
-which every step writes anew. No branch is padded to the length of another, and nothing is read back from the device.
+mask over one slice of memory: the keys and values of its context, which do not change, followed by those of its image,
+which every step overwrites. No branch is padded to the length of another, and nothing is read back from the device.
 
 Shapes: B branches of a step (a context and a request each), P latent tokens of a branch, C channels of a token, D
 hidden size, H query heads, K key and value heads, E head size.
@@ -26,17 +26,17 @@ from .flow import guide, schedule
 from .shortcuts_bagel import Reuse
 
 
-MARKERS = 2  # tokens of an image that take the understanding expert: where it begins and where it ends
+MARKERS = 2  # tokens of an image that use the understanding expert: its begin and end markers
 
 
 @dataclass
 class Context:
-    """The keys and values of one context, with room behind them for the largest image that is drawn from it.
+    """The keys and values of one context, followed by room for the largest image that is drawn from it.
 
     Args:
         memory: (past + room, 2, K, E) of every layer: keys, then values.
         past: Tokens of the context.
-        position: () the rotary position of what comes next.
+        position: () the next rotary position.
     """
 
     memory: list[torch.Tensor]
@@ -50,11 +50,11 @@ def contexts_of(
     """One context for every row of a cache, without its padding.
 
     Args:
-        cache: Of the whole batch; it is emptied layer by layer, so that nothing is held twice.
+        cache: Cache of the whole batch; emptied layer by layer, so that nothing is in memory twice.
         attention_mask: (rows, tokens) 1 at real tokens.
-        positions: (rows,) the rotary position of what comes next.
-        rooms: Tokens to leave room for, by row.
-        like: (K, E) of the dtype and device that keys have where no context has a token.
+        positions: (rows,) the next rotary position.
+        rooms: Number of tokens to leave room for, by row.
+        like: (K, E) with the dtype and device of the keys, used if no context has a token.
     """
     places = [row.nonzero()[:, 0] for row in attention_mask]
     contexts = [Context([], len(real), position) for real, position in zip(places, positions)]
@@ -71,7 +71,8 @@ def contexts_of(
 
 
 class Branches:
-    """The branches that one step computes: tokens of both experts in two tensors, of which each has fixed slices.
+    """The branches that one step computes: the tokens of each expert in one tensor, with a fixed slice for each
+    branch.
 
     Args:
         contexts: One for every branch.
@@ -98,7 +99,7 @@ class Branches:
             tuple(torch.cat([row.expand(n, *row.shape) for row, n in zip(each, counts)]) for each in tables)
             for counts in ([MARKERS] * len(contexts), self.lengths)
         ]
-        # every view that a layer writes to or reads from is made here, once
+        # all views that layers write to or read from are made here, once
         self.slots, self.seen = [], []
         for memories in zip(*(context.memory for context in contexts)):
             ends = [context.past + MARKERS + length for context, length in zip(contexts, self.lengths)]
@@ -108,9 +109,9 @@ class Branches:
             self.seen.append([each.unbind(2) for each in seen])
 
     def attend(self, layer: int, und: Sequence[torch.Tensor], gen: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Queries, keys and values of both experts' tokens to what they attend to: (2 B, H * E) and (all P, H * E).
+        """Attention from queries, keys and values of both experts' tokens: (2 B, H * E) and (all P, H * E).
 
-        Branches that share a context use its room one after the other."""
+        Branches that share a context use its room in turn."""
         outputs = []
         markers = [MARKERS] * len(self.lengths)
         parts = zip(*(each.split(markers) for each in und), *(each.split(self.lengths) for each in gen))
@@ -137,20 +138,20 @@ def denoise(decoder: nn.Module, branches: Branches, gen: torch.Tensor, regions: 
 
 
 def on_device_of(layer: nn.Module, values: Any) -> Any:
-    """Tensors, or containers of them, on the device that accelerate has given the layer."""
+    """Tensors, or containers of them, on the device that accelerate has assigned to the layer."""
     device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
     return values if device is None else tree_map(lambda each: None if each is None else each.to(device), values)
 
 
 class Denoiser:
-    """The guided velocities of requests that are drawn side by side.
+    """Computes the guided velocities of the requests of a batch.
 
     Args:
         model: A `BagelForConditionalGeneration`.
         settings: An `ImageSettings` for every request.
-        rows: For every request its contexts: full, without its text, without its images.
-        contexts: What the rows are numbers of.
-        regions: What the layers do around attention, as it is or compiled.
+        rows: The contexts of every request: full, without its text, without its images.
+        contexts: The contexts that `rows` index.
+        regions: The regions of the layers, compiled or not.
     """
 
     def __init__(self, model, settings: Sequence, rows: Sequence[Sequence[int]], contexts, regions: Regions):
@@ -170,13 +171,13 @@ class Denoiser:
         self.reuse = [Reuse(*each) for each in zip(settings, self.times)]
 
     def velocities(self, step: int, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The velocity (P, C) in fp32 of every request at its own time of this step, from its latents (P, C)."""
+        """The velocity (P, C) in fp32 of every request at its own time in this step, from its latents (P, C)."""
         asked = [request for request, reuse in enumerate(self.reuse) if reuse.computes(step)]
         found = self._computed(step, latents, asked) if asked else {}
         return [found[r] if r in found else reuse.extrapolated(step) for r, reuse in enumerate(self.reuse)]
 
     def _computed(self, step: int, latents, asked: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The guided velocities of the requests that ask the model in this step."""
+        """The guided velocities of the requests that use the model in this step."""
         core, wanted = self.model.model, {request: self._wanted(request, step) for request in asked}
         pairs = tuple(dict.fromkeys((row, r) for r, rows in wanted.items() for row in rows if row is not None))
         branches = self._branches_of(pairs)
@@ -199,7 +200,9 @@ class Denoiser:
         return found
 
     def _wanted(self, request: int, step: int) -> list[int | None]:
-        """The contexts that a step needs: full, and where guidance acts those without text and without images."""
+        """The contexts that a step needs: the full one, and where guidance is active those without text and without
+        images.
+        """
         settings, rows, reuse = self.settings[request], self.rows[request], self.reuse[request]
         reuse.begin(step)
         return [
@@ -209,7 +212,7 @@ class Denoiser:
         ]
 
     def _branches_of(self, pairs: tuple[tuple[int, int], ...]) -> Branches:
-        """The branches of these (context, request) pairs, made once."""
+        """The branches of these (context, request) pairs, created once."""
         if pairs not in self._branches:
             rows, requests = zip(*pairs)
             self._branches[pairs] = Branches(

@@ -1,4 +1,4 @@
-"""What leads into the decoder and out of it: both image encoders, places, time, and the connector."""
+"""The modules around the decoder: both image encoders, position tables, the time embedding, and the connector."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from uniedit_hf.split_attention import NAME as SPLITS, SplitPlan
 from .configuration_bagel import BagelVaeConfig, BagelVisionConfig
 
 
-CACHED_PIXELS = 2**16  # of the images that a CPU encodes at once
+CACHED_PIXELS = 2**16  # pixels that a CPU encodes at once
 
 
 class Fp32Autoencoder(Fp32Weights, AutoencoderKL):
     """Stays in fp32 when the model is cast: bf16 would leave visible errors in images."""
 
-    _no_split_modules = None  # it is kept whole itself, and FSDP would look for every class that diffusers names
+    _no_split_modules = None  # it is sharded as a whole, and FSDP would look for every class that diffusers names
 
 
 def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
@@ -43,27 +43,28 @@ def build_vae(config: BagelVaeConfig) -> Fp32Autoencoder:
         use_post_quant_conv=False,
     )
     for parameter in vae.parameters():
-        parameter.data = parameter.data.float()  # transformers builds whole models in the asked dtype
+        parameter.data = parameter.data.float()  # transformers builds whole models in the requested dtype
     fix_linears(vae)
     return vae
 
 
 def as_encoded(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Images (n, 3, h, w) in the parts that the autoencoder encodes at once. On a CPU few, so that they stay in its
-    caches, and with the channels last: that is three times as fast."""
+    """Images (n, 3, h, w) in chunks for the autoencoder. On a CPU chunks are small, so that they stay in the CPU's
+    caches, and channels last, which is three times as fast.
+    """
     if images.device.type != "cpu":
         return (images,)
     return images.contiguous(memory_format=torch.channels_last).chunk(-(-images[:, 0].numel() // CACHED_PIXELS))
 
 
 class LayerConfig:
-    """The encoder's configuration as its layers read it: SDPA is that of images laid end to end."""
+    """The encoder's configuration for its layers: SDPA means attention over images laid end to end."""
 
     def __init__(self, config: BagelVisionConfig):
         self.config = config
 
     def __getattr__(self, name: str):
-        if name == "config" or name.startswith("__"):  # not there yet while it is copied
+        if name == "config" or name.startswith("__"):  # does not exist yet while it is copied
             raise AttributeError(name)
         return getattr(self.config, name)
 
@@ -91,7 +92,7 @@ class BagelVisionTransformer(nn.Module):
         index: torch.Tensor,
         splits: SplitPlan | None = None,
     ) -> torch.Tensor:
-        if len(grids) == 0:  # one blank patch goes through, so that every parameter stays in the graph
+        if len(grids) == 0:  # one blank patch is processed, so that every parameter stays in the graph
             blank = self._encode(self.embeddings(patches.new_zeros(1, patches.shape[1]), index.new_zeros(1))[None])
             return blank[0, :0]
         hidden, sizes = self.embeddings(patches, index), [rows * columns for rows, columns in grids]
@@ -100,7 +101,7 @@ class BagelVisionTransformer(nn.Module):
         if splits is not None and self.config._attn_implementation == SPLITS:
             return self._encode(hidden[None], splits)[0]
         images, features = hidden.split(sizes), [None] * len(sizes)
-        # Images of one size share a batch: no padding, no mask, and no image depends on its neighbours.
+        # Images of one size share a batch: no padding, no mask, and no image depends on the others.
         for size in set(sizes):
             same = [i for i, each in enumerate(sizes) if each == size]
             for i, feature in zip(same, self._encode(torch.stack([images[i] for i in same]))):
@@ -115,7 +116,9 @@ class BagelVisionTransformer(nn.Module):
 
 
 class BagelVisionEmbeddings(nn.Module):
-    """Patches as vectors (row, column, channel) through a linear layer, plus learned positions of a square table."""
+    """Embeds patches, given as vectors (row, column, channel), with a linear layer and learned positions of a square
+    table.
+    """
 
     def __init__(self, config: BagelVisionConfig):
         super().__init__()
@@ -124,7 +127,7 @@ class BagelVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(self.side**2, config.hidden_size)
 
     def forward(self, patches: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Patches (V, patch vector) at places `index` (V,) of the table to (V, vision size)."""
+        """Patches (V, patch vector) at positions `index` (V,) of the table to (V, vision size)."""
         positions = self.position_embedding(index)
         return self.patch_embedding(patches.to(positions.dtype)) + positions
 
@@ -143,7 +146,7 @@ class SinCosPositions(nn.Module):
 
 
 class BagelConnector(nn.Module):
-    """Leads from the understanding encoder to the language model: (..., vision size) to (..., D)."""
+    """The connector from the understanding encoder to the language model: (..., vision size) to (..., D)."""
 
     def __init__(self, vision_size: int, size: int, activation: str):
         super().__init__()
@@ -168,7 +171,7 @@ class TimeEmbedder(nn.Module):
 
 
 def cell_index(cells: torch.Tensor, grids: Sequence[Sequence[int]], side: int) -> torch.Tensor:
-    """Where cells (tokens, 2) of images with `grids` rows and columns stand in a square table of `side`.
+    """Positions of cells (tokens, 2) of images with `grids` rows and columns in a square table of `side`.
 
     Raises:
         ValueError: If an image is larger than the table.
@@ -179,7 +182,7 @@ def cell_index(cells: torch.Tensor, grids: Sequence[Sequence[int]], side: int) -
 
 
 def grid_index(rows: int, columns: int, side: int, device=None) -> torch.Tensor:
-    """Where the cells of a rows x columns grid stand in a square table of `side`: row * side + column.
+    """Positions of the cells of a rows x columns grid in a square table of `side`: row * side + column.
 
     Raises:
         ValueError: If the grid is larger than the table.

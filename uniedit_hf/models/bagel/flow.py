@@ -36,18 +36,17 @@ def shift_time(time: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - t) x_0 + t eps, with `time` broadcast against the tokens; clean tokens (t = 0) come back as they
-    are."""
+    """x_t = (1 - t) x_0 + t eps, with `time` broadcast against the tokens; clean tokens (t = 0) are unchanged."""
     return (1 - time) * clean + time * noise
 
 
 def velocity_target(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What the model predicts: eps - x_0."""
+    """The velocity that the model predicts: eps - x_0."""
     return noise - clean
 
 
 def schedule(num_timesteps: int, shift: float) -> torch.Tensor:
-    """`num_timesteps` shifted times from 1 to 0, so one Euler step less. fp32 on the CPU."""
+    """`num_timesteps` shifted times from 1 to 0, so there is one Euler step fewer. fp32 on the CPU."""
     return shift_time(torch.linspace(1, 0, num_timesteps), shift)
 
 
@@ -63,8 +62,8 @@ def guide(
     """The guided velocity of one request, all (P, C).
 
     v_t = u + s_t (c - u), then v = m + s_i (v_t - m), with c the full context, u the one without its text and m the
-    one without its images. A branch that is `None` does not guide. Renormalisation shrinks the result to the length
-    it had before guidance: over all tokens ("global"), per token ("channel"), or per token and before the image
+    one without its images. A branch that is `None` does not guide. Renormalization shrinks the result to its norm
+    before guidance: over all tokens ("global"), per token ("channel"), or per token and before the image
     guidance ("text_channel"); by a factor between `renorm_min` and 1.
     """
     if text_free is None and image_free is None:

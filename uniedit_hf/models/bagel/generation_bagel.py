@@ -23,28 +23,27 @@ from .flow import Renorm, unpatchify
 from .shortcuts_bagel import SAMPLERS, Sampler, sampler_of
 
 
-MANY_STEPS = 15  # from which compiling the layers on a GPU pays
+MANY_STEPS = 15  # number of steps from which compiling the layers on a GPU pays off
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How one image is drawn. Requests of one batch may differ in everything but the number of steps.
+    """How one image is drawn. Requests of one batch may differ in everything except the number of steps.
 
     Args:
-        height: Pixels, a multiple of 16 in the released model.
-        width: Pixels, likewise.
-        seed: Of the noise the drawing starts from.
-        text_guidance_scale: 1 does not guide.
-        image_guidance_scale: 1 does not guide.
+        height: Height in pixels, a multiple of 16 in the released model.
+        width: Width in pixels, likewise.
+        seed: Seed of the initial noise.
+        text_guidance_scale: Guidance scale of the text; 1 disables it.
+        image_guidance_scale: Guidance scale of the source image; 1 disables it.
         guidance_interval: Guidance acts at flow times t with low < t <= high.
         guidance_renorm: `"global"`, `"channel"` or `"text_channel"`, see `flow.guide`.
-        guidance_renorm_min: The least factor of the renormalisation, in [0, 1].
-        num_timesteps: As the reference counts: 50 are 49 Euler steps.
-        timestep_shift: Towards noise; 3 in the released settings.
+        guidance_renorm_min: The smallest factor of the renormalization, in [0, 1].
+        num_timesteps: Counted as in the reference: 50 are 49 Euler steps.
+        timestep_shift: Shift of the flow time towards noise; 3 in the released settings.
         sampler: `"euler"`, as the reference; `"heun"` (two evaluations a step) and `"unipc"` need fewer steps.
-        compute_every: The velocity is computed in every n-th step, and extrapolated in between. 1 is exact.
-        guidance_every: What guidance adds is computed in every n-th guided step, and kept in between. 1 is
-            exact.
+        compute_every: The velocity is computed in every n-th step and extrapolated in between; 1 is exact.
+        guidance_every: The guidance term is computed in every n-th guided step and reused in between; 1 is exact.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -64,7 +63,7 @@ class ImageSettings:
     compute_every: int = 1
     guidance_every: int = 1
 
-    # what `UniEditPipeline` asks for unless told otherwise
+    # defaults of `UniEditPipeline`
     editing: ClassVar[dict] = {
         "text_guidance_scale": 4.0,
         "image_guidance_scale": 2.0,
@@ -95,9 +94,7 @@ class ImageSettings:
         if not 0 <= self.guidance_renorm_min <= 1:
             raise ValueError(f"guidance_renorm_min is {self.guidance_renorm_min}: use a number from 0 to 1.")
         if self.num_timesteps < 2:
-            raise ValueError(
-                f"num_timesteps is {self.num_timesteps}, but it takes 2 for a single step: use 2 or more."
-            )
+            raise ValueError(f"num_timesteps is {self.num_timesteps}, but a single step needs 2: use 2 or more.")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}: use one of {', '.join(SAMPLERS)}.")
         for name in ("compute_every", "guidance_every"):
@@ -127,9 +124,9 @@ class BagelImageGenerationMixin:
         Args:
             settings: One per request.
             branches: (R, 3) the context rows of each request: full, without its text, without its images.
-            noise: Starts (P, C) to use in place of the seeds.
+            noise: Initial noise (P, C) to use instead of the seeds.
             callback_on_step_end: Called with every `DrawingStep`; its latents are tokens (P, C).
-            contexts: What else `BagelProcessor.guidance_contexts` returns.
+            contexts: The other outputs of `BagelProcessor.guidance_contexts`.
 
         Returns:
             Pixels (3, height, width), about [-1, 1].
@@ -170,7 +167,7 @@ class BagelImageGenerationMixin:
             latents, velocities = sampler.step(step, latents, denoiser.velocities)
             if callback_on_step_end is not None:
                 now = [each[step] for each in times]
-                clean = [x - v * t for x, v, t in zip(before, velocities, now)]  # where the velocities lead
+                clean = [x - v * t for x, v, t in zip(before, velocities, now)]  # the predicted clean latents
                 made = DrawingStep(step + 1, steps, now, latents, partial(self._pixels, clean, settings))
                 callback_on_step_end(made)
                 if made.stop:
@@ -178,7 +175,7 @@ class BagelImageGenerationMixin:
         return latents
 
     def check_image_settings(self, settings: Sequence[ImageSettings]) -> None:
-        """Whether these images can be drawn side by side.
+        """Checks that these images can be drawn in one batch.
 
         Raises:
             ValueError: If a size does not divide into latent tokens or has more of them than the model has positions
@@ -201,12 +198,13 @@ class BagelImageGenerationMixin:
         counts = sorted({s.num_timesteps for s in settings})
         if len(counts) > 1:
             raise ValueError(
-                f"The requests ask for {counts} timesteps, but they are drawn in step: use one number, or one call "
+                f"The requests ask for {counts} timesteps, but a batch has one number of steps: use one number, or "
+                "one call "
                 "for each."
             )
 
     def _regions(self, device: torch.device, steps: int) -> Regions:
-        """What the layers do around attention: compiled if `compile_layers` says so, or by default where it pays."""
+        """The regions of the layers: compiled if `compile_layers` is set, or by default where it pays off."""
         compiles = self.compile_layers
         if compiles is None:
             whole = not hasattr(self, "hf_device_map") and getattr(self, "hf_quantizer", None) is None
@@ -229,7 +227,7 @@ class BagelImageGenerationMixin:
         *,
         input_ids, attention_mask, position_ids, token_type_ids, sample_ids, split_ids, split_kinds, **images,
     ) -> list[Context]:  # fmt: skip
-        """The context of every row, with room for the largest image that is drawn from it."""
+        """The context of every row, with room for the largest image to draw from it."""
         cache = DynamicCache(config=self.config.text_config)
         if input_ids.shape[1]:
             embeds = self.embed_context(input_ids, token_type_ids, **images)

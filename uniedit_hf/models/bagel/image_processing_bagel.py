@@ -1,7 +1,7 @@
-"""Images to what BAGEL's two encoders take: sizes, pixels, patches; and pixels back to images.
+"""Prepares images for BAGEL's two encoders: sizes, pixels, patches; and converts pixels back to images.
 
-An image has two views. The ViT, which understands, takes patches of `vit_stride` x `vit_stride` pixels; the VAE, which
-draws, takes pixels whose latents become one token per `vae_stride` x `vae_stride` pixels.
+An image has two views. The ViT, for understanding, reads patches of `vit_stride` x `vit_stride` pixels. The VAE, for
+drawing, reads pixels; its latents become one token per `vae_stride` x `vae_stride` pixels.
 
 Shapes: H, W pixels of a prepared image; R, C its rows and columns of tokens; p the side of a ViT patch.
 """
@@ -28,17 +28,18 @@ def fit_size(width: int, height: int, longest_edge: int, shortest_edge: int, str
     """The size to which the reference resizes an image: multiples of `stride`, the aspect ratio nearly kept.
 
     The image shrinks until its longer side is at most `longest_edge`, then grows until its shorter side is at least
-    `shortest_edge`; where both cannot be had, the longer side wins. Two habits of the reference are kept, since the
-    released weights have seen no other sizes: sides are rounded after every step, half to even, and an intermediate
+    `shortest_edge`; if both are impossible, the longer side has priority. Two details of the reference are kept,
+    because the released weights were trained with such sizes: sides are rounded after every step, half to even, and an
+    intermediate
     size of more than `FIT_PIXELS` is scaled by the ratio of the pixels, not by its square root. With `longest_edge` up
     to 1344 this concerns only narrow images, which the next step shrinks anyway.
 
     Args:
         width: Pixels, at least 1.
         height: Pixels, at least 1.
-        longest_edge: Of the result, at most; a multiple of `stride`.
-        shortest_edge: Of the result, at least, unless the longer side would pass `longest_edge`.
-        stride: What both sides become multiples of, at least once.
+        longest_edge: Maximum side of the result; a multiple of `stride`.
+        shortest_edge: Minimum side of the result, unless the longer side would exceed `longest_edge`.
+        stride: Both sides become multiples of this, at least once.
 
     Returns:
         `(width, height)`.
@@ -78,7 +79,7 @@ class BagelImageProcessorKwargs(TypedDict, total=False):
 
 
 class BagelImageProcessor(BaseImageProcessor):
-    """Sizes and pixels of both views of an image, with Pillow and torch alone. Defaults: the released 7B model.
+    """Sizes and pixels of both views of an image, with only Pillow and torch. Defaults: the released 7B model.
 
     Args:
         vae_size: `{"longest_edge", "shortest_edge"}` in pixels of the VAE view.
@@ -87,16 +88,16 @@ class BagelImageProcessor(BaseImageProcessor):
         vae_stride: Pixels along the side of a latent token: 8 times the model's `latent_patch_size`.
         vit_stride: Pixels along the side of a ViT patch.
         latent_channels: Channels of the VAE's latents, so that noise can be drawn before the model is called.
-        image_mean: Per channel, subtracted from values in [0, 1].
-        image_std: Per channel, what the difference is divided by; with both 0.5 pixels are in [-1, 1].
-        do_convert_rgb: Has to stay true: both views take three channels.
-        do_resize: Whether an image is fitted to the sizes; without it both sides must be multiples of the stride.
-        do_rescale: Whether values of 0 to 255 are multiplied by `rescale_factor`; off for images that are in [0, 1].
+        image_mean: Mean of each channel, subtracted from values in [0, 1].
+        image_std: Standard deviation of each channel, the divisor; if both are 0.5, pixels are in [-1, 1].
+        do_convert_rgb: Must stay true, because both views have three channels.
+        do_resize: Whether to resize an image; without it both sides must be multiples of the stride.
+        do_rescale: Whether to multiply values of 0 to 255 by `rescale_factor`; turn off for images in [0, 1].
         rescale_factor: See `do_rescale`.
-        do_normalize: Whether mean and deviation are applied.
+        do_normalize: Whether to apply mean and standard deviation.
 
     Raises:
-        ValueError: If images shall not be converted to RGB, a size or stride is not a positive whole number, or a
+        ValueError: If images are not converted to RGB, a size or stride is not a positive whole number, or a
             longest edge is less than the shortest edge or not a multiple of its stride.
     """
 
@@ -140,7 +141,7 @@ class BagelImageProcessor(BaseImageProcessor):
     # --- sizes --------------------------------------------------------------------------------------------------
 
     def resized_size(self, width: int, height: int, view: str) -> tuple[int, int]:
-        """`(width, height)` of a view of an image that has this size, see `fit_size`.
+        """`(width, height)` of a view of an image of this size, see `fit_size`.
 
         Raises:
             ValueError: If the view is unknown or a side is less than 1.
@@ -151,13 +152,13 @@ class BagelImageProcessor(BaseImageProcessor):
         return fit_size(width, height, size["longest_edge"], size["shortest_edge"], stride)
 
     def tokens(self, width: int, height: int, view: str, resize: bool = True) -> int:
-        """How many tokens a view of an image takes, without the two markers around them.
+        """Number of tokens of a view of an image, without the two markers around them.
 
         Args:
             width: Pixels.
             height: Pixels.
             view: `"vit"` or `"vae"`.
-            resize: Whether the size is that of the image as it was taken, still to be resized, or of prepared pixels.
+            resize: Whether the size is that of the original image, before resizing, or of prepared pixels.
 
         Raises:
             ValueError: If the view is unknown, or prepared pixels are not whole tokens.
@@ -173,15 +174,15 @@ class BagelImageProcessor(BaseImageProcessor):
     def fit(self, image: Any, view: str, *, name: str = "image") -> Image.Image:
         """An image as RGB, resized to the size of a view with Pillow's antialiased bicubic filter.
 
-        When BAGEL reads an image to answer or edit, the reference first fits it to the VAE, whether or not the VAE
-        will see it, and gives that image to both encoders; while training, each view comes from the original. So
+        When BAGEL reads an image to answer or edit, the reference first fits it to the VAE, even if the VAE does not
+        see it, and passes that image to both encoders; during training, each view is made from the original. So
         for inference the ViT's pixels are `prepare(fit(image, "vae"), "vit")`; fitting twice to the VAE changes
         nothing.
 
         Args:
-            image: What `uniedit_hf.images.open_image` takes.
+            image: Anything that `uniedit_hf.images.open_image` takes.
             view: `"vit"` or `"vae"`.
-            name: What to call the image in errors.
+            name: Name of the image in errors.
 
         Raises:
             ImageError: If the image cannot be used.
@@ -197,7 +198,7 @@ class BagelImageProcessor(BaseImageProcessor):
             image: As in `fit`, or an array or tensor (3, H, W) or (H, W, 3): integers from 0 to 255, or with
                 `do_rescale` off floating point in [0, 1].
             view: `"vit"` or `"vae"`.
-            name: What to call the image in errors.
+            name: Name of the image in errors.
         """
         if is_floating(image):
             pixels = self._fit_values(image, view, name)
@@ -205,7 +206,7 @@ class BagelImageProcessor(BaseImageProcessor):
             image = image if not _is_array(image) else Image.fromarray(_rows_first(image, name).numpy())
             fitted = self.fit(image, view, name=name) if self.do_resize else self._as_it_is(image, view, name)
             pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous().float()
-        if self.do_rescale:  # a division by 255 is what the reference computes
+        if self.do_rescale:  # the reference divides by 255
             pixels = pixels / 255 if self.rescale_factor == 1 / 255 else pixels * self.rescale_factor
         if not self.do_normalize:
             return pixels
@@ -222,7 +223,8 @@ class BagelImageProcessor(BaseImageProcessor):
         pixels = _rows_first(image, name).permute(2, 0, 1).float()
         if self.do_rescale and pixels.max() <= 1:
             raise ImageError(
-                f"{name} holds floating point up to {float(pixels.max()):g}, which do_rescale would make black: set "
+                f"{name} contains floating point up to {float(pixels.max()):g}, which do_rescale would make black: "
+                "set "
                 "do_rescale=False for images in [0, 1]."
             )
         height, width = pixels.shape[1:]
@@ -238,20 +240,21 @@ class BagelImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, view: str = "vit", return_tensors: str | None = "pt", **settings
     ) -> BatchFeature:
-        """One view of one or several images, as `AutoImageProcessor` users expect it; also by calling the processor.
+        """One view of one or several images, as users of `AutoImageProcessor` expect; also used when the processor is
+        called.
 
         Args:
             images: An image, a list of images or a batch (B, 3, H, W), each as in `prepare`.
             view: `"vit"` or `"vae"`.
             return_tensors: `"pt"` or `None`; either way torch tensors.
-            settings: Those of the processor, for this call.
+            settings: Settings of the processor for this call.
 
         Returns:
             `pixel_values`: a list of (3, H, W), since sizes differ.
 
         Raises:
             ImageError: If an image cannot be used.
-            ValueError: If the view is unknown, or other tensors are asked for.
+            ValueError: If the view is unknown, or other tensors are requested.
             TypeError: If there is no such setting.
         """
         if return_tensors not in ("pt", None):
@@ -291,10 +294,11 @@ class BagelImageProcessor(BaseImageProcessor):
 
     @staticmethod
     def to_pil(pixels: torch.Tensor | Sequence[torch.Tensor]) -> Image.Image | list[Image.Image]:
-        """Pixels in [-1, 1] to an image, or a list or batch of them to a list. Values are rounded, outliers clamped.
+        """Converts pixels in [-1, 1] to an image, or a list or batch of them to a list. Values are rounded and
+        clamped.
 
         Raises:
-            ValueError: If a value is not a number, which a model that has overflowed or diverged draws.
+            ValueError: If a value is NaN or infinite, as from a model that has overflowed or diverged.
         """
         if not isinstance(pixels, torch.Tensor) or pixels.ndim == 4:
             return [BagelImageProcessor.to_pil(image) for image in pixels]
@@ -319,7 +323,7 @@ def is_floating(image: Any) -> bool:
 
 
 def _rows_first(image: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """An array of three channels, wherever they are, as (H, W, 3)."""
+    """An array with three channels, first or last, as (H, W, 3)."""
     values = torch.as_tensor(image)
     if values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
         raise ImageError(

@@ -1,5 +1,5 @@
-"""The layouts of BAGEL checkpoints: reading those that were not saved by us, the mapping of key names, and rewriting
-one layout as another.
+"""The layouts of BAGEL checkpoints: reading those that we did not save, mapping key names, and converting one layout
+to another.
 
 | layout | weights | autoencoder | settings |
 |---|---|---|---|
@@ -7,8 +7,9 @@ one layout as another.
 | sharded | `model-*-of-*.safetensors`, with or without an index | `ae.safetensors` | the same |
 | ours | `model.safetensors` or shards with an index | in the same files | `config.json` |
 
-All three carry the official key names, so one mapping of names serves loading and saving, as transformers' conversion
-mapping: used on loading, reverted on saving. Only names differ, and the shape of the autoencoder's attention weights:
+All three use the official key names, so one mapping serves loading and saving, as transformers' conversion
+mapping: applied on loading, reversed on saving. Only names differ, and the shape of the autoencoder's attention
+weights:
 1 x 1 convolutions there, linear layers here.
 """
 
@@ -58,7 +59,7 @@ TOKENS = {
 
 
 def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a checkpoint of any layout, and the keyword arguments that are none of its business.
+    """The settings of a checkpoint of any layout, and the remaining keyword arguments.
 
     Raises:
         OSError: If the folder is not a BAGEL checkpoint, or its autoencoder is missing.
@@ -73,7 +74,7 @@ def config_dict_of(read_config: Callable, name, **kwargs) -> tuple[dict[str, Any
 
 
 def _official_config(folder: CheckpointFolder, nested: dict[str, Any]) -> dict[str, Any]:
-    """Our configuration from the official files; what they lack comes from tensor shapes, then from the release."""
+    """Our configuration from the official files; missing values come from tensor shapes, then from the release."""
     text = nested.get("llm_config") or folder.json("llm_config.json")
     vision = nested.get("vit_config") or folder.json("vit_config.json")
     files = folder.weight_files() if text else []
@@ -121,7 +122,7 @@ def _vae_config(folder: CheckpointFolder, nested: dict, shapes: dict[str, list[i
         shapes = folder.shapes(VAE_FILE)
     if "encoder.conv_in.weight" not in shapes or "decoder.conv_in.weight" not in shapes:
         raise OSError(
-            f"{folder.name} holds no autoencoder: expected {VAE_FILE} beside the weights. Copy it from the base "
+            f"{folder.name} contains no autoencoder: expected {VAE_FILE} next to the weights. Copy it from the base "
             "model's folder; all BAGEL checkpoints share it."
         )
     base = shapes["encoder.conv_in.weight"][0]
@@ -162,12 +163,12 @@ def check_loading(info: dict[str, Any], name, any_shape: bool = False) -> None:
     """Refuses a checkpoint that does not fill the model exactly, which transformers would only warn about.
 
     Args:
-        info: What loading found.
-        name: Of the checkpoint.
-        any_shape: Whether tensors may have another shape than the model's, and are left at random then.
+        info: The loading report of transformers.
+        name: Name of the checkpoint.
+        any_shape: Whether tensors of another shape than the model's are allowed and left at random.
 
     Raises:
-        ValueError: Naming the tensors.
+        ValueError: Names the tensors.
     """
     problems = []
     mismatched = {key for key, *_ in info["mismatched_keys"]}
@@ -180,14 +181,14 @@ def check_loading(info: dict[str, Any], name, any_shape: bool = False) -> None:
         )
     problems += [str(error) for error in info.get("error_msgs", [])]
     if problems:
-        raise ValueError("; ".join(problems) + ". The weights and the configuration do not belong together.")
+        raise ValueError("; ".join(problems) + ". The weights do not match the configuration.")
 
 
 def _few(keys: list[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more tensors" if len(keys) > 5 else "")
 
 
-# every part of `BagelModel` but the language model
+# every part of `BagelModel` except the language model
 PARTS = r"(vit_model|connector|vit_pos_embed|latent_pos_embed|time_embedder|vae2llm|llm2vae)"
 
 RENAMINGS = [
@@ -243,7 +244,7 @@ def _only(input_dict: dict):
 
 
 def conversion_mapping() -> list[WeightRenaming | WeightConverter]:
-    """Official key names to ours, in the order transformers applies them."""
+    """Mapping from official key names to ours, in the order in which transformers applies it."""
     renamings = [WeightRenaming(source, target) for source, target in RENAMINGS]
     return renamings + [
         WeightConverter(source, target, operations=[ConvolutionToLinear()]) for source, target in ATTENTION_WEIGHTS
@@ -283,7 +284,7 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
         to: `"official"` (`ema.safetensors`, `ae.safetensors`, `llm_config.json`, `vit_config.json`, `config.json`,
             `preprocessor_config.json`), which public servers read, or `"transformers"` (`config.json`,
             `model.safetensors` or shards with an index, `processor_config.json`).
-        max_shard_size: Of the transformers layout.
+        max_shard_size: Maximum size of a shard in the transformers layout.
 
     Raises:
         OSError: If `input_dir` is not a checkpoint or `output_dir` is not empty.
@@ -323,7 +324,7 @@ def _weight_files(source: Path) -> list[Path]:
 
 
 def _check(config: BagelConfig, files: list[Path], source: Path) -> None:
-    """Names and shapes against a model without storage."""
+    """Checks names and shapes against a model without storage."""
     from .modeling_bagel import BagelForConditionalGeneration
 
     stored = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
@@ -334,7 +335,7 @@ def _check(config: BagelConfig, files: list[Path], source: Path) -> None:
 
 
 def _open(files: list[Path]) -> dict[str, torch.Tensor]:
-    """All tensors, mapped from their files and read only when they are written."""
+    """All tensors, memory-mapped and read only when they are written."""
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         with open_safetensors(file) as handle:
@@ -352,9 +353,10 @@ def _write_shards(tensors: dict[str, torch.Tensor], target: Path, max_shard_size
 
 
 def _write_image_settings(config: BagelConfig, source: Path, target: Path, to: Layout) -> None:
-    """The sizes of images in the file of the layout. Servers read the official one as settings of a
-    `SiglipImageProcessor`, whose `size` is that of the ViT; ours stand beside it and bring the processor back. With a
-    `processor_config.json` beside it they would read that instead, find no `size`, and take 224 pixels."""
+    """Writes the image sizes into the file of the layout. Servers read the official file as settings of a
+    `SiglipImageProcessor`, whose `size` is that of the ViT; our settings are next to it, to restore our processor. If
+    there were a `processor_config.json`, servers would read that instead, find no `size`, and use 224 pixels.
+    """
     from .processing_bagel import image_processor_of
 
     image_processor = image_processor_of(CheckpointFolder(source, {}), config)
@@ -391,7 +393,7 @@ def _write_official_config(config: BagelConfig, target: Path) -> None:
         "qk_norm": True,
         "tie_word_embeddings": False,
     }
-    # the official file counts one layer more than there is
+    # the official file counts one layer more than exist
     vit = vision.to_dict() | {"model_type": "siglip_vision_model", "num_hidden_layers": vision.num_hidden_layers + 1}
     settings = {
         "architectures": ["BagelForConditionalGeneration"],

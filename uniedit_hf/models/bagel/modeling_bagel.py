@@ -1,10 +1,10 @@
 """BAGEL: one decoder that reads text and images, writes text and draws images.
 
-Every layer holds two experts. Text, ViT tokens and image markers go through the understanding expert, latent tokens
-through the generation expert, and all of them share one self-attention. Tokens are routed once: understanding first,
-generation behind, so that a layer runs two dense blocks on two slices.
+Every layer has two experts. Text, ViT tokens and image markers go through the understanding expert, latent tokens
+through the generation expert, and all of them share one self-attention. Tokens are routed once: understanding tokens
+first, then generation tokens, so that a layer runs two dense blocks on two slices.
 
-Shapes: B rows, L tokens a row, T = B * L, N routed tokens (no padding), U of them understanding, D hidden size,
+Shapes: B rows, L tokens per row, T = B * L, N routed tokens (no padding), U of them understanding, D hidden size,
 H query heads, K key and value heads, E head size, P latent tokens, C channels of a latent token.
 """
 
@@ -44,7 +44,7 @@ from .training_bagel import BagelTrainingMixin
 
 
 class BagelVisionModel(BagelPreTrainedModel):
-    """SigLIP over the patches of images of any size, each image for itself."""
+    """SigLIP over the patches of images of any size, each image separately."""
 
     config: BagelVisionConfig
     config_class = BagelVisionConfig
@@ -67,20 +67,22 @@ class BagelVisionModel(BagelPreTrainedModel):
         Args:
             patches: (V, patch * patch * 3).
             grids: Rows and columns of each image.
-            index: (V,) places in the square table of positions.
-            splits: Attention of images of different sizes, each to itself; without it they go one size at a time.
+            index: (V,) positions in the square table.
+            splits: Attention over images of different sizes, each within itself; without it they are processed one
+                size at a time.
         """
         return self.vision_model(patches, grids, index, splits)
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
-        """SDPA where the decoder uses FlexAttention: an image sees all of itself, which needs no mask, and
-        FlexAttention would be compiled anew for every size of image."""
+        """SDPA if the decoder uses FlexAttention: an image attends to all of itself, which needs no mask, and
+        FlexAttention would be recompiled for every image size.
+        """
         own = "sdpa" if requested_attention in (None, SPLITS, "flex_attention") else requested_attention
         return super().get_correct_attn_implementation(own, is_init_check)
 
 
 class BagelModel(BagelReadingMixin, BagelPreTrainedModel):
-    """BAGEL without the head that writes text and the autoencoder."""
+    """BAGEL without its text head and its autoencoder."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^vae\."]
 
@@ -131,15 +133,15 @@ class BagelModel(BagelReadingMixin, BagelPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The understanding tokens (U, D) and the generation tokens (G, D) of a pack.
 
-        While training, what leads in runs even on no images, so that every parameter stays in the graph.
+        During training the input layers run even without images, so that every parameter stays in the graph.
 
         Args:
-            routing: Of the pack.
+            routing: Routing of the pack.
             vit_patches: (V, patch vector) of all ViT views in order.
             latents: (G, C), clean or noised.
             latent_time: (G,) flow time.
-            vit_features: (stored tokens, vision size) of the ViT views that were encoded before.
-            vit_is_stored: For each ViT view whether it was; empty if none was.
+            vit_features: (stored tokens, vision size) features of the ViT views that were stored.
+            vit_is_stored: For each ViT view whether it was stored; empty if none was.
         """
         und = self.language_model.embed_tokens(routing.text_ids)
         if vit_patches is None:
@@ -161,7 +163,7 @@ class BagelModel(BagelReadingMixin, BagelPreTrainedModel):
         return und, self.embed_latents(latents, latent_time, index).to(und.dtype)
 
     def embed_latents(self, latents: torch.Tensor, time: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Latent tokens (P, C), clean or noised, at flow time (P,) and place `index` (P,) to tokens (P, D)."""
+        """Latent tokens (P, C), clean or noised, at flow time (P,) and position `index` (P,) to tokens (P, D)."""
         positions = self.latent_pos_embed(index)
         return self.vae2llm(latents.to(positions.dtype)) + self.time_embedder(time, positions.dtype) + positions
 
@@ -178,8 +180,8 @@ class BagelModel(BagelReadingMixin, BagelPreTrainedModel):
     ) -> torch.Tensor:
         """All tokens of a batch, text and images, in place: (B, L, D). Images come in the order of their tokens.
 
-        While training, what leads in runs even on no images, so that every parameter stays in the graph. `embeds`
-        (B, L, D) stand in for those of `input_ids`.
+        During training the input layers run even without images, so that every parameter stays in the graph. `embeds`
+        (B, L, D) replace those of `input_ids`.
         """
         embeds = self.language_model.embed_tokens(input_ids) if embeds is None else embeds
         if vit_patches is None and torch.is_grad_enabled():
@@ -202,7 +204,8 @@ class BagelForConditionalGeneration(
 ):
     """BAGEL with its text head and its autoencoder: trains on packs, writes text, draws images."""
 
-    # Patterns that vae2llm and llm2vae do not match; the first is what quantizers skip, the second what bf16 spares.
+    # Patterns that vae2llm and llm2vae do not match: the first lists what quantizers skip, the second what bf16 leaves
+    # in fp32.
     _keep_in_fp32_modules = [r"vae\.(?:encoder|decoder)"]
     _keep_in_fp32_modules_strict = [r"^vae\..*"]
     training_options = frozenset({"timestep_shift", "vit_longest_edge", "posterior", "sample_timesteps"})
@@ -219,7 +222,7 @@ class BagelForConditionalGeneration(
         return self.lm_head
 
     def _set_gradient_checkpointing(self, *args, **kwargs):
-        """Frozen parts are not recomputed: the autoencoder and the understanding encoder keep their activations."""
+        """Frozen parts are not recomputed: the autoencoder and the understanding encoder have no checkpoints."""
         super()._set_gradient_checkpointing(*args, **kwargs)
         self.vae.disable_gradient_checkpointing()
         if not any(parameter.requires_grad for parameter in self.model.vit_model.parameters()):
@@ -228,12 +231,13 @@ class BagelForConditionalGeneration(
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
-        """The parts that images go through before they are tokens."""
+        """The encoders that turn images into tokens."""
         return self.vae, self.model.vit_model
 
     def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
-        """All parameters by what they serve: `vit`, `und` and `gen` experts with what leads into them, `text_only`
-        what nothing but a text loss reaches, `fixed` what is never trained."""
+        """All parameters by purpose: `vit`; `und` and `gen`, the experts with their input layers; `text_only`,
+        parameters that get a gradient only from the text loss; `fixed`, those that are never trained.
+        """
         last = f"language_model.layers.{self.config.text_config.num_hidden_layers - 1}."
         own_queries = (
             "self_attn.q_proj.",
@@ -262,9 +266,9 @@ class BagelForConditionalGeneration(
         """A pattern for PEFT: the linear layers of the decoder that are trained.
 
         Args:
-            und: Those of the understanding expert.
-            gen: Those of the generation expert.
-            text: Also what nothing but a text loss reaches in the last layer.
+            und: Include those of the understanding expert.
+            gen: Include those of the generation expert.
+            text: Include those in the last layer that only the text loss reaches.
         """
         last = self.config.text_config.num_hidden_layers - 1
         layers = r"self_attn\.[qkvo]_proj|mlp\.\w+_proj"
@@ -278,7 +282,7 @@ class BagelForConditionalGeneration(
         return rf".*language_model\.layers\.({'|'.join(patterns)})"
 
     def adjust_generation_fn(self, generation_config, from_auto_class, from_pipeline, name, **kwargs):
-        """Official folders have no `generation_config.json`; then the one made from the configuration stays."""
+        """Official folders have no `generation_config.json`; then the one made from the configuration is kept."""
         if generation_config is not None or CheckpointFolder(name, kwargs).has("generation_config.json"):
             super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name, **kwargs)
 
@@ -291,7 +295,7 @@ class BagelForConditionalGeneration(
         """Pixels (3, h, w) in [-1, 1], each at its own size, to latents (16, h/8, w/8), scaled and shifted.
 
         Takes the mean of the posterior, or a sample of it when standard normal `posterior_noise` of the latents'
-        shapes is given. Runs in fp32 whatever the rest runs in.
+        shapes is given. Always runs in fp32.
         """
         latents: list[torch.Tensor | None] = [None] * len(images)
         # Images of one size share a batch; padding to a common size would leak into the group norms.
@@ -303,7 +307,7 @@ class BagelForConditionalGeneration(
 
     @torch.no_grad()
     def encode_batch(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """As `encode_images`, for images (n, 3, h, w) of one size: latents (n, 16, h/8, w/8)."""
+        """Like `encode_images`, for images (n, 3, h, w) of one size: latents (n, 16, h/8, w/8)."""
         return self.draw_latents(self.encode_moments(images), noise)
 
     @torch.no_grad()
@@ -335,8 +339,9 @@ class BagelForConditionalGeneration(
         """Runs the autoencoder in another dtype, or over tiles of large images; neither is exact.
 
         Args:
-            dtype: Of its weights and activations; fp32 is what it was trained for. `None` changes nothing.
-            tile: Pixels a side from which images are cut into overlapping tiles; `None` switches tiles off.
+            dtype: dtype of its weights and activations; it was trained for fp32. `None` changes nothing.
+            tile: Images with a longer side, in pixels, are cut into overlapping tiles of this size; `None` turns tiles
+                off.
 
         Raises:
             ValueError: If `tile` is not a multiple of 8, the autoencoder's stride.
@@ -351,7 +356,7 @@ class BagelForConditionalGeneration(
             self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = tile, tile // 8
 
     def round_trip(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Pixels (3, h, w) as the model could draw them at best."""
+        """Pixels (3, h, w) encoded and decoded: the best that the model could draw."""
         return self.decode_latents(self.encode_images(images))
 
     @torch.no_grad()
@@ -398,38 +403,38 @@ class BagelForConditionalGeneration(
         output_attentions: bool | None = None,
         **kwargs,
     ) -> Losses | BagelOutput:
-        """The losses of a packed sequence, if it has `labels` and splits and no `attention_mask`; else next-token
-        logits of a batch of contexts or of plain text, with `labels` their mean loss too, as any causal model.
+        """The losses of a packed sequence, if it has `labels` and splits and no `attention_mask`. Otherwise next-token
+        logits of a batch of contexts or of plain text, and with `labels` their mean loss, as any causal model.
 
         Args:
-            input_ids: (B, L) text and marker ids; what stands at image tokens is not read.
+            input_ids: (B, L) text and marker ids; the values at image tokens are not read.
             attention_mask: (B, past + L), 1 at real tokens; `None` for a pack.
             position_ids: (B, L) rotary positions.
             token_type_ids: (B, L) 0 padding, 1 text and markers, 2 ViT tokens, 3 latent tokens.
             sample_ids, split_ids, split_kinds: (B, L) see `uniedit_hf.attention.Splits`.
-            vit_patches: (V, patch * patch * 3) of all ViT views in order.
+            vit_patches: (V, patch * patch * 3) patches of all ViT views in order.
             vit_grids: (images, 2) their rows and columns.
             vae_images: Pixels (3, h, w) of all VAE views in order, or stored moments, or
             latents: their latents (16, h/8, w/8), already scaled and shifted.
-            posterior_noise: Standard normal draws (16, h/8, w/8): take a sample of the posterior, not its mean.
+            posterior_noise: Standard normal draws (16, h/8, w/8), to sample the posterior instead of using its mean.
             timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
             noise: Standard normal draws (P, C) of each VAE view; those of clean images are not used.
-            labels: Of a pack (1, L), the token to predict at each position; else (B, L), the tokens themselves, as
-                transformers has it. -100 carries no loss.
-            logits_to_keep: How many of the last places get logits, 0 for all, or the indices of the places.
-            routing: Of the pack, as a data worker makes it beforehand; made of the rest if not given.
+            labels: For a pack (1, L), the token to predict at each position; otherwise (B, L), the tokens themselves,
+                as in transformers. -100 has no loss.
+            logits_to_keep: Number of last positions with logits, 0 for all, or the indices of the positions.
+            routing: Routing of the pack, made by a data worker; computed here if not given.
             vit_features: (tokens, vision size) of the ViT views that were stored with the data; `vit_patches` has the
                 others. VAE views may be stored moments (2 * 16, h/8, w/8) among `vae_images`.
             vit_is_stored: For each ViT view whether it was stored.
-            stored_by: Views that were stored, with the fingerprints of what made them.
+            stored_by: Stored views, with the fingerprints of their encoders.
             kwargs: `num_items_in_batch`, by which the loss is divided, and `return_dict`.
 
         Returns:
-            `Losses` of a pack, else a `BagelOutput`.
+            `Losses` for a pack, otherwise a `BagelOutput`.
 
         Raises:
-            ValueError: If images and their places do not fit, or there is noise to learn from but no pack.
-            TypeError: If there is an argument that means nothing here.
+            ValueError: If images do not match their positions, or there is noise to learn from but no pack.
+            TypeError: If there is an argument that has no meaning here.
         """
         tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
         images = {"vit_patches": vit_patches, "vit_grids": vit_grids, "vae_images": vae_images, "latents": latents}
@@ -442,7 +447,7 @@ class BagelForConditionalGeneration(
             draws |= {"vit_features": vit_features, "vit_is_stored": vit_is_stored}
             return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
         if noise is not None or timesteps is not None:
-            raise ValueError("noise and timesteps are of a pack to learn from, which needs labels too: give labels.")
+            raise ValueError("noise and timesteps belong to a training pack, which also needs labels: give labels.")
         context = tokens | images | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         context |= {"sample_ids": sample_ids, "split_ids": split_ids, "split_kinds": split_kinds}
         context |= {"past_key_values": past_key_values, "use_cache": use_cache}

@@ -1,4 +1,4 @@
-"""What all BAGEL classes share: initialisation, capabilities and loading that never leaves a weight random."""
+"""Base class of all BAGEL models: initialization, capabilities, and loading that never leaves a weight random."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layouts_bagel import check_loading
 
 
 class BagelPreTrainedModel(PreTrainedModel):
-    """What all BAGEL classes share: initialisation, capabilities and loading that never leaves a weight random."""
+    """Base class of all BAGEL models: initialization, capabilities, and loading that never leaves a weight random."""
 
     config: BagelConfig
     config_class = BagelConfig
@@ -32,7 +32,7 @@ class BagelPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, SinCosPositions):
             initialization.copy_(module.pos_embed, sincos_table(module.side, module.pos_embed.shape[1]))
-        elif isinstance(module, FixedLinear):  # as transformers does a linear layer
+        elif isinstance(module, FixedLinear):  # as transformers initializes a linear layer
             initialization.normal_(
                 module.weight, mean=0.0, std=getattr(self.config, "initializer_range", 0.02) or 0.02
             )
@@ -68,11 +68,13 @@ class BagelPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load_pretrained_model(cls, model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        # An adapter states no dtype, and its files are read as they are.
+        # An adapter has no dtype, and its files are read unchanged.
         if checkpoint_files is not None and load_config.dtype is not None:
             check_safetensors(checkpoint_files)
             folder = CheckpointFolder(load_config.pretrained_model_name_or_path, load_config.download_kwargs)
             checkpoint_files = folder.complete(checkpoint_files)
-            if not is_deepspeed_zero3_enabled():  # which reads the files on one process and takes nothing lazy
+            if (
+                not is_deepspeed_zero3_enabled()
+            ):  # which reads the files on one process and does not support lazy tensors
                 state_dict = open_tensors(checkpoint_files, load_config.dtype)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)

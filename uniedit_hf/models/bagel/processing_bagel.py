@@ -1,7 +1,7 @@
-"""Samples to what BAGEL takes: packs to train on, contexts to write or draw from.
+"""Converts samples to BAGEL's inputs: packs to train on, contexts to write or draw from.
 
-Both come from one layout of segments as tokens, after the reference: every text stands between begin and end markers
-and every image between image markers; all tokens of an image share one rotary position.
+Both use one layout of segments as tokens, as in the reference: every text is between begin and end markers and every
+image between image markers; all tokens of an image share one rotary position.
 
 Shapes: L tokens of a sample, V patches of all ViT views, P tokens and C channels of a VAE view.
 """
@@ -29,7 +29,7 @@ from .routing_bagel import PackRouting, latent_grids, route_pack
 from .stored_views import check_size, unpack_view
 
 
-# Every text between its markers, every image where it stands, as `lay_out` has them; roles leave no trace.
+# Every text between its markers, every image at its place, as in `lay_out`; roles are not written.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}<|im_start|>{{ message['content'] }}<|im_end|>"
@@ -73,11 +73,12 @@ class BagelRow:
 
 
 def image_processor_of(folder: CheckpointFolder, config: BagelConfig) -> BagelImageProcessor:
-    """The sizes that were stored with a checkpoint of any layout, or else the released ones, as far as the model has
-    positions for them."""
+    """The image sizes stored with a checkpoint of any layout, or else the released ones, limited to the model's
+    positions.
+    """
     stored = folder.json("processor_config.json").get("image_processor") or folder.json("preprocessor_config.json")
     vit_stride, vae_stride = config.vision_config.patch_size, 8 * config.latent_patch_size
-    square = stored.get("size", {}).get("height", 980)  # of SiglipImageProcessor, which servers read
+    square = stored.get("size", {}).get("height", 980)  # settings of SiglipImageProcessor, which servers read
     vit_edge = min(square, config.vision_config.image_size) // vit_stride * vit_stride
     vae_edge = min(1024, config.max_latent_size * vae_stride) // vae_stride * vae_stride
     return BagelImageProcessor(
@@ -95,10 +96,10 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     Args:
         image_processor: Sizes and pixels of both views.
-        tokenizer: Must know `<|im_start|>`, `<|im_end|>`, `<|vision_start|>` and `<|vision_end|>`.
+        tokenizer: Must have `<|im_start|>`, `<|im_end|>`, `<|vision_start|>` and `<|vision_end|>`.
 
     Raises:
-        ValueError: If the tokenizer does not know one of the four markers.
+        ValueError: If the tokenizer does not have one of the four markers.
     """
 
     view_names = {"drawing": "vae", "understanding": "vit"}
@@ -112,7 +113,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         "labels",
     )
     numbering_columns = ("split_ids", "sample_ids")
-    # Ask for reasoning in our words; for a model that was trained with other words, set this attribute.
+    # Prompts for reasoning, in our words; for a model that was trained with other prompts, set this attribute.
     thinking_prompts = {
         "answer": (
             "Reason step by step before you answer. Write the reasoning between <think> and </think>, and the answer "
@@ -132,7 +133,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     @classmethod
     def from_checkpoint(cls, name, config: BagelConfig, **hub_options) -> BagelProcessor:
-        """The processor saved with a checkpoint, or for an official folder one of its tokenizer and sizes.
+        """The processor saved with a checkpoint, or for an official folder one made from its tokenizer and sizes.
 
         Raises:
             OSError: If there is no tokenizer.
@@ -142,7 +143,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             return cls.from_pretrained(name, **hub_options)
         if not folder.has("tokenizer.json") and not folder.has("vocab.json"):
             raise OSError(
-                f"{name} holds no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, beside the "
+                f"{name} contains no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, next to the "
                 "weights. Copy them from the base model's folder."
             )
         image_processor = image_processor_of(folder, config)
@@ -151,10 +152,10 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
     # --- sizes, without pixels ----------------------------------------------------------------------------------
 
     def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
-        """For each segment its tokens other than those of a text, and the text itself, see `FamilyProcessor`.
+        """For each segment `(extra_tokens, text)`, see `FamilyProcessor`.
 
         Raises:
-            ImageError: If an image without a stated size cannot be read.
+            ImageError: If an image without a given size cannot be read.
             ValueError: If a view is unknown.
         """
         return [self._segment_length(segment) for segment in self.in_own_terms(sample).segments]
@@ -171,21 +172,21 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         return self.image_processor.fit(image, "vae", name=name)
 
     def default_size(self, config: BagelConfig) -> tuple[int, int]:
-        """(width, height) of a drawing: the largest square the model has positions for."""
+        """(width, height) of a drawing: the largest square for which the model has positions."""
         side = 8 * config.latent_patch_size * config.max_latent_size
         longest = self.image_processor.vae_size["longest_edge"]
         return (min(side, longest),) * 2
 
     def drawn_tokens(self, width: int, height: int) -> int:
-        """See `FamilyProcessor`; unlike a source, a drawing of few pixels is not made larger."""
+        """See `FamilyProcessor`; unlike a source, a small drawing is not enlarged."""
         return self.image_processor.tokens(width, height, "vae", resize=False) + 2
 
     def prepare_target(self, image) -> torch.Tensor:
-        """An image as the model would learn to draw it: pixels (3, h, w) in [-1, 1]."""
+        """An image as a training target: pixels (3, h, w) in [-1, 1]."""
         return self.image_processor.prepare(image, "vae")
 
     def with_vit_longest_edge(self, longest_edge: int) -> BagelProcessor:
-        """A copy whose ViT view has at most so many pixels a side."""
+        """A copy whose ViT view has sides of at most this many pixels."""
         processor = copy.deepcopy(self)
         settings = processor.image_processor.to_dict()
         settings["vit_size"] = settings["vit_size"] | {"longest_edge": longest_edge}
@@ -195,14 +196,14 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
     # --- layout -------------------------------------------------------------------------------------------------
 
     def lay_out(self, sample: Sample, images: Sequence[PreparedImage], purpose: Purpose) -> dict[str, np.ndarray]:
-        """Tokens of a sample; behind a context to write from stands the marker that begins an answer."""
+        """Tokens of a sample; a context to write from ends with the marker that begins an answer."""
         row, prepared = BagelRow(), iter(images)
         for segment in sample.segments:
             if isinstance(segment, TextSegment):
                 if not segment.dropped:
                     self._add_text(row, segment)
             elif segment.dropped:
-                row.position += 1  # the reference keeps the place of a dropped image
+                row.position += 1  # the reference keeps the position of a dropped image
             else:
                 self._add_image(row, segment, self.num_image_tokens_of(next(prepared)))
         if purpose == "write":
@@ -224,11 +225,11 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         row.position += 0 if segment.loss else 1
 
     def prepare_segment(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
-        """Pixels (3, h, w) of a view, or what was stored of it. Tensors pass through.
+        """Pixels (3, h, w) of a view, or its stored encoding. Tensors are returned unchanged.
 
         Raises:
-            ImageError: If the image cannot be read, or is not of the size that its row states, or what was stored is
-                of other sizes than this processor's.
+            ImageError: If the image cannot be read, does not have the size given in its row, or its stored encoding
+                has another size than this processor uses.
         """
         if isinstance(segment.image, torch.Tensor):
             return segment.image
@@ -237,8 +238,8 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         image = open_image(segment.image, name=name)
         if segment.size is not None and tuple(segment.size) != image.size:
             raise ImageError(
-                f"{name} is {image.width} x {image.height} pixels, but its row states "
-                f"{segment.size[0]} x {segment.size[1]}, by which packs are planned: correct the size columns."
+                f"{name} is {image.width} x {image.height} pixels, but its row gives {segment.size[0]} x "
+                f"{segment.size[1]}, with which packs are planned: correct the size columns."
             )
         return self.image_processor.prepare(image, segment.view, name=name)
 
@@ -249,8 +250,9 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         return view
 
     def image_features(self, images: Sequence[PreparedImage]) -> dict[str, Any]:
-        """The ViT views as patches and the VAE views as pixels, or what was stored of them, in the order of their
-        tokens."""
+        """The ViT views as patches and the VAE views as pixels, or their stored encodings, in the order of their
+        tokens.
+        """
         vit = [each for each in images if each.segment.view == "vit"]
         vae = [each.data for each in images if each.segment.view == "vae"]
         features: dict[str, Any] = {}
@@ -270,7 +272,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         return features | ({"stored_by": sorted(made_by)} if made_by else {})
 
     def _pixels_of(self, image: PreparedImage) -> tuple[int, int]:
-        """Height and width in pixels of a view, also of one that was stored."""
+        """Height and width in pixels of a view, also if it was stored."""
         if image.segment.stored is None:
             return tuple(image.data.shape[1:])
         if image.segment.view == "vae":
@@ -288,8 +290,9 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
     def training_features(
         self, sample: Sample, images: Sequence[PreparedImage], seed: int, epoch: int, posterior: str
     ) -> dict[str, Any]:
-        """Flow times, noise and posterior draws of all VAE views, and which ViT views were stored, as the model's
-        `forward` says."""
+        """Flow times, noise and posterior draws of all VAE views, and which ViT views were stored, see the model's
+        `forward`.
+        """
         is_stored = [each.segment.stored is not None for each in images if each.segment.view == "vit"]
         views = {"vit_is_stored": is_stored} if is_stored else {}
         timesteps, noise, posterior_noise = [], [], []
@@ -309,12 +312,12 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         return draws | ({"posterior_noise": posterior_noise} if posterior == "sample" else {})
 
     def merge(self, packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Several packs end to end in one sequence, with its routing; samples and splits are numbered on."""
+        """Joins several packs in one sequence, with its routing; samples and splits are renumbered consecutively."""
         merged = super().merge(packs)
         return merged | {"routing": self._route(merged)}
 
     def _route(self, features: dict[str, Any]) -> PackRouting:
-        """What the model would otherwise work out of a pack's tensors."""
+        """The routing that the model would otherwise compute from a pack's tensors."""
         times = features.get("timesteps")
         names = ("input_ids", "token_type_ids", "position_ids", "sample_ids", "split_ids", "split_kinds", "labels")
         return route_pack(
@@ -339,12 +342,12 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         text: str | Sequence[str] | None = None,
         **options,
     ) -> BatchFeature:
-        """Contexts to write text from, padded on the left: what `generate()` takes.
+        """Contexts to write text from, padded on the left: the inputs of `generate()`.
 
         Args:
-            samples: Contexts as samples; or instead
+            samples: Contexts as samples; or instead of them
             images: one image per text, or a list of images per text, seen by the ViT, before
-            text: one text or a list, which may come first as well.
+            text: one text or a list; may also be the first argument.
             options: `add_generation_prompt` (true), whether to append the marker that begins an answer; `padding`,
                 `max_length`, `truncation` and `return_tensors`; settings of the image processor for this call.
 
@@ -363,7 +366,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         return self.contexts_as(samples, options) if options else self.contexts(samples, "write")
 
     def with_image_settings(self, **settings) -> BagelProcessor:
-        """A processor whose image processor has some settings changed; this one if none is.
+        """A processor with changed settings of its image processor; this one if nothing changes.
 
         Raises:
             TypeError: If there is no such setting.
@@ -388,7 +391,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a training forward reads."""
+        """Names of the inputs of a training forward."""
         names = [*self.token_columns, "attention_mask", "vit_patches", "vit_grids", "vae_images"]
         return [*names, "timesteps", "noise", "posterior_noise"]
 
@@ -397,7 +400,7 @@ def _marker(tokenizer, token: str) -> int:
     index = tokenizer.convert_tokens_to_ids(token)
     if index is None or index == tokenizer.unk_token_id:
         raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this processor'} does not know the token {token}, which "
+            f"The tokenizer of {tokenizer.name_or_path or 'this processor'} does not have the token {token}, which "
             "BAGEL puts around texts and images: use the checkpoint's own tokenizer or add the token to it."
         )
     return index

@@ -1,4 +1,4 @@
-"""Reading: contexts of text and images to hidden states, as users of transformers call a model.
+"""Reading: from contexts of text and images to hidden states, as users of transformers call a model.
 
 Shapes: B rows, L tokens a row, V patches of all ViT views, D hidden size.
 """
@@ -21,7 +21,7 @@ from .flow import patchify
 
 
 IMAGES = ("vit_patches", "vae_images", "latents")
-# What callers of transformers hand to every model, and the counts that come with a pack.
+# Arguments that transformers passes to every model, and the counts that come with a pack.
 KNOWN = {
     "num_items_in_batch", "shift_labels", "ignore_index", "cache_position", "return_dict", "is_first_iteration",
     "num_text_targets", "num_image_targets",
@@ -32,7 +32,7 @@ def check_known(model, options: dict[str, Any]) -> None:
     """Refuses arguments that would be ignored.
 
     Raises:
-        TypeError: Naming them.
+        TypeError: Names them.
     """
     if unknown := sorted(name for name, value in options.items() if value is not None and name not in KNOWN):
         raise TypeError(
@@ -42,10 +42,10 @@ def check_known(model, options: dict[str, Any]) -> None:
 
 
 def refuse_states(output_hidden_states: bool | None, output_attentions: bool | None) -> None:
-    """Refuses what a pack does not return.
+    """Refuses outputs that a pack does not return.
 
     Raises:
-        ValueError: If it is asked for.
+        ValueError: If one is requested.
     """
     if output_hidden_states or output_attentions:
         raise ValueError(
@@ -60,7 +60,7 @@ def has_images(features: dict[str, Any]) -> bool:
 
 
 def text_positions(embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
-    """Rotary positions (B, L) of text, whose padding takes none and which goes on where the cache ends."""
+    """Rotary positions (B, L) of text, which continue after the cache; padding has none."""
     rows, length = embeds.shape[:2]
     saved = getattr(cache, "positions_saved", 0)
     if attention_mask is not None:
@@ -93,7 +93,7 @@ class BagelReadingMixin:
         output_attentions: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (B, L, D) of contexts, or of plain text, behind a cached context.
+        """Hidden states (B, L, D) of contexts, or of plain text, after a cached context.
 
         Packs to learn from go through `embed_pack` and the layers.
 
@@ -101,16 +101,16 @@ class BagelReadingMixin:
             input_ids, attention_mask, position_ids, token_type_ids, sample_ids, split_ids, split_kinds, vit_patches,
                 vit_grids, latents: See `BagelForConditionalGeneration.forward`.
             vae_images: Refused: the autoencoder is not part of this class.
-            inputs_embeds: (B, L, D) in place of ids; images are put into their places if there are any.
+            inputs_embeds: (B, L, D) instead of ids; images, if any, are inserted at their positions.
             past_key_values: The cache that the new tokens attend to and are added to.
-            use_cache: Whether to make one if there is none.
-            output_hidden_states: Whether to return those before every layer, and after the last norm.
+            use_cache: Whether to create a cache if there is none.
+            output_hidden_states: Whether to return hidden states before every layer and after the last norm.
             output_attentions: Whether to return the weights (B, H, L, past + L) of every layer.
             kwargs: `return_dict`.
 
         Raises:
-            ValueError: If images and their places do not fit, or there are neither ids nor embeddings, or both.
-            TypeError: If there is an argument that means nothing here.
+            ValueError: If images do not match their positions, or there are neither ids nor embeddings, or both.
+            TypeError: If there is an argument that has no meaning here.
         """
         check_known(self, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -137,7 +137,7 @@ class BagelReadingMixin:
         return self.read(inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, **asked)
 
     def asked_outputs(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
-        """What else to return: as the caller says, or else the configuration."""
+        """Which other outputs to return: those that the caller asks for, or else the configuration."""
         asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         return {name: getattr(self.config, name, False) if x is None else x for name, x in asked.items()}
 
@@ -145,7 +145,7 @@ class BagelReadingMixin:
         self, embeds, attention_mask, position_ids, token_type_ids, splits: Splits | None, cache: Cache | None,
         output_hidden_states=False, output_attentions=False,
     ) -> BaseModelOutputWithPast:  # fmt: skip
-        """Hidden states of embedded tokens (B, L, D); what is missing is that of plain text."""
+        """Hidden states of embedded tokens (B, L, D); missing arguments default to those of plain text."""
         rows, length = embeds.shape[:2]
         past = 0 if cache is None else cache.get_seq_length()
         positions_given = position_ids is not None
@@ -156,7 +156,8 @@ class BagelReadingMixin:
         if token_type_ids is None:
             token_type_ids = torch.where(attention_mask[:, -length:].bool(), TEXT, PADDING)
         if positions_given and splits is not None and cache is not None and length:
-            # tokens of an image share a position: what is written behind goes on from these and not from the count
+            # tokens of an image share a position: following text continues from the last position, not from the token
+            # count
             cache.positions_saved = attention_mask.sum(-1, keepdim=True) - position_ids.amax(-1, keepdim=True) - 1
         types = token_type_ids.flatten()
         und, gen = ((types == TEXT) | (types == VIT)).nonzero()[:, 0], (types == LATENT).nonzero()[:, 0]
@@ -196,7 +197,7 @@ class BagelReadingMixin:
         """Ids or embeddings (B, L) and images, latents (16, h, w) being clean, as tokens (B, L, D).
 
         Raises:
-            ValueError: If images and their places do not fit.
+            ValueError: If images do not match their positions.
         """
         features: dict[str, Any] = {"vit_patches": vit_patches, "vit_grids": vit_grids}
         if token_type_ids is None:
@@ -211,17 +212,18 @@ class BagelReadingMixin:
     @staticmethod
     def _check_places(token_type_ids, vit_patches, vit_grids, latents) -> None:
         if vit_patches is not None and vit_grids is None:
-            raise ValueError("There are vit_patches but no vit_grids, their rows and columns: give both.")
+            raise ValueError("There are vit_patches but no vit_grids (their rows and columns): give both.")
         for kind, tokens, what in ((VIT, vit_patches, "vit_patches"), (LATENT, latents, "latent tokens")):
             places, found = int((token_type_ids == kind).sum()), 0 if tokens is None else len(tokens)
             if places != found:
                 raise ValueError(
-                    f"There are {found} {what} for {places} places of token type {kind} in token_type_ids: give the "
+                    f"There are {found} {what} for {places} positions of token type {kind} in token_type_ids: give "
+                    "the "
                     "images that BagelProcessor returned with them, all of them and no more."
                 )
 
     def latent_tokens(self, latents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (16, h, w) as tokens (P, C) of all images in order, and their places (P,) in the position table."""
+        """Latents (16, h, w) as tokens (P, C) of all images in order, and their indices (P,) in the position table."""
         patch, side = self.config.latent_patch_size, self.config.max_latent_size
         tokens = [patchify(latent, patch) for latent in latents]
         index = [grid_index(x.shape[1] // patch, x.shape[2] // patch, side, x.device) for x in latents]

@@ -1,7 +1,9 @@
-"""Where every token of a pack goes, from plain numbers, once: what a data worker makes so that the model need not ask.
+"""The route of every token of a pack, computed once from plain numbers by a data worker, so that the model does not
+have to.
 
-The decoder takes two tensors: the understanding tokens (texts, markers and ViT tokens, in the order of the sequence)
-and the generation tokens (latents, likewise). A forward that has a routing neither searches nor counts on the device.
+The decoder processes two tensors: the understanding tokens (texts, markers and ViT tokens, in the order of the
+sequence)
+and the generation tokens (latents, likewise). A forward with a routing neither searches nor counts on the device.
 
 Shapes: L tokens of a pack, U understanding and G generation tokens, N = U + G, V ViT tokens.
 """
@@ -28,26 +30,26 @@ class PackRouting:
     """The routing of one pack.
 
     Args:
-        order: (N,) the places of the tokens in the sequence, understanding first.
+        order: (N,) the positions of the tokens in the sequence, understanding tokens first.
         num_und: U.
         positions: (N,) rotary positions in that order.
-        text_ids: (texts and markers,) ids of what the embedding table is read for.
-        und_sources: (U,) where each understanding token stands in these, with the ViT tokens behind; `None` without
-            ViT tokens.
-        text_rows: (text targets,) the understanding tokens that carry a text loss.
-        text_labels: (text targets,) what they predict.
-        image_rows: (image targets,) the generation tokens that carry an image loss; `None` if all do.
-        num_image_targets: How many these are.
+        text_ids: (texts and markers,) ids to look up in the embedding table.
+        und_sources: (U,) index of each understanding token in these, followed by the ViT tokens; `None` without ViT
+            tokens.
+        text_rows: (text targets,) the understanding tokens with a text loss.
+        text_labels: (text targets,) the tokens that they predict.
+        image_rows: (image targets,) the generation tokens with an image loss; `None` if all have one.
+        num_image_targets: Their number.
         vit_grids: Rows and columns of the ViT views.
         vit_cells: (V, 2) row and column of each ViT token in its image.
-        vit_splits: Attention of the ViT views, each to itself; `None` if all are of one size.
+        vit_splits: Attention of the ViT views, each within itself; `None` if all have the same size.
         latent_grids: Rows and columns of the VAE views.
         latent_cells: (G, 2) row and column of each latent token in its image.
         latent_views: (G,) the VAE view of each latent token.
-        latent_sources: (G,) where each latent token stands when views of one size come together, in the order of the
-            first of each size; `None` if that is their order anyway.
+        latent_sources: (G,) index of each latent token when views are grouped by size, in the order of the first of
+            each size; `None` if the order is the same.
         splits: Attention of the decoder.
-        gen_splits: The same for the queries of the generation tokens alone; `None` if a text carries a loss.
+        gen_splits: The same with only the generation tokens as queries; `None` if a text has a loss.
     """
 
     order: torch.Tensor
@@ -79,7 +81,7 @@ class PackRouting:
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackRouting:
-        """The routing in page-locked memory, from which a GPU takes it without waiting."""
+        """The routing in page-locked memory, so that copying it to a GPU is asynchronous."""
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, move) -> PackRouting:
@@ -102,11 +104,11 @@ def route_pack(
     """The routing of a pack.
 
     Args:
-        input_ids, token_type_ids, position_ids, sample_ids, split_ids, split_kinds, labels: (1, L) as the training
-            forward takes them.
+        input_ids, token_type_ids, position_ids, sample_ids, split_ids, split_kinds, labels: (1, L) inputs of the
+            training forward.
         vit_grids: Rows and columns of tokens of each ViT view, in order.
         latent_grids: Rows and columns of tokens of each VAE view, in order.
-        drawn: For each VAE view whether it carries an image loss.
+        drawn: For each VAE view whether it has an image loss.
     """
     row = [each.cpu().numpy()[0] for each in (input_ids, token_type_ids, position_ids, labels)]
     ids, types, positions, labels = row
@@ -143,15 +145,15 @@ def latent_grids(images: Sequence[torch.Tensor], stride: int) -> list[tuple[int,
     """Rows and columns of tokens of VAE views: pixels (3, h, w), or stored moments (2 Z, h/8, w/8).
 
     Args:
-        images: In order.
-        stride: Pixels that a token's side takes.
+        images: The views in order.
+        stride: Pixels per side of a token.
     """
     scales = [1 if len(image) == 3 else 8 for image in images]
     return [(x.shape[1] * k // stride, x.shape[2] * k // stride) for x, k in zip(images, scales)]
 
 
 def same_size(sizes: Sequence) -> dict:
-    """The numbers of the images of each size, in the order of the first of each."""
+    """The indices of the images of each size, in the order of the first of each."""
     groups: dict = {}
     for number, size in enumerate(sizes):
         groups.setdefault(tuple(size), []).append(number)
@@ -167,19 +169,19 @@ def _plain(grids: Grids) -> tuple[tuple[int, int], ...]:
 
 
 def _sources(is_text: np.ndarray) -> np.ndarray:
-    """Where each token stands once texts come first."""
+    """Index of each token after texts are moved first."""
     return np.where(is_text, np.cumsum(is_text) - 1, is_text.sum() + np.cumsum(~is_text) - 1)
 
 
 def _cells(grids: Grids) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column (tokens, 2) of the tokens of all images, and the image (tokens,) that each belongs to."""
+    """Row and column (tokens, 2) of the tokens of all images, and the image (tokens,) of each."""
     cells = [np.indices((rows, columns)).reshape(2, -1).T for rows, columns in _plain(grids)]
     sizes = [len(each) for each in cells]
     return np.concatenate([np.zeros((0, 2), np.int64), *cells]), np.repeat(np.arange(len(sizes)), sizes)
 
 
 def image_splits(grids: Grids) -> SplitPlan | None:
-    """Attention over the tokens of several images, each to itself."""
+    """Attention over the tokens of several images, each within itself."""
     if len(same_size(_plain(grids))) < 2:
         return None
     _, image = _cells(grids)

@@ -1,5 +1,5 @@
-"""Faster drawings that are not exact: integrators that need fewer steps, velocities that are extrapolated, guidance
-that is kept for some steps. All of them are settings of a request and off by default.
+"""Faster drawings that are not exact: integrators that need fewer steps, extrapolated velocities, guidance that is
+reused for some steps. All are settings of a request and off by default.
 
 Shapes: P latent tokens of a request, C channels of a token.
 """
@@ -16,16 +16,16 @@ from diffusers import UniPCMultistepScheduler
 
 Sampler = Literal["euler", "heun", "unipc"]
 SAMPLERS = ("euler", "heun", "unipc")
-FIRST_STEPS = 3  # computed whatever `compute_every` says: the velocity turns fastest there
-FAR = 4  # with so many steps between computed velocities a line extrapolates better than a parabola
+FIRST_STEPS = 3  # steps that are always computed, because the velocity changes fastest there
+FAR = 4  # with at least this many steps between computed velocities, a line extrapolates better than a parabola
 
 
 class Reuse:
-    """What one request computes in a step, and what it takes from the steps before.
+    """Decides what one request computes in a step, and what it reuses from earlier steps.
 
     With `compute_every` = n, velocities between every n-th step are extrapolated through the last ones in flow time,
-    which is TaylorSeer (arXiv 2503.06923) on the velocity. With `guidance_every` = n, the differences that guidance
-    makes are computed in every n-th guided step and kept in between.
+    which is TaylorSeer (arXiv 2503.06923) on the velocity. With `guidance_every` = n, the differences due to guidance
+    are computed in every n-th guided step and reused in between.
 
     Args:
         settings: The request's `ImageSettings`.
@@ -36,13 +36,13 @@ class Reuse:
         self.settings, self.times = settings, times
         low, high = settings.guidance_interval
         self.acts = [low < time <= high for time in times]
-        self.guided = 0  # guided steps that were computed
+        self.guided = 0  # number of computed guided steps
         self.guides = False  # whether the contexts of guidance are computed in this step
         self.known: list[tuple[float, torch.Tensor]] = []
         self.differences: list[torch.Tensor | None] = [None, None]
 
     def computes(self, step: int) -> bool:
-        """Whether the model is asked in this step."""
+        """Whether the model is used in this step."""
         changes = step > 0 and self.acts[step] != self.acts[step - 1]
         if changes:
             self.known = []
@@ -56,8 +56,9 @@ class Reuse:
         self.guided += self.acts[step]
 
     def branches(self, step: int, full: torch.Tensor, others: Sequence[torch.Tensor | None]) -> list:
-        """The velocities (P, C) that guidance compares: of the full context, and of the others as they are or as they
-        differed when they were computed last."""
+        """The velocities (P, C) that guidance compares: of the full context, and of the others, either computed or
+        reconstructed from their last difference.
+        """
         if self.settings.guidance_every == 1 or not self.acts[step]:
             return [full, *others]
         if self.guides:
@@ -65,7 +66,7 @@ class Reuse:
         return [full, *(None if each is None else full + each for each in self.differences)]
 
     def keep(self, step: int, velocity: torch.Tensor) -> None:
-        """Remembers a guided velocity (P, C) that was computed."""
+        """Stores a computed guided velocity (P, C)."""
         if self.settings.compute_every > 1:
             others = [each for each in self.known if each[0] != self.times[step]]
             order = 1 if self.settings.compute_every >= FAR else 2
@@ -87,13 +88,13 @@ Velocities = Callable[[int, Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 class Euler:
-    """Euler steps, as the reference makes them. Times are those of every request, from noise to image."""
+    """Euler steps, as in the reference. Times are those of every request, from noise to image."""
 
     def __init__(self, times: Sequence[Sequence[float]]):
         self.times = times
 
     def step(self, step: int, latents: list[torch.Tensor], velocities: Velocities) -> tuple[list, list]:
-        """The latents (P, C) after this step, and the velocities it began with."""
+        """The latents (P, C) after this step, and the velocities at its beginning."""
         found = velocities(step, latents)
         return self._moved(step, latents, found), found
 
@@ -102,7 +103,9 @@ class Euler:
 
 
 class Heun(Euler):
-    """Two velocities a step, at both of its ends; the last step is Euler's, as it ends in the image."""
+    """Two velocities per step, at its beginning and its end; the last step is an Euler step, because it ends at the
+    clean image.
+    """
 
     def step(self, step: int, latents: list[torch.Tensor], velocities: Velocities) -> tuple[list, list]:
         moved, found = super().step(step, latents, velocities)

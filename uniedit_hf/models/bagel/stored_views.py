@@ -1,8 +1,8 @@
-"""What BAGEL's frozen encoders make of images, stored with a data set so that training need not run them.
+"""Stores the outputs of BAGEL's frozen encoders with a data set, so that training does not run them.
 
 A drawing view is stored as mean and standard deviation of the posterior, so that every epoch still draws its own
-latents; an understanding view as the encoder's features in front of the connector, which is trained. Both are
-safetensors in a binary column, beside the fingerprint of what made them.
+latents; an understanding view as the encoder's features before the connector, which is trained. Both are safetensors
+in a binary column, with the fingerprint of the encoder.
 
 Shapes: (2 Z, h/8, w/8) moments of Z channels, (rows, columns, vision size) features.
 """
@@ -27,7 +27,7 @@ IMAGES = ("source_image", "target_image")
 
 
 def pack_view(tensor: torch.Tensor, dtype: torch.dtype) -> bytes:
-    """A tensor as it is stored."""
+    """Serializes a tensor for storage."""
     return save({NAME: tensor.to("cpu", dtype).contiguous()})
 
 
@@ -35,7 +35,7 @@ def unpack_view(stored: StoredView, name: str) -> torch.Tensor:
     """The tensor of a stored view.
 
     Raises:
-        ImageError: If the bytes are something else.
+        ImageError: If the bytes are not such a tensor.
     """
     try:
         return load(stored.data)[NAME]
@@ -47,11 +47,11 @@ def unpack_view(stored: StoredView, name: str) -> torch.Tensor:
 
 
 def fingerprint(module: torch.nn.Module, prefix: str = "") -> str:
-    """A name for the weights that decide a view, by the values that they hold.
+    """A fingerprint of the weights that decide a view, from their values.
 
     Args:
-        module: The autoencoder or the understanding encoder, whole on this device.
-        prefix: Of the parameters that count.
+        module: The autoencoder or the understanding encoder, unsharded on this device.
+        prefix: Prefix of the parameters that count.
     """
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(module.named_parameters()):
@@ -64,14 +64,14 @@ def fingerprint(module: torch.nn.Module, prefix: str = "") -> str:
 def store_views(
     dataset: Dataset, model, processor, dtype: torch.dtype = torch.float32, understanding: bool = True
 ) -> Dataset:
-    """Runs both encoders once over all images and stores what they make with the data.
+    """Runs both encoders once over all images and stores their outputs with the data.
 
     Args:
         dataset: With the columns `source_image` and `target_image`, or one of them.
         model: A `BagelForConditionalGeneration`.
-        processor: Its `BagelProcessor`, with the sizes of training.
-        dtype: Of what is stored; anything but fp32 rounds.
-        understanding: Whether the features of sources are stored, which take more than the images themselves.
+        processor: Its `BagelProcessor`, with the image sizes of training.
+        dtype: dtype of the stored tensors; anything but fp32 rounds.
+        understanding: Whether to store the features of sources, which are larger than the images themselves.
 
     Returns:
         The same rows with `source_latents`, `target_latents` and `latents_encoder`, and with `source_features` and
@@ -124,12 +124,12 @@ def with_stored(
     """Features (V, vision size) of all understanding views in order: those that were stored, and the others encoded.
 
     Args:
-        encoder: Of patches, as the model calls it.
-        patches: Of the views that were not stored.
+        encoder: The model's function that encodes patches.
+        patches: Patches of the views that were not stored.
         grids: Rows and columns of all views.
-        index: (V,) places in the position table of all views.
+        index: (V,) indices of all views in the position table.
         features: (stored tokens, vision size).
-        is_stored: For each view.
+        is_stored: Whether each view is stored.
     """
     if all(is_stored):
         return features
@@ -146,14 +146,14 @@ def column_of(image: str, view: str) -> str:
 
 
 def check_size(stored: torch.Tensor, view: str, expected: int, config_size: int, name: str) -> None:
-    """A stored view has the tokens that its image has at the sizes of this run.
+    """Checks that a stored view has as many tokens as its image has at the sizes of this run.
 
     Args:
         stored: Moments or features.
         view: `"vae"` or `"vit"`.
         expected: Tokens of the image.
         config_size: Tokens that a stored row and column give: the side of a latent token's square, or 1.
-        name: What to call the image.
+        name: Name of the image in errors.
 
     Raises:
         ImageError: If they differ.

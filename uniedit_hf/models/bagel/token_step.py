@@ -1,4 +1,4 @@
-"""One token a row behind a static cache, whose keys and values never move.
+"""A step of one token per row with a static cache, whose keys and values never move.
 
 Every step has the same shapes and addresses. So on a CUDA device it is captured once and replayed as one graph; on
 other devices its layers can be compiled, each as one region.
@@ -25,7 +25,7 @@ from .denoising_bagel import on_device_of
 
 
 def is_static(cache: Cache | None) -> bool:
-    """Whether every layer of the cache has its final size and holds a context."""
+    """Whether every layer of the cache has its final size and contains a context."""
     layers = [] if cache is None or cache.offloading else cache.layers
     return bool(layers) and all(type(layer) is StaticLayer and layer.is_initialized for layer in layers)
 
@@ -38,14 +38,14 @@ def token_logits(
     cache: Cache,
     compile_layers: bool,
 ) -> torch.Tensor:
-    """Logits (B, 1, vocabulary) behind a token a row, which is added to the cache.
+    """Logits (B, 1, vocabulary) after one token per row, which is added to the cache.
 
     Args:
         model: A `BagelForConditionalGeneration`.
         input_ids: (B, 1).
         position_ids: (B, 1) rotary positions.
         attention_mask: (B, tokens so far or S), 1 at real tokens; `None` if all are.
-        cache: A static one that holds a context.
+        cache: A static cache that contains a context.
         compile_layers: Whether the layers run compiled.
     """
     decoder, on_cpu = model.model.language_model, input_ids.device.type == "cpu"
@@ -62,7 +62,7 @@ def token_logits(
 
 
 def seen_bias(attention_mask: torch.Tensor | None, place: torch.Tensor, memory: StaticLayer) -> torch.Tensor:
-    """What is added to the scores of one token a row, (B * K, 1, S) in fp32: 0 at what it sees."""
+    """The bias on the scores of one token per row, (B * K, 1, S) in fp32: 0 at keys that it attends to."""
     rows, heads, size = memory.keys.shape[:3]
     unseen = torch.arange(size, device=place.device) > place
     if attention_mask is not None:
@@ -75,22 +75,22 @@ def seen_bias(attention_mask: torch.Tensor | None, place: torch.Tensor, memory: 
 
 
 def token_begin(decoder, input_ids: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Embeddings (B, D) of a token a row, with the tables (B, 1, E) of its rotary position."""
+    """Embeddings (B, D) of one token per row, with the tables (B, 1, E) of its rotary position."""
     embeds = decoder.embed_tokens(input_ids[:, 0])
     return embeds, *rotary_tables(decoder.rotary_emb, embeds, position_ids[:, 0])
 
 
 def token_layer(expert, hidden, cos, sin, keys, values, place, bias, regions: Regions = EAGER) -> torch.Tensor:
-    """One layer over a token a row.
+    """One layer over one token per row.
 
     Args:
         expert: The understanding expert of the layer.
         hidden: (B, D).
         cos, sin: (B, 1, E) tables of rotary positions.
         keys, values: (B, K, S, E), written in place.
-        place: (1,) where the token goes.
+        place: (1,) index of the token in the cache.
         bias: (B * K, 1, S) in fp32, added to the scores.
-        regions: What the layer does around attention.
+        regions: The regions of the layer.
 
     Returns:
         (B, D).
@@ -98,7 +98,7 @@ def token_layer(expert, hidden, cos, sin, keys, values, place, bias, regions: Re
     query, key, value = regions.project(expert, hidden, cos, sin)
     keys.index_copy_(2, place, key[:, :, None])
     values.index_copy_(2, place, value[:, :, None])
-    # The queries that share a key head are the rows of one product with its keys, which are read once.
+    # Queries that share a key head are the rows of one product with its keys, which are read once.
     query = query.reshape(len(bias), -1, query.shape[-1])
     scores = _product(query, keys.flatten(0, 1).transpose(1, 2)) * query.shape[-1] ** -0.5
     weights = (scores + bias).softmax(-1).to(values.dtype)
@@ -119,7 +119,7 @@ def _product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 class TokenCode(NamedTuple):
-    """The three pieces, as they are or compiled."""
+    """The three pieces, compiled or not."""
 
     begin: Callable
     layer: Callable
@@ -141,7 +141,7 @@ def _compiled(piece: Callable) -> Callable:
     @functools.wraps(piece)
     def run(*arguments):
         tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
-        many = len(tensors[0]) > 1  # compilers take one row for a constant
+        many = len(tensors[0]) > 1  # compilers treat a size of 1 as a constant
         if many not in known:
             for tensor in tensors:
                 torch._dynamo.maybe_mark_dynamic(tensor, (0, 2) if tensor.ndim > 2 else 0)  # rows and keys
@@ -155,9 +155,9 @@ def _compiled(piece: Callable) -> Callable:
 
 
 class CapturedStep:
-    """The forward of a model for one call of `generate`, whose steps of a token a row become one CUDA graph.
+    """The forward of a model for one call of `generate`, whose steps of one token per row become one CUDA graph.
 
-    Other shapes run as they are; a cache that moves is captured anew.
+    Other shapes run without a graph; if the cache moves, the step is captured again.
     """
 
     def __init__(self, model):
@@ -173,7 +173,7 @@ class CapturedStep:
             return self.model(**given, **kwargs)
         key = (len(input_ids), attention_mask is None, *(layer.keys.data_ptr() for layer in past_key_values.layers))
         if attention_mask is not None and attention_mask.ndim == 4:
-            inputs["attention_mask"] = attention_mask  # made anew for every step
+            inputs["attention_mask"] = attention_mask  # recreated for every step
         if key != self.key:
             self.key = key
             self.inputs = {name: value.clone() for name, value in inputs.items()}
@@ -185,7 +185,7 @@ class CapturedStep:
 
 
 def _padding(attention_mask: torch.Tensor | None, cache: Cache) -> torch.Tensor | None:
-    """The mask (B, S) of all steps: what comes later is real."""
+    """The mask (B, S) of all steps: later tokens are real."""
     if attention_mask is None or attention_mask.ndim == 4:
         return attention_mask
     return pad(attention_mask, (0, cache.layers[0].keys.shape[2] - attention_mask.shape[1]), value=1)

@@ -1,4 +1,5 @@
-"""Losses of a pack: images to tokens, both experts' tokens through the layers, heads on the supervised rows.
+"""Losses of a pack: embeds images, runs both experts' tokens through the layers, and applies the heads to supervised
+rows.
 
 Shapes: see `uniedit_hf.models.bagel.routing_bagel`; D hidden size, C channels of a latent token.
 """
@@ -25,11 +26,11 @@ from .stored_views import COLUMNS, fingerprint
 class BagelTrainingMixin:
     """Adds the training forward to the model that holds `model`, `lm_head`, `vae` and `config`."""
 
-    pack_attention = SPLITS  # what the trainer asks for on a GPU
+    pack_attention = SPLITS  # the trainer's choice on a GPU
     _view_encoders: dict[str, str] | None = None
 
     def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
-        """Compiles what each expert does before and after attention, once for all layers."""
+        """Compiles the work of each expert before and after attention, once for all layers."""
         for layer in self.model.language_model.layers:
             layer.regions = compiled_regions(backend, mode)
 
@@ -43,14 +44,14 @@ class BagelTrainingMixin:
         """The losses of a pack.
 
         Args:
-            splits: Who belongs to which sample and image.
-            routing: Of the pack; made here, with a look at the device's tensors, if it is not given.
-            inputs_embeds: (1, L, D) to use in place of the embedded tokens.
-            features: What else the model's `forward` takes of a pack.
+            splits: Sample and split of every token.
+            routing: Routing of the pack; if not given, computed here, which reads tensors back from the device.
+            inputs_embeds: (1, L, D) to use instead of the embedded tokens.
+            features: The other inputs of the model's `forward` for a pack.
         """
         routing = self._routing(splits, routing, features)
         und, gen, target = self._run_pack(splits, routing, inputs_embeds, features, reads_und=False)
-        # Heads run on supervised rows only, and on none of them too, so that their parameters stay in the graph.
+        # Heads run only on supervised rows, even if there are none, so that their parameters stay in the graph.
         decoder = self.model.language_model
         logits = self.lm_head(decoder.norm(und.index_select(0, routing.text_rows))).float()
         drawn = _rows(gen, routing.image_rows)
@@ -65,7 +66,7 @@ class BagelTrainingMixin:
         )
 
     def pack_hidden_states(self, sample_ids, split_ids, split_kinds, routing=None, **features) -> torch.Tensor:
-        """Hidden states (1, L, D) of a pack behind the final norm, in the order of the sequence."""
+        """Hidden states (1, L, D) of a pack after the final norm, in the order of the sequence."""
         splits = Splits(sample_ids, split_ids, split_kinds)
         routing = self._routing(splits, routing, features)
         und, gen, _ = self._run_pack(splits, routing, None, features, reads_und=True)
@@ -91,9 +92,10 @@ class BagelTrainingMixin:
         return routing.to(self.device, non_blocking=True)
 
     def _run_pack(self, splits: Splits, routing: PackRouting, inputs_embeds, features, reads_und: bool):
-        """Hidden states (U, D) and (G, D) of both experts before the final norms, and the velocities (G, C) that are
-        to be predicted, `None` without noise. Unless `reads_und`, the last layer leaves understanding tokens out where
-        none carries a loss and nothing of it is trained."""
+        """Hidden states (U, D) and (G, D) of both experts before the final norms, and the velocities (G, C) to
+        predict, `None` without noise. Unless `reads_und`, the last layer skips understanding tokens if none has a loss
+        and none of its weights for them is trained.
+        """
         self.check_stored_views(features.get("stored_by") or ())
         tokens, time, target = self._noised_latents(routing, features)
         if inputs_embeds is None:
@@ -142,7 +144,7 @@ class BagelTrainingMixin:
         latents: Sequence[torch.Tensor] | None,
         noise: Sequence[torch.Tensor] | None,
     ) -> torch.Tensor:
-        """Tokens (G, C) of all VAE views in order; views of one size go through together."""
+        """Tokens (G, C) of all VAE views in order; views of one size are encoded together."""
         tokens = []
         for same in same_size(routing.latent_grids).values():
             if latents is None:
@@ -155,8 +157,9 @@ class BagelTrainingMixin:
         return together if routing.latent_sources is None else together.index_select(0, routing.latent_sources)
 
     def _latents_of(self, images: Sequence[torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
-        """Latents (n, Z, h/8, w/8) of views of one size: pixels (3, h, w) are encoded, together, and moments
-        (2 Z, h/8, w/8) that were stored only drawn from."""
+        """Latents (n, Z, h/8, w/8) of views of one size: pixels (3, h, w) are encoded together; stored moments (2 Z,
+        h/8, w/8) are only sampled.
+        """
         pixels = [number for number, image in enumerate(images) if len(image) == 3]
         moments: list[torch.Tensor] = list(images)
         if pixels:
@@ -169,14 +172,14 @@ class BagelTrainingMixin:
 
     @property
     def view_encoders(self) -> dict[str, str]:
-        """Fingerprints of what makes stored views, by view."""
+        """Fingerprints of the encoders, by view."""
         if self._view_encoders is None:
             vit = self.model.vit_model
             self._view_encoders = {"vae": fingerprint(self.vae, "encoder."), "vit": fingerprint(vit)}
         return self._view_encoders
 
     def check_stored_views(self, stored_by: Sequence[tuple[str, str]]) -> None:
-        """Stored views were made by this model's encoders, which are not trained.
+        """Checks that stored views were made by this model's encoders, and that these are not trained.
 
         Raises:
             ValueError: If not.
@@ -185,17 +188,19 @@ class BagelTrainingMixin:
             columns = f"{COLUMNS[view]} in the columns source_{COLUMNS[view]} and target_{COLUMNS[view]}"
             if made_by != self.view_encoders[view]:
                 raise ValueError(
-                    f"The data holds {columns} made by the encoder {made_by}, but this model's own is "
+                    f"The data contains {columns} made by the encoder {made_by}, but this model's own is "
                     f"{self.view_encoders[view]}: store this model's with `uniedit dataset latents`, or remove them."
                 )
             if view == "vit" and any(each.requires_grad for each in self.model.vit_model.parameters()):
                 raise ValueError(
-                    f"The data holds {columns}, so the encoder would not learn: remove them, or set freeze_vit=True."
+                    f"The data contains {columns}, so the encoder would not learn: remove them, or set "
+                    "freeze_vit=True."
                 )
 
     @torch.no_grad()
     def encode_view(self, pixels: torch.Tensor, view: str) -> torch.Tensor:
-        """What is stored of one image: moments (2 Z, h/8, w/8) of `"vae"`, or features (rows, columns, vision size)
+        """The stored encoding of one image: moments (2 Z, h/8, w/8) of `"vae"`, or features (rows, columns, vision
+        size)
         of `"vit"`, from pixels (3, h, w) in [-1, 1]."""
         if view == "vae":
             return self.encode_moments(pixels[None].to(self.device))[0]

@@ -1,5 +1,6 @@
 """Janus-Pro (arXiv 2501.17811) on transformers' Janus classes: the same configuration, weights and class names, with
-training of image tokens, editing and guidance added. What transformers' classes do, these do as well."""
+training of image tokens, editing and guidance added. These classes can do everything that transformers' can.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The official layout of Janus-Pro (`model_type` `multi_modality`, deepseek-ai) to that of transformers.
+"""Converts the official layout of Janus-Pro (`model_type` `multi_modality`, deepseek-ai) to that of transformers.
 
-Weights are read from safetensors only. The released repositories hold pickles (`pytorch_model.bin`), which nothing
-here opens; the same weights as safetensors are in deepseek-community's repositories, in the layout of transformers.
+Weights are read from safetensors only. The released repositories contain pickles (`pytorch_model.bin`), which are
+never opened here; deepseek-community's repositories have the same weights as safetensors, in the layout of
+transformers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .processing_janus import JanusProcessor
 
 
 BLOCKS, LAYERS = r"vision_model\.vision_tower\.blocks\.(\d+)", r"model.vision_model.encoder.layers.\1"
-# Official name -> ours, first match; `None` leaves out what the model does not use.
+# Official name -> ours, first match; `None` for tensors that the model does not use.
 RENAMED: tuple[tuple[str, str | None], ...] = (
     (r"vision_model\.vision_tower\.attn_pool\..*", None),
     (r"gen_vision_model\.quantize\.codebook_used", None),
@@ -118,7 +119,8 @@ def _tensors(source: Path) -> dict[str, torch.Tensor]:
         pickles = sorted(path.name for path in source.glob("*.bin"))
         found = f"only {', '.join(pickles)}, which can run code when it is opened" if pickles else "no weights"
         raise OSError(
-            f"{source} holds {found}, but safetensors are needed: take the same model from deepseek-community, or a "
+            f"{source} contains {found}, but safetensors are needed: take the same model from deepseek-community, "
+            "or a "
             "revision of this one with safetensors."
         )
     tensors = {}
@@ -157,7 +159,7 @@ def _patch_size(vision: dict) -> int:
 
 
 def _config(source: Path, processor: JanusProcessor, tensors: dict[str, torch.Tensor]) -> JanusConfig:
-    """The official configuration states little of the encoders; the rest comes from the shapes of the tensors."""
+    """The official configuration says little about the encoders; the rest comes from the shapes of the tensors."""
     stored = json.loads((source / "config.json").read_text())
     known = set(LlamaConfig().to_dict())
     text = {
@@ -201,5 +203,5 @@ def _config(source: Path, processor: JanusProcessor, tensors: dict[str, torch.Te
 
 
 def _count(tensors: dict[str, torch.Tensor], prefix: str) -> int:
-    """How many numbered parts there are behind a prefix."""
+    """The number of numbered parts after a prefix."""
     return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))

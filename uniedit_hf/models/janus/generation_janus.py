@@ -1,4 +1,4 @@
-"""Drawing images token by token, guided by the same context without its texts and without anything.
+"""Draws images token by token, guided by the same context without its texts and by an empty context.
 
 Shapes: R requests, P pairs of a request and one of its contexts, T tokens of an image, K codes.
 """
@@ -21,8 +21,9 @@ from .token_drawing import TokenDrawing
 
 @contextmanager
 def plain_attention(decoder) -> Iterator[None]:
-    """FlexAttention is for packs: one token behind a cache it computes wrongly in transformers 5.23 (tried on a CPU,
-    where the seventh token of a drawing differs), and a dense mask for one token is small."""
+    """Switches FlexAttention off while decoding: with a cache, transformers 5.23 gives wrong results for single tokens
+    (on CPU the seventh image token differs), and a dense mask for one token is cheap.
+    """
     chosen = decoder.config._attn_implementation
     if chosen == "flex_attention":
         decoder.set_attn_implementation("sdpa")
@@ -37,12 +38,12 @@ class JanusImageSettings:
     """How one image is drawn.
 
     Args:
-        height: Pixels; the longer side is the model's own, the rest of the square is cut off.
-        width: Pixels, likewise.
-        seed: Of the drawing.
-        text_guidance_scale: How strongly the texts guide; 1 does not.
-        image_guidance_scale: How strongly what is there without the texts guides: a source image; 1 does not.
-        temperature: 1 draws from the model's own distribution, 0 takes the likeliest token.
+        height: Height in pixels; the longer side must be the model's size, and the rest of the square is cropped.
+        width: Width in pixels, likewise.
+        seed: Seed of the drawing.
+        text_guidance_scale: Guidance scale of the texts; 1 disables it.
+        image_guidance_scale: Guidance scale of the context without texts, that is, of a source image; 1 disables it.
+        temperature: 1 samples from the model's distribution, 0 chooses the most likely token.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -55,7 +56,7 @@ class JanusImageSettings:
     image_guidance_scale: float = 1.0
     temperature: float = 1.0
 
-    # what `UniEditPipeline` asks for unless told otherwise
+    # defaults of `UniEditPipeline`
     editing: ClassVar[dict] = {"text_guidance_scale": 5.0, "image_guidance_scale": 5.0}
     drawing: ClassVar[dict] = {"text_guidance_scale": 5.0}
 
@@ -66,11 +67,11 @@ class JanusImageSettings:
                     f"{name} is {getattr(self, name)}, but guidance starts at 1, which switches it off: use 1 or more."
                 )
         if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}: use 0 for the likeliest tokens, or more.")
+            raise ValueError(f"temperature is {self.temperature}: use 0 for the most likely tokens, or more.")
 
     @property
     def weights(self) -> tuple[float, float, float]:
-        """What the logits of the three contexts count: full, without texts, without anything; their sum is 1."""
+        """Weights of the logits of the three contexts (full, without texts, empty); their sum is 1."""
         text, image = self.text_guidance_scale, self.image_guidance_scale
         return text, image - text, 1 - image
 
@@ -79,7 +80,7 @@ class JanusImageGenerationMixin:
     """Adds `generate_images` to the model."""
 
     image_settings = JanusImageSettings
-    compile_layers: bool | None = None  # whether the layers run compiled on a CPU; a GPU captures whole steps
+    compile_layers: bool | None = None  # whether to compile the layers on a CPU; on a GPU whole steps are captured
 
     @torch.no_grad()
     def generate_images(
@@ -93,10 +94,10 @@ class JanusImageGenerationMixin:
 
         Args:
             settings: One per request.
-            branches: (R, 3) the context rows of each request: full, without its texts, without anything.
+            branches: (R, 3) the context rows of each request: full, without its texts, empty.
             callback_on_step_end: Called with a `DrawingStep` after every token; its latents are the tokens so far, and
-                its preview shows what is not drawn yet as the first code. A drawing that it stops ends the same way.
-            contexts: What else `JanusProcessor.guidance_contexts` returns.
+                its preview shows missing tokens as the first code, as does a stopped drawing.
+            contexts: The other outputs of `JanusProcessor.guidance_contexts`.
 
         Returns:
             Pixels (3, height, width) in fp32, about [-1, 1].
@@ -162,7 +163,7 @@ class JanusImageGenerationMixin:
         return tokens
 
     def check_image_settings(self, settings: Sequence[JanusImageSettings]) -> None:
-        """Whether these images can be drawn.
+        """Checks that these images can be drawn.
 
         Raises:
             ValueError: If the longer side of one is not the model's.
@@ -172,12 +173,12 @@ class JanusImageGenerationMixin:
             if max(each.width, each.height) != side or min(each.width, each.height) < 1:
                 raise ValueError(
                     f"An image of {each.width} x {each.height} pixels cannot be drawn: Janus-Pro draws {side} x "
-                    f"{side}, of which a part may be kept, so the longer side must be {side}."
+                    f"{side}, which may be cropped, so the longer side must be {side}."
                 )
 
 
 def _pairs(settings, branches: list[list[int]]) -> tuple[list[tuple[int, int]], torch.Tensor]:
-    """The (context row, request) pairs that count, and how much each counts for each request: (R, P)."""
+    """The (context row, request) pairs with nonzero weight, and their weights for each request: (R, P)."""
     weights: dict[tuple[int, int], float] = {}
     for request, (each, rows) in enumerate(zip(settings, branches)):
         for row, weight in zip(rows, each.weights):
@@ -190,16 +191,16 @@ def _pairs(settings, branches: list[list[int]]) -> tuple[list[tuple[int, int]], 
 
 
 def _chances(seed: int, steps: int) -> torch.Tensor:
-    """One number in [0, 1) for every token, so that a request draws the same whatever it is batched with: (T,)."""
+    """One number in [0, 1) for every token (T,), so that a request draws the same in any batch."""
     return torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _rounded(length: int) -> int:
-    """A number of keys that kernels like: a multiple of 64."""
+    """Rounds a number of keys up to a multiple of 64, which suits kernels."""
     return -(-length // 64) * 64
 
 
 def _kept(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The middle of the square, where the image lies: (3, height, width)."""
+    """Crops the center of the square, where the image is: (3, height, width)."""
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
     return pixels[:, top : top + height, left : left + width]

@@ -1,8 +1,8 @@
-"""Images to the tokens of Janus-Pro's VQ autoencoder and back.
+"""Converts images to the tokens of Janus-Pro's VQ autoencoder and back.
 
-The reference takes the code of the codebook that is nearest to a feature in DIRECTION: it normalises both before it
-compares them. transformers' quantiser compares them as they are, which gives other tokens unless every code has length
-1; so encoding is done here. Its decoder normalises, as the reference does.
+The reference takes the code of the codebook that is nearest to a feature in DIRECTION: it normalizes both before it
+compares them. transformers' quantizer compares them without normalization, which gives other tokens unless every code
+has length 1; so encoding is done here. Its decoder normalizes, as the reference does.
 
 Shapes: B images, S pixels a side, T tokens of an image in row-major order, E channels of a code, K codes.
 """
@@ -20,18 +20,19 @@ from uniedit_hf.models.precision import Fp32Weights
 
 
 class Fp32ImageTokenizer(Fp32Weights, JanusVQVAE):
-    """The VQ autoencoder of transformers, which keeps its precision when the model is cast: in bf16 it would make
-    other tokens of the same image."""
+    """transformers' VQ autoencoder, which stays in fp32 when the model is cast: in bf16 the same image would give
+    other tokens.
+    """
 
 
 IMAGE_COLUMNS = ("source_image", "target_image")
 
 
 def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """The codes of greatest cosine to each feature, compared in fp32.
+    """The code with the largest cosine similarity to each feature, compared in fp32.
 
     Args:
-        features: (B, E, h, w) before quantisation.
+        features: (B, E, h, w) before quantization.
         codebook: (K, E), of any length.
 
     Returns:
@@ -58,17 +59,17 @@ def decode_image_tokens(vqmodel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def store_image_tokens(dataset: Dataset, model, processor, batch_size: int = 16) -> Dataset:
-    """Computes the tokens of all images once and stores them with the data, so that training need not.
+    """Computes the tokens of all images once and stores them with the data, so that training does not have to.
 
     Args:
         dataset: With the columns `source_image` and `target_image`, or one of them.
         model: A `JanusForConditionalGeneration`.
         processor: Its `JanusProcessor`.
-        batch_size: Images that are encoded together.
+        batch_size: Number of images encoded at once.
 
     Returns:
-        The same rows with `source_tokens`, `target_tokens` (of the images that are there) and `image_tokenizer`,
-        the fingerprint of what made them.
+        The same rows with `source_tokens`, `target_tokens` (for existing images) and `image_tokenizer`, the
+        fingerprint of the model's tokenizer.
 
     Raises:
         ImageError: If an image cannot be read.
@@ -105,7 +106,7 @@ def _undecoded(features: Features, names) -> Features:
 
 
 def fingerprint(vqmodel) -> str:
-    """A name for what decides the tokens of an image: encoder and codebook, whatever precision they are held in."""
+    """A fingerprint of the weights that decide the tokens of an image (encoder and codebook), in any precision."""
     digest = hashlib.blake2b(digest_size=12)
     for name, tensor in sorted(vqmodel.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.", "quantize.")):

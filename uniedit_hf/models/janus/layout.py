@@ -1,11 +1,11 @@
-"""Segments as one sequence of tokens, in the words of Janus-Pro's conversations.
+"""Lays out segments as one sequence of tokens, in the format of Janus-Pro's conversations.
 
     BOS <|User|>: [image] \\n instruction \\n\\n <|Assistant|>: [image]
     BOS <|User|>: [image] \\n question \\n\\n <|Assistant|>: answer EOS
 
 An image is BOI, its tokens, EOI. Segments with loss are the assistant's, the others the user's. A dropped segment
-keeps its length: all its tokens, markers and the words around it become padding that is attended to, as where the
-reference and transformers draw without a prompt.
+keeps its length: its tokens, its markers and the words around it become padding that is attended to, as in the
+unconditional branch of the reference and of transformers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TURN = f"\n\n{ASSISTANT}"
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of the tokens that are not words, and how many tokens an image has."""
+    """Ids of the special tokens, and the number of tokens of an image."""
 
     bos: int
     eos: int
@@ -40,13 +40,13 @@ class Markers:
 
 @dataclass(frozen=True)
 class Piece:
-    """A segment with the words around it, before they are tokens.
+    """A segment with the words around it, before tokenization.
 
     Args:
         segment: The segment.
-        before: Words in front of it.
-        after: Words behind it.
-        begins: Whether it is the first of its sample, behind the marker of the beginning.
+        before: Words before it.
+        after: Words after it.
+        begins: Whether it is the first of its sample, after the begin-of-sequence token.
     """
 
     segment: TextSegment | ImageSegment
@@ -56,14 +56,14 @@ class Piece:
 
     @property
     def whole_text(self) -> str | None:
-        """Words and text in one, as they are tokenised, or `None` if it holds more than words."""
+        """Words and text in one string, as they are tokenized, or `None` if the segment is not only text."""
         if isinstance(self.segment, TextSegment) and isinstance(self.segment.text, str):
             return self.before + self.segment.text.strip() + self.after
         return None
 
     @property
     def is_answer(self) -> bool:
-        """Whether it is a text of the assistant, which ends with the end marker."""
+        """Whether it is a text of the assistant, which ends with the end-of-sequence token."""
         return isinstance(self.segment, TextSegment) and self.segment.loss
 
 
@@ -72,7 +72,7 @@ def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
 
     Args:
         sample: The sample.
-        system_prompt: Whether it begins with the prompt of a conversation in words.
+        system_prompt: Whether it begins with the system prompt of a text conversation.
     """
     found = []
     segments: Sequence = [None, *sample.segments, None]
@@ -95,7 +95,9 @@ def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
 
 
 class JanusRow:
-    """The tokens of one sample: ids, types and text labels. Labels stand where the token is predicted, one earlier."""
+    """The tokens of one sample: ids, types and text labels. A label is at the position that predicts the token, one
+    before it.
+    """
 
     def __init__(self):
         self.ids: list[int] = []
@@ -109,7 +111,7 @@ class JanusRow:
         self.labels += [-100] * len(ids)
 
     def learn(self, ids: Sequence[int]) -> None:
-        """Appends tokens that are predicted."""
+        """Appends tokens with loss."""
         start = len(self.ids) - 1
         self.extend(ids)
         self.labels[start : start + len(ids)] = ids
@@ -140,14 +142,14 @@ def lay_out(sample: Sample, tokenize: Callable[[str], list[int]], marks: Markers
 
 
 def text_ids(piece: Piece, tokenize: Callable[[str], list[int]]) -> list[int]:
-    """Ids of a text with the words around it; a list of ids passes through."""
+    """Ids of a text with the words around it; a list of ids is returned unchanged."""
     if piece.whole_text is not None:
         return tokenize(piece.whole_text)
     return [*tokenize(piece.before), *(int(each) for each in piece.segment.text), *tokenize(piece.after)]
 
 
 def piece_length(piece: Piece, tokenize: Callable[[str], list[int]], marks: Markers) -> int:
-    """Tokens of a piece without the marker of the beginning."""
+    """Number of tokens of a piece without the begin-of-sequence token."""
     if isinstance(piece.segment, ImageSegment):
         return len(tokenize(piece.before)) + marks.num_image_tokens + 2 + len(tokenize(piece.after))
     return len(text_ids(piece, tokenize)) + piece.is_answer

@@ -1,5 +1,5 @@
 """Janus-Pro that learns to draw and to edit: transformers' `JanusForConditionalGeneration` with a training forward
-over packs, drawing with guidance, and loading that ties nothing by accident.
+over packs, drawing with guidance, and loading that never ties weights by accident.
 
 One decoder reads text, SigLIP features and image tokens, and predicts text through one head and image tokens through
 another. A pack has `token_type_ids` and no `attention_mask`; anything else goes through transformers' own forward.
@@ -39,10 +39,10 @@ class JanusForConditionalGeneration(
     part_of_prefix = {
         "model.vqmodel.": "fixed",
         "model.vision_model.": "vit",
-        "model.generation_": "gen",  # to and from image tokens
+        "model.generation_": "gen",  # layers to and from image tokens
         "lm_head.": "text_only",
     }
-    # Tokens of images must not depend on the precision that the rest runs in.
+    # Image tokens must not depend on the precision of the rest of the model.
     _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
 
     def __init__(self, config):
@@ -54,11 +54,11 @@ class JanusForConditionalGeneration(
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """As in transformers. The released configurations leave `tie_word_embeddings` at its default, true, although
-        the weights are not tied; it is set to what is so, or saving, resizing or merging might tie them.
-        FlexAttention is for the decoder alone, as the encoder does not have it."""
+        the weights are not tied; it is corrected, because saving, resizing or merging might tie them.
+        FlexAttention is only used in the decoder, because the encoder does not support it."""
         if kwargs.get("attn_implementation") == "flex_attention":
             kwargs["attn_implementation"] = FLEX
-        config = kwargs.get("config")  # where the Auto classes have put it
+        config = kwargs.get("config")  # passed by the Auto classes
         if isinstance(config, PreTrainedConfig) and config._attn_implementation == "flex_attention":
             config._attn_implementation = FLEX
         loaded = super().from_pretrained(*args, **kwargs)
@@ -67,7 +67,7 @@ class JanusForConditionalGeneration(
             model.config.tie_word_embeddings = False
         return loaded
 
-    pack_attention = FLEX  # what the trainer asks for on a GPU: the mask of SDPA would be dense
+    pack_attention = FLEX  # the trainer's choice on a GPU: the mask of SDPA would be dense
 
     def compile_for_training(self, backend: str = "inductor", mode: str | None = None) -> None:
         """Compiles the decoder's layers, for any number of tokens."""
@@ -82,8 +82,9 @@ class JanusForConditionalGeneration(
                 layer.gradient_checkpointing = False
 
     def enable_input_require_grads(self):
-        """Lets the text embeddings pass a gradient, as adapters need when activations are recomputed. transformers
-        would do the same to the patches of the encoder, whose frozen layers would then run backward for nothing."""
+        """Makes the text embeddings require a gradient, as adapters need when activations are recomputed. transformers
+        would also do so for the encoder's patches, whose frozen layers would then run a useless backward pass.
+        """
         embeddings = self.get_input_embeddings()
         self._require_grads_hook = embeddings.register_forward_hook(
             lambda module, args, output: output.requires_grad_()
@@ -101,9 +102,9 @@ class JanusForConditionalGeneration(
         """A pattern for PEFT: the linear layers that are trained.
 
         Args:
-            und: Those of the decoder.
-            gen: Those that lead to and from image tokens.
-            text: Without effect: no layer of the decoder serves text alone.
+            und: Include those of the decoder.
+            gen: Include those to and from image tokens.
+            text: No effect: no layer of the decoder is used only for text.
         """
         patterns = []
         if und:
@@ -116,13 +117,13 @@ class JanusForConditionalGeneration(
 
     @property
     def image_tokenizer(self) -> str:
-        """The fingerprint of what makes tokens of images; stored tokens carry it."""
+        """The fingerprint of the model's image tokenizer; stored tokens have it as well."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model.vqmodel)
         return self._fingerprint
 
     def encode_images(self, images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-        """Pixels (M, 3, S, S) in [-1, 1] to tokens (M, T), by the reference's rule and not transformers'.
+        """Pixels (M, 3, S, S) in [-1, 1] to tokens (M, T), by the reference's rule, which differs from transformers'.
 
         Raises:
             ValueError: If the images are of another size than the model's.
@@ -132,7 +133,7 @@ class JanusForConditionalGeneration(
         if pixels.shape[1:] != (3, side, side):
             raise ValueError(
                 f"Images have the shape {tuple(pixels.shape[1:])}, but the model takes (3, {side}, {side}): prepare "
-                "them with its processor, which fits them without squeezing."
+                "them with its processor, which keeps their aspect ratio."
             )
         return encode_image_tokens(self.model.vqmodel, pixels)
 
@@ -145,7 +146,7 @@ class JanusForConditionalGeneration(
         return list(self.decode_tokens(self.encode_images(images)))
 
     def _tokens_of_views(self, vq_images, vq_tokens, made_by) -> torch.Tensor:
-        """Tokens (M, T) of all VQ views: those that are stored as they are, the others encoded.
+        """Tokens (M, T) of all VQ views: stored ones unchanged, the others encoded.
 
         Raises:
             ValueError: If stored tokens were made by another model.
@@ -153,7 +154,7 @@ class JanusForConditionalGeneration(
         foreign = [name for name in made_by or () if name != self.image_tokenizer]
         if foreign:
             raise ValueError(
-                f"The data holds image tokens made by {foreign[0]}, but this model's own are made by "
+                f"The data contains image tokens made by {foreign[0]}, but this model's image tokenizer is "
                 f"{self.image_tokenizer}: store this model's, or remove the columns source_tokens and target_tokens."
             )
         if vq_images is None:
@@ -186,29 +187,29 @@ class JanusForConditionalGeneration(
         use_cache: bool | None = None,
         **kwargs,
     ):
-        """With `token_type_ids` and no `attention_mask` the losses of a packed sequence; else transformers' forward,
-        over contexts of `JanusProcessor` or over what transformers' own returns.
+        """With `token_type_ids` and no `attention_mask` the losses of a packed sequence; otherwise transformers'
+        forward, over contexts of `JanusProcessor` or of transformers' processor.
 
         Args:
-            input_ids: (1, L) text and marker ids; what stands at image tokens is not read.
+            input_ids: (1, L) text and marker ids; the values at image tokens are not read.
             pixel_values: For transformers' forward only.
             attention_mask: Likewise; a pack has none.
-            position_ids: (1, L) rotary positions, which begin anew with every sample and so keep samples apart.
-            labels: (1, L) the token to predict at each position, -100 where text carries no loss.
+            position_ids: (1, L) rotary positions, which restart with every sample and so separate samples.
+            labels: (1, L) the token to predict at each position, -100 where there is no text loss.
             token_type_ids: (1, L) 1 text and markers, 2 SigLIP tokens, 3 VQ tokens.
             siglip_images: (N, 3, S, S) in [-1, 1], all SigLIP views in order.
             vq_images: (M', 3, S, S) in [-1, 1], the VQ views without stored tokens, in order.
-            vq_tokens: (M, T) tokens of all VQ views in order, -1 where they come as pixels; `None` if all do.
+            vq_tokens: (M, T) tokens of all VQ views in order, -1 for views given as pixels; `None` if all are.
             vq_loss: (M,) whether a VQ view is drawn.
-            vq_made_by: Fingerprints of what made the stored tokens.
+            vq_made_by: Fingerprints of the tokenizers that made the stored tokens.
             logits_to_keep, inputs_embeds, past_key_values, use_cache: As in transformers.
             kwargs: Likewise.
 
         Returns:
-            `Losses`, or what transformers' forward returns.
+            `Losses`, or the output of transformers' forward.
 
         Raises:
-            ValueError: If stored tokens were made by another model, or images and their places do not fit.
+            ValueError: If stored tokens were made by another model, or images do not match their positions.
         """
         if token_type_ids is None or attention_mask is not None:  # some tokenizers return token types as well
             views = {"siglip_images": siglip_images, "vq_images": vq_images, "vq_tokens": vq_tokens}
@@ -229,22 +230,23 @@ class JanusForConditionalGeneration(
     def _check_context(token_type_ids, pixel_values) -> None:
         if token_type_ids is None:
             raise ValueError(
-                "There are images but no token_type_ids, which say where they stand: give all that JanusProcessor "
-                "returns."
+                "There are images but no token_type_ids, which say where the images are: pass everything that "
+                "JanusProcessor returns."
             )
         if pixel_values is not None:
             raise ValueError(
-                "There are pixel_values beside the images of samples: give what JanusProcessor returns for either."
+                "There are pixel_values and images of samples: pass what JanusProcessor returns for one of them."
             )
 
     def _hidden(self, embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states (L, D) of a pack (1, L, D), every sample by itself.
 
-        FlexAttention and FlashAttention see from the positions where samples begin. Other kernels would need a dense
-        mask over the whole pack; there every sample gets a row, padded behind, which a causal mask hides by itself.
+        FlexAttention and FlashAttention find the beginnings of samples from the positions. Other kernels would need a
+        dense mask over the whole pack; for them every sample gets a row, padded on the right, where a causal mask
+        suffices.
         """
         decoder = self.model.language_model
-        # A cache would make transformers overlook that the positions begin anew.
+        # With a cache, transformers would ignore that positions restart.
         if decoder.config._attn_implementation not in ("sdpa", "eager"):
             return decoder(inputs_embeds=embeds, position_ids=position_ids, use_cache=False).last_hidden_state[0]
         positions = position_ids[0]
@@ -258,7 +260,7 @@ class JanusForConditionalGeneration(
         return hidden.flatten(0, 1)[place]
 
     def embed(self, input_ids, token_type_ids, siglip_images=None, tokens=None) -> torch.Tensor:
-        """All tokens as the decoder takes them: (B, L, D). What leads in is in the graph even if nothing comes."""
+        """Embeds all tokens: (B, L, D). The input layers are in the graph even without images."""
         embeds = self.get_input_embeddings()(input_ids)
         if tokens is None:
             tokens = input_ids.new_zeros(0, self.config.vision_config.num_image_tokens)
@@ -268,7 +270,7 @@ class JanusForConditionalGeneration(
             found = features.shape[0] * features.shape[1]
             if not torch.compiler.is_compiling() and int(places.sum()) != found:
                 raise ValueError(
-                    f"Images of {found} tokens are given for {int(places.sum())} places of token type {kind}: give "
+                    f"Images of {found} tokens are given for {int(places.sum())} positions of token type {kind}: give "
                     "the images that JanusProcessor returned with token_type_ids, all of them and no more."
                 )
             mask = places[..., None].expand_as(embeds)
@@ -276,20 +278,21 @@ class JanusForConditionalGeneration(
         return embeds
 
     def _seen(self, images: torch.Tensor | None) -> torch.Tensor:
-        """Features (N, T, D) of all SigLIP views; of none if there are none, through the same layers."""
+        """Features (N, T, D) of all SigLIP views; runs the same layers even without views."""
         weight = self.model.vision_model.embeddings.patch_embedding.weight
         vision = self.config.vision_config
         if images is not None:
             return self.model.get_image_features(images.to(weight.dtype)).pooler_output
         if not weight.requires_grad:
             return self.model.aligner(weight.new_zeros(0, vision.num_image_tokens, vision.hidden_size))
-        # attention takes no empty batch
+        # attention does not accept an empty batch
         blank = weight.new_zeros(1, 3, vision.image_size, vision.image_size)
         return self.model.get_image_features(blank).pooler_output[:0]
 
     def _losses(self, hidden, labels, token_type_ids, tokens, vq_loss) -> Losses:
-        """Sums of both losses over hidden states (L, D). Heads run on supervised rows only, and on none of them too,
-        so that their parameters stay in the graph."""
+        """Sums of both losses over hidden states (L, D). Heads run only on supervised rows, even if there are none, so
+        that their parameters stay in the graph.
+        """
         rows = labels != -100
         text_logits = self.lm_head(hidden[rows]).float()
         if tokens is None or vq_loss is None:
@@ -297,7 +300,7 @@ class JanusForConditionalGeneration(
         else:
             places = (token_type_ids == VQ).nonzero()[:, 0].view_as(tokens)[vq_loss].flatten()
             wanted = tokens[vq_loss].flatten()
-        # the state in front of a token predicts it, the first one's in front being the marker of the image
+        # the state before a token predicts it; before the first one is the image marker
         image_logits = self.model.generation_head(hidden[places - 1]).float()
         return Losses(
             text_sum=nn.functional.cross_entropy(text_logits, labels[rows], reduction="sum"),
@@ -321,12 +324,12 @@ class JanusForConditionalGeneration(
         )
 
     def generate(self, inputs=None, attention_mask=None, logits_processor=None, **kwargs):
-        """Writes text behind the contexts that `JanusProcessor` makes of samples; without `token_type_ids` as in
-        transformers, with its silent mistakes made loud.
+        """Writes text after the contexts that `JanusProcessor` makes of samples; without `token_type_ids` as in
+        transformers, but raises errors where transformers fails silently.
 
         Raises:
-            ValueError: If images are given to transformers' drawing, which would ignore them, or what it needs is
-                missing.
+            ValueError: If images are given to transformers' drawing, which would ignore them, or a setting that it
+                needs is missing.
         """
         if "token_type_ids" in kwargs and kwargs.get("pixel_values") is None:
             names = ("siglip_images", "vq_images", "vq_tokens", "vq_made_by")
@@ -343,7 +346,7 @@ class JanusForConditionalGeneration(
         kwargs |= {"attention_mask": attention_mask, "logits_processor": logits_processor}
         with plain_attention(self.model.language_model):
             if kwargs.get("generation_mode", "text") == "text":
-                # transformers' own leaves out the logits processors of texts
+                # transformers' own omits the logits processors of texts
                 kwargs.pop("generation_mode", None)
                 if is_assisted(kwargs, self.generation_config):
                     mark_read(kwargs.get("past_key_values"))
@@ -351,8 +354,9 @@ class JanusForConditionalGeneration(
             return super().generate(inputs, **kwargs)
 
     def get_compiled_call(self, compile_config=None):
-        """What transformers calls for every token with a static cache: a captured step, unless a `compile_config`
-        asks for `torch.compile`."""
+        """The function that transformers calls for every token with a static cache: a captured step, unless a
+        `compile_config` asks for `torch.compile`.
+        """
         if compile_config is None and self.device.type == "cuda":
             return CapturedStep(self)
         return super().get_compiled_call(compile_config)
@@ -372,7 +376,7 @@ class JanusForConditionalGeneration(
     def prepare_inputs_for_generation(
         self, input_ids, next_sequence_length=None, inputs_embeds=None, is_first_iteration=False, **kwargs
     ):
-        """As in transformers, behind what was read ahead."""
+        """As in transformers, after the tokens that were read ahead."""
         if is_first_iteration and next_sequence_length is None:
             next_sequence_length = unread(input_ids.shape[1], kwargs.get("past_key_values"))
         return super().prepare_inputs_for_generation(

@@ -1,7 +1,7 @@
-"""Samples to what Janus-Pro takes: packs to train on, contexts to write or draw from.
+"""Converts samples to Janus-Pro's inputs: packs to train on, contexts to write or draw from.
 
-Every image has one geometry, whichever view sees it and whether it is read or drawn: its longest side becomes the
-model's (384 pixels in the released one) and gray fills the square, as transformers' image processor does it.
+Every image has the same geometry in both views, read or drawn: its longest side is scaled to the model's size (384
+pixels in the released one) and padded with gray to a square, as in transformers' image processor.
 
 Shapes: L tokens of a sample, N SigLIP views, M VQ views, S pixels a side, T tokens of an image.
 """
@@ -25,37 +25,37 @@ from uniedit_hf.segments import DRAWING, UNDERSTANDING, ImageSegment, Sample, Te
 from .layout import PADDING, Markers, lay_out, piece_length, pieces
 
 
-NOT_ENCODED = -1  # where a VQ view comes as pixels and not as stored tokens
+NOT_ENCODED = -1  # marks a VQ view given as pixels instead of stored tokens
 
 
 class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
-    """transformers' `JanusProcessor`, called with text and images as ever, that also takes samples.
+    """transformers' `JanusProcessor`, called with text and images as usual, that also takes samples.
 
     Raises:
-        ValueError: When it is given samples, if its image processor does not normalise to [-1, 1].
+        ValueError: If it is called with samples and its image processor does not normalize to [-1, 1].
     """
 
     view_names = {"understanding": "siglip", "drawing": "vq"}
-    # How Janus-Pro is tuned unless set otherwise, see docs/janus.md; the one place where this is decided.
+    # The default conditioning of Janus-Pro, see docs/janus.md; this is the only place where it is set.
     conditioning = Conditioning(source_views=(UNDERSTANDING, DRAWING), drawing_dropout=0.5, full_dropout=0.05)
     dropped_segments_keep_tokens = True
     token_columns = ("input_ids", "token_type_ids", "position_ids", "labels")
 
     @property
     def side(self) -> int:
-        """Pixels of an image's side."""
+        """Side of an image in pixels."""
         return self.image_processor.size["height"]
 
     @property
     def markers(self) -> Markers:
-        """Ids of all tokens that are not words."""
+        """Ids of all special tokens."""
         tokenizer = self.tokenizer
         names = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
         names += (self.image_start_token, self.image_end_token, self.image_token)
         ids = [tokenizer.convert_tokens_to_ids(name) for name in names if name is not None]
         if len(ids) < len(names) or None in ids:
             raise ValueError(
-                f"The tokenizer of {tokenizer.name_or_path or 'this processor'} does not know all tokens for "
+                f"The tokenizer of {tokenizer.name_or_path or 'this processor'} does not have all tokens for "
                 f"beginning, end, padding and images (found: {names}): use the checkpoint's own tokenizer."
             )
         return Markers(*ids, self.num_image_tokens)
@@ -63,11 +63,11 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
     # --- sizes, without pixels ----------------------------------------------------------------------------------
 
     def segment_lengths(self, sample: Sample) -> list[tuple[int, str]]:
-        """For each segment its tokens other than those of a text, and the text with the words of the conversation
-        around it, see `FamilyProcessor`.
+        """For each segment `(extra_tokens, text)`, the text including the words of the conversation around it, see
+        `FamilyProcessor`.
 
         Raises:
-            ImageError: If an image is too narrow to be seen.
+            ImageError: If an image is too narrow.
             ValueError: If a view is unknown.
         """
         lengths, marks = [], self.markers
@@ -82,7 +82,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         return lengths
 
     def output_size(self, source) -> tuple[int, int]:
-        """(width, height) of an edit: the part of the square that the source takes."""
+        """(width, height) of an edit: the part of the square that the source fills."""
         return self._fitted_size(source.size, "The image")
 
     def default_size(self, config) -> tuple[int, int]:
@@ -90,18 +90,18 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         return (config.vision_config.image_size,) * 2
 
     def _fitted_size(self, size: tuple[int, int], name: str) -> tuple[int, int]:
-        """(width, height) that an image takes of the square, without being squeezed."""
+        """(width, height) of an image within the square, with its aspect ratio kept."""
         scale = self.side / max(size)
         smallest = self.image_processor.min_size
         if round(min(size) * scale) < smallest:
             raise ImageError(
-                f"{name} is {size[0]} x {size[1]} pixels, of which Janus-Pro would see {round(size[0] * scale)} x "
-                f"{round(size[1] * scale)}, and it needs {smallest} a side: crop it, or leave it out."
+                f"{name} is {size[0]} x {size[1]} pixels, which Janus-Pro would scale to {round(size[0] * scale)} x "
+                f"{round(size[1] * scale)}, but it needs {smallest} per side: crop it, or leave it out."
             )
         return round(size[0] * scale), round(size[1] * scale)
 
     def open_source(self, image: Any, name: str = "image"):
-        """Opens an image that is edited or asked about.
+        """Opens an image to edit or to ask about.
 
         Raises:
             ImageError: If it cannot be read or is too narrow.
@@ -115,7 +115,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
 
         Raises:
             ImageError: If it is too narrow.
-            ValueError: If the image processor normalises otherwise.
+            ValueError: If the image processor normalizes differently.
         """
         settings = self.image_processor
         if [*settings.image_mean, *settings.image_std] != [0.5] * 6:
@@ -128,13 +128,13 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         return self.image_processor(images=[image], return_tensors="pt")["pixel_values"][0].float()
 
     def prepare_target(self, image) -> torch.Tensor:
-        """An image as the model would learn to draw it: pixels (3, S, S) in [-1, 1]."""
+        """An image as a training target: pixels (3, S, S) in [-1, 1]."""
         return self.prepare(image)
 
     # --- words and pixels ---------------------------------------------------------------------------------------
 
     def _begins_with_prompt(self, sample: Sample) -> bool:
-        """Whether a sample is a conversation in words, which begins with the system prompt."""
+        """Whether a sample is a text conversation, which begins with the system prompt."""
         last = sample.segments[-1] if sample.segments else None
         return self.use_default_system_prompt and isinstance(last, TextSegment) and last.loss
 
@@ -143,10 +143,10 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             self._fitted_size(segment.size, f"The image of sample {sample_id!r}" if sample_id else "The image")
 
     def prepare_segment(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
-        """Pixels (3, S, S) of a view, or its stored tokens (T,). Pixels that come as a tensor pass through.
+        """Pixels (3, S, S) of a view, or its stored tokens (T,). A tensor of pixels is returned unchanged.
 
         Raises:
-            ImageError: If the image cannot be read, is too narrow, or is not of the size that its row states.
+            ImageError: If the image cannot be read, is too narrow, or does not have the size given in its row.
         """
         self._check_size(segment, sample_id)
         if segment.tokens is not None:
@@ -155,14 +155,14 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             if segment.image.shape != (3, self.side, self.side):
                 raise ImageError(
                     f"{name} has the shape {tuple(segment.image.shape)}, but the model takes (3, {self.side}, "
-                    f"{self.side}): pass an image, which is fitted without squeezing it."
+                    f"{self.side}): pass an image, which is resized with its aspect ratio kept."
                 )
             return segment.image
         image = open_image(segment.image, name=name)
         if segment.size is not None and tuple(segment.size) != image.size:
             raise ImageError(
-                f"{name} is {image.width} x {image.height} pixels, but its row states "
-                f"{segment.size[0]} x {segment.size[1]}: correct the size columns."
+                f"{name} is {image.width} x {image.height} pixels, but its row gives {segment.size[0]} x "
+                f"{segment.size[1]}: correct the size columns."
             )
         return self.prepare(image, name)
 
@@ -192,7 +192,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         return features
 
     def num_image_tokens_of(self, image: PreparedImage) -> int:
-        """Tokens of an image without markers: as many for every image."""
+        """Number of tokens of an image without markers, the same for every image."""
         return self.num_image_tokens
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -200,12 +200,12 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
     def training_features(
         self, sample: Sample, images: Sequence[PreparedImage], seed: int, epoch: int, posterior: str
     ) -> dict[str, Any]:
-        """Which VQ views are drawn; nothing of it is random."""
+        """Which VQ views are drawn; involves no randomness."""
         losses = [image.segment.loss for image in images if image.segment.view == "vq"]
         return {"vq_loss": torch.tensor(losses)} if losses else {}
 
     def lay_out(self, sample: Sample, images: Sequence[PreparedImage], purpose: Purpose) -> dict[str, np.ndarray]:
-        """Tokens of a sample. Positions begin anew with every sample, which keeps the samples of a pack apart."""
+        """Tokens of a sample. Positions restart with every sample, which separates the samples of a pack."""
         marks = self.markers
         if purpose == "train":
             system_prompt = self._begins_with_prompt(sample)
@@ -222,7 +222,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
     # --- contexts -----------------------------------------------------------------------------------------------
 
     def __call__(self, samples=None, images=None, text=None, **kwargs) -> BatchFeature:
-        """Contexts to write text from, padded on the left, if given samples; else as transformers' processor.
+        """Contexts to write text from, padded on the left, if given samples; otherwise like transformers' processor.
 
         Args:
             samples: One `Sample` or a list of them; anything else is taken as `text`.
@@ -231,7 +231,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             kwargs: Likewise.
 
         Returns:
-            For samples what `generate()` of this package's model takes.
+            For samples, the inputs of `generate()` of this package's model.
 
         Raises:
             ValueError: If there is nothing to read.
@@ -239,7 +239,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         found = [samples] if isinstance(samples, Sample) else samples
         if isinstance(found, (list, tuple)) and all(isinstance(each, Sample) for each in found):
             if images is not None or text is not None:
-                raise ValueError("Samples hold their own images and texts: give samples, or images and text.")
+                raise ValueError("Samples contain their own images and texts: give samples, or images and text.")
             return self.contexts_as(found, kwargs) if kwargs else self.contexts(found, "write")
         return TransformersJanusProcessor.__call__(self, samples if text is None else text, images, **kwargs)
 
@@ -252,17 +252,17 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         """The sample itself, with its texts dropped, and with everything dropped.
 
         Raises:
-            ValueError: If there is a thought, which Janus-Pro does not draw from.
+            ValueError: If there is reasoning, from which Janus-Pro cannot draw.
         """
         if thought is not None:
-            raise ValueError("Janus-Pro was not trained to draw from thoughts: leave them out.")
+            raise ValueError("Janus-Pro was not trained to draw from reasoning: leave thoughts out.")
         without_text = [replace(x, dropped=x.dropped or isinstance(x, TextSegment)) for x in sample.segments]
         empty = [replace(segment, dropped=True) for segment in sample.segments]
         return sample, sample.with_segments(without_text), sample.with_segments(empty)
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a training forward reads, and what transformers' own does."""
+        """Names of the inputs of a training forward, and of transformers' forward."""
         ours = [
             *self.token_columns,
             "attention_mask",

@@ -1,7 +1,7 @@
-"""The steps of drawing with Janus-Pro: an image token a row behind a static cache.
+"""The steps of drawing with Janus-Pro: one image token per row, with a static cache.
 
-All that changes from step to step are tensors that stay where they are, the number of the step among them. So a step
-has no arguments, and on a CUDA device it is captured once and replayed as one graph.
+Everything that changes from step to step, including the step number, is in tensors at fixed addresses. So a step has
+no arguments, and on a CUDA device it is captured once and replayed as one graph.
 
 Shapes: R requests, P pairs of a request and one of its contexts, T tokens of an image, S keys in the cache, D hidden
 size.
@@ -22,13 +22,13 @@ from uniedit_hf.models.captured import Replayed
 
 
 class TokenDrawing:
-    """Images that are drawn side by side, of which the contexts are in the cache.
+    """A batch of images whose contexts are in the cache.
 
     Args:
         model: A `JanusForConditionalGeneration`.
         settings: A `JanusImageSettings` for every request.
         requests: (P,) the request of every pair.
-        mixing: (R, P) how much each pair counts.
+        mixing: (R, P) weight of each pair.
         cache: Keys and values of the contexts, with room for T tokens.
         attention_mask: (P, tokens of a context), 1 at real tokens.
         chances: (R, T) a number in [0, 1) for every token.
@@ -56,7 +56,7 @@ class TokenDrawing:
         self.step = Replayed(self._step, requests.device)
 
     def choose(self, hidden: torch.Tensor) -> None:
-        """Draws the next token of every request from hidden states (P, D), and counts it."""
+        """Samples the next token of every request from hidden states (P, D), and increments the step."""
         logits = self.mixing @ self.model.model.generation_head(hidden).float()
         likely = (logits / self.temperatures.clamp(min=1e-6)).double().softmax(-1)
         chances = self.chances.index_select(1, self.number)
@@ -66,7 +66,7 @@ class TokenDrawing:
         self.number.add_(1)
 
     def _step(self) -> None:
-        """Takes the last token of every pair through the layers, and draws the next."""
+        """Runs the last token of every pair through the layers, and samples the next."""
         decoder, memories = self.model.model.language_model, self.cache.layers
         last = self.tokens.index_select(1, self.number - 1)[self.requests]
         hidden = self.model.prepare_embeddings_for_image_generation(last)[:, 0]
