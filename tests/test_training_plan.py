@@ -230,17 +230,21 @@ def test_flash_adamw_is_for_gpus(tmp_path):
     assert args.optim == "flash_adamw" and settings(tmp_path, **args.to_dict() | {"optim": None}).left_open == {
         "optim"
     }
-    with pytest.raises(ValueError, match="optim='flash_adamw' runs on NVIDIA GPUs alone"):
+    with pytest.raises(ValueError, match="optim='flash_adamw' runs only on NVIDIA GPUs"):
         UniEditTrainer.get_optimizer_cls_and_kwargs(args)
 
 
-def test_on_a_cpu_nothing_changes_by_itself(tmp_path):
+def test_on_a_cpu_only_what_is_recomputed_is_chosen(tmp_path):
     args = settings(tmp_path)
     usual = TrainingArguments.__dataclass_fields__["optim"].default
     choice = follow_plan(str(save_checkpoint(tmp_path / "model")), args, None, None)
     assert choice.sentence is None and choice.adapters is None
-    assert args.optim == usual and args.activation_checkpointing is True
+    assert args.optim == usual and args.activation_checkpointing is False
     assert args.model_init_kwargs == {"dtype": torch.float32}
+    kept = choice.row.peak
+    args = settings(tmp_path)
+    follow_plan(str(tmp_path / "model"), args, None, None, card=Card("a small machine", int(1.9 * kept), kind="cpu"))
+    assert args.activation_checkpointing == "selective" or args.activation_checkpointing is True
 
 
 def test_cards_are_found_by_their_names():

@@ -70,9 +70,10 @@ class UniEditConfig(TrainingArguments):
         optim (`str`, *optional*):
             As in `TrainingArguments`, or `"flash_adamw"` of the package flashoptim, which keeps a correction of the
             weights to 24 bits.
-        activation_checkpointing (`str` or `bool`, *optional*, defaults to `"full"`):
+        activation_checkpointing (`str` or `bool`, *optional*):
             Which activations the backward pass recomputes: all (`"full"` or `True`), the cheap ones (`"selective"`:
-                norms, activation functions, rotary positions), or none (`"none"` or `False`).
+            norms, activation functions, rotary positions), or none (`"none"` or `False`). Unset, it is the fastest of
+            these that fits the memory, and `"full"` for a model that is loaded already.
         torch_compile (`bool`, *optional*):
             Compile the parts of the decoder's layers around attention, once for all layers; on by default if there is
             a GPU. The rest of the model is not compiled.
@@ -81,8 +82,7 @@ class UniEditConfig(TrainingArguments):
 
         recipe (`str`, *optional*, defaults to `"edit"`):
             The recipe that makes a sample of a row: `"edit"`, `"answer"`, `"generate"` or `"interleaved"`, see
-                `uniedit_hf.recipes`. A
-            `TrainingPart` has its own.
+            `uniedit_hf.recipes`. A `TrainingPart` has its own.
         source_views (`list[str]`, *optional*):
             Views of the source image while training: `"understanding"` (ViT in BAGEL, SigLIP in Janus-Pro),
             `"drawing"` (VAE or VQ) or both; the family's own names `"vit"`, `"vae"`, `"siglip"` and `"vq"` work too.
@@ -102,8 +102,8 @@ class UniEditConfig(TrainingArguments):
             Maximum number of tokens in a pack. `per_device_train_batch_size` and `per_device_eval_batch_size` count
             packs.
         packing_window (`int`, *optional*, defaults to `64`):
-            Number of samples to choose from while packs are filled. bad_rows (`str`, *optional*, defaults to
-            `"raise"`):
+            Number of samples to choose from while packs are filled.
+        bad_rows (`str`, *optional*, defaults to `"raise"`):
             `"raise"` on a row that cannot be used, or `"quarantine"`: leave it out, count it and list it with its
             reason in `quarantine_0.jsonl`, where 0 is the process that met it.
         vit_longest_edge (`int`, *optional*):
@@ -129,17 +129,17 @@ class UniEditConfig(TrainingArguments):
 
         sample_steps (`int`, *optional*):
             Draw the first rows of the evaluation data every `sample_steps` steps, into `samples/`, with the recipe
-            `"edit"`
-            or `"generate"`.
+            `"edit"` or `"generate"`.
         num_samples (`int`, *optional*, defaults to `4`):
-            Number of rows to draw. sample_timesteps (`int`, *optional*, defaults to `20`):
+            Number of rows to draw.
+        sample_timesteps (`int`, *optional*, defaults to `20`):
             Timesteps of these drawings.
 
     > [!NOTE]
     > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-5, `lr_scheduler_type`
     > `"constant_with_warmup"`, `warmup_steps` 0.05 (a share of the run; the paper's 2,000 steps are most of its
     > first 2,500), `adam_beta2` 0.95, `adam_epsilon` 1e-15, both batch sizes 1,
-    > `activation_checkpointing` `"full"`, `torch_compile` True where there is a GPU, `logging_steps` 10,
+    > `torch_compile` True where there is a GPU, `logging_steps` 10,
     > `bf16` True where there is a GPU (`True` on a CPU without 16-bit arithmetic warns, with the measured factor),
     > `logging_nan_inf_filter` False (training stops at such a loss, and the filter would wait for the device in every
     > forward pass), `remove_unused_columns` False, `ddp_find_unused_parameters` False (every trained parameter is in

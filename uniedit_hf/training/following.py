@@ -59,7 +59,8 @@ def plan_of(model: str, args: UniEditConfig, adapters: PeftConfig | None = None,
     Args:
         model: A Hub id or folder.
         args: Settings of the run.
-        adapters: The adapters of ways that train adapters. draws: Whether any sample is drawn.
+        adapters: The adapters of ways that train adapters.
+        draws: Whether any sample is drawn.
 
     Raises:
         OSError: If there is no such model.
@@ -98,8 +99,8 @@ def follow_plan(
     tokens = args.per_device_train_batch_size * args.max_tokens_per_pack
     planner = Planner(config, args, typical_workload(config, tokens), adapters, draws)
     ways = _allowed_ways(args, adapters, quantization, card)
-    checkpointing = _allowed_checkpointing(args, card)
-    rows = [lightest(planner, way, card.memory, checkpointing) for way in ways]
+    checkpointing = _allowed_checkpointing(args)
+    rows = [lightest(planner, way, _memory_for_activations(args, card), checkpointing) for way in ways]
     fitting = [row for row in rows if row.fits(card.memory)]
     if not fitting:
         plan = make_plan(model, config, args, card, adapters, draws)
@@ -156,11 +157,14 @@ def _dtype(args: UniEditConfig) -> torch.dtype | None:
     return getattr(torch, asked) if isinstance(asked, str) else asked
 
 
-def _allowed_checkpointing(args: UniEditConfig, card: Card) -> Sequence[Checkpointing]:
-    """The setting, or the modes to choose from on a GPU."""
-    if "activation_checkpointing" in args.left_open and card.kind != "cpu":
-        return CHECKPOINTING
-    return [checkpointing_of(args)]
+def _allowed_checkpointing(args: UniEditConfig) -> Sequence[Checkpointing]:
+    """The setting, or the modes to choose from."""
+    return CHECKPOINTING if "activation_checkpointing" in args.left_open else [checkpointing_of(args)]
+
+
+def _memory_for_activations(args: UniEditConfig, card: Card) -> int:
+    """What a run may fill to save recomputation: a GPU's memory, or of a CPU's, which others use, half."""
+    return card.memory // (2 * args.world_size) if card.kind == "cpu" else card.memory
 
 
 def checkpointing_of(args: UniEditConfig) -> Checkpointing:

@@ -71,7 +71,8 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         processing_class ([`BagelProcessor`] or [`JanusProcessor`], *optional*):
             Loaded from the model's folder or repository if not given.
         callbacks (`list[TrainerCallback]`, *optional*):
-            Additional callbacks. optimizers (`tuple`, *optional*):
+            Additional callbacks.
+        optimizers (`tuple`, *optional*):
             Optimizer and scheduler to use instead of those of `args`.
         quantization_config (*optional*):
             Quantization to load the model with; only adapters can be trained on it, so `peft_config` is needed.
