@@ -1,8 +1,8 @@
 """How fast a data set is built from the official format, and how much memory that takes.
 
-    python -m benchmarks.dataset_build [--rows 10000 100000] [--side 64] [--pictures 4000] [--layout folder|tar]
+    python -m benchmarks.dataset_build [--rows 10000 100000] [--side 64] [--images 4000] [--layout folder|tar]
 
-Each size is built by the command line in a process of its own, whose largest resident memory is taken. The pictures
+Each size is built by the command line in a process of its own, whose largest resident memory is taken. The images
 are easy-VQA's, or drawn with grain if `--side` is not 64; every one is decoded to its end, source and target.
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def pack(folder: Path) -> None:
-    """The pictures into a tar file beside the manifest."""
+    """The images into a tar file beside the manifest."""
     with tarfile.open(folder / "images.tar", "w") as archive:
         archive.add(folder / "images", "images")
     shutil.rmtree(folder / "images")

@@ -4,7 +4,7 @@
 
 Rows are like those of the release: a source of 640 x 480 as JPEG and a target of 1024 x 1024 as PNG, with noise, so
 that they are as large as photographs. Three stages are timed, each from the same Parquet and alone: the stream without
-opening pictures; with pictures opened by us; and packs of 11,520 tokens with the paper's sizes and recipe, as a worker
+opening images; with images opened by us; and packs of 11,520 tokens with the paper's sizes and recipe, as a worker
 of the data loader makes them. `--consumed` are the tokens a second of one device, which the trainer's log shows; the
 default is an assumption for the 7B model. From it follows how many workers a device needs.
 """

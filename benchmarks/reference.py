@@ -43,7 +43,7 @@ TOLERANCES = {
 }
 
 # Pillow 13, which drew the expected pixels, shrinks rows before columns where that is less work, and rounds in
-# between; older ones always begin with the columns. Of the expected pixels this is seen in one picture: its rows after
+# between; older ones always begin with the columns. Of the expected pixels this is seen in one image: its rows after
 # shrinking.
 ROWS_FIRST = {"0.small": 32}
 
@@ -52,7 +52,7 @@ PIXEL_TRANSFORMS = {"small": (64, 32, 16), "patch14": (70, 28, 14)}
 
 
 def as_in_pillow_13(result: str, pixels: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) to resize; where Pillow 13 begins with the rows and this one does not, with that done."""
+    """The image (H, W, 3) to resize; where Pillow 13 begins with the rows and this one does not, with that done."""
     if result not in ROWS_FIRST or int(PIL.__version__.split(".")[0]) >= 13:
         return pixels
     picture = Image.fromarray(pixels)

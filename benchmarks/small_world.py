@@ -3,7 +3,7 @@
 Tunes the small base in several ways and measures all of them on the same test items:
 
     paper     intelligent edits alone, image loss, source by the ViT view
-    plain     plain edits of the same pictures, otherwise like paper: the control
+    plain     plain edits of the same images, otherwise like paper: the control
     both      intelligent edits, source by the ViT and the VAE view
     gen only  like paper, the understanding expert frozen
     mixed     intelligent edits with answers and drawings beside them (weights 2 : 1 : 1), text loss on
@@ -13,7 +13,7 @@ on. Prints a table in Markdown: the differences to the base, over items of the m
 bootstrap intervals; `table.json` has the same with the mean of every seed.
 
 The learning rate of the small world was chosen with `--split train --ways paper --seeds 1 --learning_rate RATE`, on
-items of training pictures.
+items of training images.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ WAYS: dict[str, Way] = {
 
 
 def mixed_parts(edits: Dataset) -> list[TrainingPart]:
-    """Edits, questions with their answers, and prompts with their pictures, of easy-VQA's training pictures."""
+    """Edits, questions with their answers, and prompts with their images, of easy-VQA's training images."""
     pictures = {row.image_id: load_image(row.image_path) for row in one_row_per_image(load_easy_vqa("train"))}
     questions = [
         {"id": f"question-{i}", "source_image": pictures[row.image_id], "question": row.question, "answer": row.answer}
@@ -176,7 +176,7 @@ def open_benchmark(folder: Path, settings: dict) -> None:
 def table(
     items: Sequence[SmallWorldItem], scores: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], path: Path
 ) -> str:
-    """The base in per cent and the differences of the ways to it and of pairs of ways, in Markdown, bold where the
+    """The base in percent and the differences of the ways to it and of pairs of ways, in Markdown, bold where the
     interval leaves out zero. Writes the same to `path` as JSON, as shares, with the mean of every seed."""
     pairs = [*((way, "base") for way in scores if way != "base"), *pairs]
     names = [way if other == "base" else f"{way} - {other}" for way, other in pairs]

@@ -4,8 +4,8 @@
 
 Every row takes the whole way: read from Parquet, looked at, compared with those before, classified, balanced,
 instructed, screened, edited, verified by two judges, written, merged, reported; four chat calls and one edit, each
-through prompt, cache, budget and limits. Pictures are 8 x 8 pixels, ten rows ask about each, and results are new
-pictures, so almost nothing is image work. Prints a JSON line for each number of rows: rows a second of CPU (user and
+through prompt, cache, budget and limits. Images are 8 x 8 pixels, ten rows ask about each, and results are new
+images, so almost nothing is image work. Prints a JSON line for each number of rows: rows a second of CPU (user and
 system), the same of the clock, and the peak of memory. Then the same run again, which finds every reply in the cache.
 """
 
@@ -73,7 +73,7 @@ class Instant:
 
 
 def write_source(folder: Path, rows: int) -> Path:
-    """Rows with their pictures."""
+    """Rows with their images."""
     schema = pa.schema([("image", pa.binary()), ("question", pa.string()), ("answer", pa.string())])
     with pq.ParquetWriter(folder / "rows.parquet", schema) as file:
         for first in range(0, rows, ROWS_PER_GROUP):

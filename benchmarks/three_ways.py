@@ -1,6 +1,6 @@
 """Is it the embedded question that helps? Three ways of asking for the same edits: `python -m benchmarks.three_ways`.
 
-Tunes the small base on the same pictures, targets and draws of noise, and asks for them in one of three ways
+Tunes the small base on the same images, targets and draws of noise, and asks for them in one of three ways
 (`uniedit_hf/small_world/asking.py`):
 
     question   if the shape is red, give it the color of grass; otherwise shrink it.
@@ -9,7 +9,7 @@ Tunes the small base on the same pictures, targets and draws of noise, and asks 
 
 A step shows about 22 edits in every way: instructions differ in length, so packs do, too.
 
-Edits that leave the picture as it is stay in all three: the question leads there, the answer says why, and the plain
+Edits that leave the image as it is stay in all three: the question leads there, the answer says why, and the plain
 edit is "leave it as it is". Measures all of them on the test items of `benchmarks.small_world`, with its settings,
 processes, folders and resume, and prints a table in Markdown: differences to the base, and of the question to the two
 others, over items of the mean of the seeds, with 95 % paired bootstrap intervals.
@@ -27,7 +27,7 @@ from uniedit_hf.small_world.quickstart.edit_data import intelligent_settings, lo
 from uniedit_hf.synthesis.run import run as synthesize
 
 
-# 36 tokens of an edit are its pictures; its text, which is left out one time in ten, has 38, 21 or 8 on the mean.
+# 36 tokens of an edit are its images; its text, which is left out one time in ten, has 38, 21 or 8 on the mean.
 PACK = {"question": 1536, "answer": 1196, "plain": 938}
 PAIRS = (("question", "answer"), ("question", "plain"))
 

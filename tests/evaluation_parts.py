@@ -61,7 +61,7 @@ def save_clip(folder: Path) -> None:
 
 
 def write_benchmarks(folder: Path) -> None:
-    """Prompt files and pictures; `geneval.json` is the fixture's rows."""
+    """Prompt files and images; `geneval.json` is the fixture's rows."""
     for name in ("a.png", "b.png", "color_change/1.png", "biology/2.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         picture(40, 32, seed=len(name)).save(folder / name)

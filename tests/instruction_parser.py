@@ -1,7 +1,7 @@
 """An independent reading of instructions: what a person would take them to mean, written without the generator.
 
-It knows neither the generator's programs nor its tables. From the text and plain facts about a picture it computes
-what the edited picture has to show, and what the questions' answers are.
+It knows neither the generator's programs nor its tables. From the text and plain facts about an image it computes
+what the edited image has to show, and what the questions' answers are.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CORNERS = {"circle": 0, "triangle": 3, "rectangle": 4}
 
 @dataclass(frozen=True)
 class Fact:
-    """What one shape in a picture is, in pixels; x and y are the middle of its box."""
+    """What one shape in an image is, in pixels; x and y are the middle of its box."""
 
     shape: str
     color: str
@@ -80,11 +80,11 @@ class Fact:
         return replace(self, width=self.width * factor, height=self.height * factor).inside()
 
 
-# ---- facts about the data set's pictures, from its own answers and plain sums over pixels
+# ---- facts about the data set's images, from its own answers and plain sums over pixels
 
 
 def facts_of_data_set(folder: Path, split: str) -> dict[int, tuple[str | None, str | None]]:
-    """(shape, colour) of each picture as far as its questions tell, None where they do not."""
+    """(shape, color) of each image as far as its questions tell, None where they do not."""
     known: dict[int, dict[str, str]] = defaultdict(dict)
     for question, answer, image_id in json.loads((folder / split / "questions.json").read_text()):
         if answer in COLORS + SHAPES:
@@ -99,7 +99,7 @@ def facts_of_data_set(folder: Path, split: str) -> dict[int, tuple[str | None, s
 
 
 def measured(image: Image.Image) -> Fact:
-    """The only shape of a clean picture, from plain sums over how much of each pixel it covers."""
+    """The only shape of a clean image, from plain sums over how much of each pixel it covers."""
     pixels = np.asarray(image.convert("RGB")).astype(float)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     values, counts = np.unique(border, axis=0, return_counts=True)
@@ -123,7 +123,7 @@ def measured(image: Image.Image) -> Fact:
 
 
 def target_of(instruction: str, fact: Fact) -> list[Fact]:
-    """What the picture shows after the instruction. Raises ValueError for a text that does not parse to its end."""
+    """What the image shows after the instruction. Raises ValueError for a text that does not parse to its end."""
     text = instruction.removesuffix(".")
     if ", so " in text:
         said, text = text.split(", so ")
@@ -196,7 +196,7 @@ def holds(condition: str, fact: Fact) -> bool:
 
 
 def is_true(statement: str, fact: Fact) -> bool:
-    """Whether a statement about the picture or about a thing is true."""
+    """Whether a statement about the image or about a thing is true."""
     if colored := re.fullmatch(f"the color of ({'|'.join(COLOR_OF)}) is (.*)", statement):
         return COLOR_OF[colored[1]] == colored[2]
     if shaped := re.fullmatch(f"the shape of ({'|'.join(SHAPE_OF)}) is a (.*)", statement):

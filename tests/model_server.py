@@ -385,7 +385,7 @@ def generated(asked: dict, draw: Draw, other: str | None) -> dict:
 
 
 def edited(source: bytes, draw: Draw) -> bytes:
-    """The picture with a bar drawn in; now and then in other proportions, or not changed at all."""
+    """The image with a bar drawn in; now and then in other proportions, or not changed at all."""
     image = Image.open(io.BytesIO(source)).convert("RGB")
     case = draw.share("edit")
     if case >= 0.03:

@@ -39,7 +39,7 @@ class MadeRelease:
 
 
 def make_release(folder: Path, num_rows: int, layout: str = "folder", config: str = "148k", faulty: bool = True):
-    """Writes a manifest and its pictures.
+    """Writes a manifest and its images.
 
     Args:
         folder: Made if it is missing.
@@ -101,12 +101,12 @@ def pictures() -> list[Path]:
 
 
 def picture_bytes(number: int) -> bytes:
-    """A picture of easy-VQA, as it is stored."""
+    """An image of easy-VQA, as it is stored."""
     return pictures()[number % len(pictures())].read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Faults: the reason, and what becomes of the line and its source picture
+# Faults: the reason, and what becomes of the line and its source image
 
 
 def faults_of(layout: str) -> list[tuple[str, Callable]]:

@@ -108,7 +108,7 @@ def killed_run(settings: dict, server: ModelServer, folder: Path, kills: int, to
 
 
 def result_of(output_dir: Path) -> tuple[list[tuple], list[dict]]:
-    """Everything that a run made, in order: rows with hashes of their pictures, and rejections."""
+    """Everything that a run made, in order: rows with hashes of their images, and rejections."""
     rows = []
     for file in sorted((output_dir / "dataset").glob("*.parquet")):
         for row in pq.read_table(file).to_pylist():

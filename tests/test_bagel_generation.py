@@ -460,7 +460,7 @@ def test_a_pack_is_its_samples(model, processor):
 
 
 def test_images_of_a_batch_are_independent(model):
-    """Pictures of one size share a batch of the autoencoder, others do not; neither matters."""
+    """Images of one size share a batch of the autoencoder, others do not; neither matters."""
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randn(3, *size, generator=generator) for size in [(32, 48), (48, 32), (32, 48), (64, 64)]]
     noise = [torch.randn(16, x.shape[1] // 8, x.shape[2] // 8, generator=generator) for x in pictures]

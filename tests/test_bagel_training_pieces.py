@@ -134,7 +134,7 @@ def test_checkpointing_recomputes_what_is_trained_and_nothing_else(model, proces
         layer=model.model.language_model.layers[1].mlp, vit=vit_layer.layer_norm1, vae=model.vae.encoder.mid_block
     )
     found = gradients(model, batch)
-    # four pictures of two sizes: two batches of the autoencoder; one size of the ViT
+    # four images of two sizes: two batches of the autoencoder; one size of the ViT
     assert calls.count == {"layer": 2, "vit": 1 if vit_frozen else 2, "vae": 2}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

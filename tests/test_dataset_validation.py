@@ -23,7 +23,7 @@ from uniedit_hf.schema import row_features, stable_id
 
 
 def photo(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Smooth random colours: a picture that survives JPEG as a photograph does."""
+    """Smooth random colors: an image that survives JPEG as a photograph does."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 

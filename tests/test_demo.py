@@ -121,7 +121,7 @@ def test_why_asks_the_embedded_question(client, pair, source):
 
 
 def test_every_tab_of_a_pair_of_janus(source):
-    """A family without steps, renormalised guidance and thoughts."""
+    """A family without steps, renormalized guidance and thoughts."""
     pair = tiny_pair("janus")
     with served(pair) as (page, address):
         client = Client(address, verbose=False)

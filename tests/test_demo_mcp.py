@@ -25,7 +25,7 @@ def uploaded(image) -> str:
 
 
 async def nothing(progress, total, message):
-    """Whoever asks for progress is sent pictures; Gradio 6.31 sends others their addresses."""
+    """Whoever asks for progress is sent images; Gradio 6.31 sends others their addresses."""
 
 
 async def with_tools(address: str, use):

@@ -198,7 +198,7 @@ def test_what_befalls_every_call_is_one_sentence(fault, said, models, benchmarks
 
 @pytest.fixture
 def drawn(benchmarks, tmp_path):
-    """A run of WISE with two seeds whose pictures are there."""
+    """A run of WISE with two seeds whose images are there."""
     items, folder = suite_of("wise").read(str(benchmarks / "wise.json"))[:4], tmp_path / "run"
     for index, item in enumerate(items):
         for seed in (0, 1):
@@ -251,7 +251,7 @@ def test_a_killed_run_repeats_no_finished_call(drawn, benchmarks, tmp_path):
 
 
 def test_a_thousand_stored_replies_are_scored_in_seconds(tmp_path, monkeypatch):
-    """A whole run of WISE: no picture is opened again, no call is made."""
+    """A whole run of WISE: no image is opened again, no call is made."""
     rows = [{"Prompt": "p", "Explanation": "e", "Subcategory": "", "prompt_id": number} for number in range(1, 1001)]
     (tmp_path / "wise.json").write_text(json.dumps(rows))
     suite, folder = suite_of("wise"), tmp_path / "run"
@@ -308,7 +308,7 @@ def test_another_picture_is_judged_again(drawn):
 
 
 def test_drawing_goes_on_and_holds_one_batch(tmp_path, benchmarks):
-    class Counting:  # stands for any pipeline; how many pictures are asked for at once is what is looked at
+    class Counting:  # stands for any pipeline; how many images are asked for at once is what is looked at
         batch_size, asked = 2, []
 
         def edit(self, images, prompts, seed, **settings):
@@ -341,7 +341,7 @@ def test_processes_share_the_pictures_out(tmp_path, benchmarks):
 
 def test_boxes_are_read_from_masks_in_the_pictures_size():
     masks = torch.full((2, 8, 8), -9.0)
-    masks[0, 2:4, 0:2] = 9.0  # of a picture of 64 x 32 pixels, shown at half size in the upper half of the input
+    masks[0, 2:4, 0:2] = 9.0  # of an image of 64 x 32 pixels, shown at half size in the upper half of the input
     classes = torch.tensor([[0.0, 6.0, 0.0], [6.0, 0.0, 0.0]])
     valid = torch.zeros(32, 32)
     valid[:16] = 1

@@ -59,7 +59,7 @@ def test_a_run_killed_while_it_draws_goes_on_to_the_same_table(parts, tmp_path):
         assert 3 <= len(finished) < 12 and not server.answered
         assert cli.main(command) == 0
         now = pictures(tmp_path / "killed")
-        assert len(now) == 12 and {path: now[path] for path in finished} == finished  # no picture was drawn again
+        assert len(now) == 12 and {path: now[path] for path in finished} == finished  # no image was drawn again
         assert set(server.answered.values()) == {1} and server.answered.total() == 12
         again = words(parts, tmp_path / "whole", server, steps=20)
         assert cli.main(again) == 0
@@ -69,7 +69,7 @@ def test_a_run_killed_while_it_draws_goes_on_to_the_same_table(parts, tmp_path):
 
 
 def pictures(folder: Path) -> dict[Path, int]:
-    """Finished pictures and when they were written."""
+    """Finished images and when they were written."""
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/images/*/*.png")}
 
 
@@ -122,6 +122,6 @@ def test_runners_hold_one_batch_of_pictures(parts, tmp_path):
         done = subprocess.run(list(map(str, program)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     held = json.loads(done.stdout)
-    one = 2048 * 2048 * 3 / 2**20  # MiB; all 36 pictures are 432
+    one = 2048 * 2048 * 3 / 2**20  # MiB; all 36 images are 432
     assert held["pictures"] == 36
     assert held["draw"] < 2 * one and held["judge"] < 8 * one, held

@@ -83,7 +83,7 @@ def seen(colors: dict, found: list, name: str) -> list:
 
 
 def picture_of(row: dict) -> tuple[dict, dict]:
-    """Detections as the prompt asks for them, apart from each other, and the colour of each class."""
+    """Detections as the prompt asks for them, apart from each other, and the color of each class."""
     objects, colors = {}, {}
     for number, asked in enumerate(row["include"]):
         x, y = WHERE[asked["position"][0]] if "position" in asked else (0, 300 * number)

@@ -1,4 +1,4 @@
-"""Every odd picture is made for real here, as cameras, scanners and broken downloads make them."""
+"""Every odd image is made for real here, as cameras, scanners and broken downloads make them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encode(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def colours(height: int = 24, width: int = 40) -> np.ndarray:
-    """Four flat quarters of different colours, that survive JPEG."""
+    """Four flat quarters of different colors, that survive JPEG."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (250, 10, 10)
     pixels[: height // 2, width // 2 :] = (10, 250, 10)

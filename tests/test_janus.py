@@ -81,7 +81,7 @@ def test_tokens_of_the_reference(request):
 
 
 def test_the_decoder_sees_the_input_of_the_reference(request):
-    """Through a model with the reference's codebook, whose own quantiser would take other codes."""
+    """Through a model with the reference's codebook, whose own quantizer would take other codes."""
     tensors = load_file(request.config.rootpath / FIXTURE)
     config = tiny_janus().config
     config.vq_config.num_embeddings, config.vq_config.num_patches = 256, 6

@@ -119,7 +119,7 @@ def test_the_command_stores_tokens(tmp_path, tiny_checkpoint, capsys, monkeypatc
 
 
 def test_the_command_stores_pictures_that_lie_elsewhere(tmp_path, tiny_checkpoint):
-    """A folder of pictures has paths in its rows; what is written must hold the pictures themselves."""
+    """A folder of images has paths in its rows; what is written must hold the images themselves."""
     folder = tmp_path / "in" / "train"
     folder.mkdir(parents=True)
     picture(32, 32, seed=1).save(folder / "a.png")

@@ -42,7 +42,7 @@ def assert_one_sentence(error: pytest.ExceptionInfo) -> None:
     assert "\n" not in text and text.rstrip(".").count(". ") <= 1 and len(text) < 400
 
 
-# ---- pictures
+# ---- images
 
 
 def png(image: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""What `UniEditPipeline.from_pretrained` hands on to the model, for both families: dtype, device map, quantisation."""
+"""What `UniEditPipeline.from_pretrained` hands on to the model, for both families: dtype, device map, quantization."""
 
 from __future__ import annotations
 

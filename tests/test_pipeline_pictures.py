@@ -1,4 +1,4 @@
-"""Questions about several pictures, for both families."""
+"""Questions about several images, for both families."""
 
 from __future__ import annotations
 

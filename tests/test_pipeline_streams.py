@@ -167,7 +167,7 @@ def test_an_interrupted_drawing_ends_where_it_is(pipe):
 
 
 def test_the_preview_is_where_the_velocity_leads(pipe):
-    """x_0 = x_t - t v, computed here from two neighbouring states."""
+    """x_0 = x_t - t v, computed here from two neighboring states."""
     shown_at = {}
 
     def look(given, index, timestep, shown):

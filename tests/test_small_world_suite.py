@@ -29,7 +29,7 @@ def items():
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """The base with other weights where pictures come from."""
+    """The base with other weights where images come from."""
     folder = tmp_path_factory.mktemp("models") / "tuned"
     pipeline = UniEditPipeline.from_pretrained(BASE)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_the_command_runs_goes_on_and_compares(tuned, items, tmp_path, capsys):
     gone = next(path for path in made if path.suffix == ".png")
     gone.unlink()
     assert evaluate(tuned, tmp_path) == 0
-    assert (tmp_path / "result.json").read_bytes() == first  # the picture that was gone came out the same
+    assert (tmp_path / "result.json").read_bytes() == first  # the image that was gone came out the same
     assert all(path.stat().st_mtime_ns == time for path, time in made.items() if path != gone)
 
     result = json.loads(first)

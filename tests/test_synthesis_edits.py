@@ -43,7 +43,7 @@ def records(results):
 
 @pytest.fixture(scope="module")
 def facts(rows):
-    """What each training picture shows, by its bytes; shape and colour agree with the data set's own answers."""
+    """What each training image shows, by its bytes; shape and color agree with the data set's own answers."""
     answers = facts_of_data_set(easy_vqa_folder(), "train")
     found = {}
     for path, image_id in {row.image_path: row.image_id for row in rows}.items():
@@ -108,7 +108,7 @@ def test_depth_is_the_number_of_nested_conditions(records):
 
 
 def test_neither_the_sort_of_a_condition_nor_a_word_gives_its_truth_away(records):
-    """A reader that looks at the words alone cannot tell whether the picture changes."""
+    """A reader that looks at the words alone cannot tell whether the image changes."""
     outermost = [(r.instruction.split(",")[0], variant_choices(r.variant)["condition"]) for r in records]
     negated = Counter(truth for condition, truth in outermost if " not " in condition and "?" not in condition)
     plain = Counter(truth for condition, truth in outermost if " not " not in condition and "?" not in condition)

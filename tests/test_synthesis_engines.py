@@ -129,7 +129,7 @@ def test_slurm_without_sbatch_or_with_blanks_is_one_sentence(tmp_path, monkeypat
 
 
 def test_one_shard_and_three_give_the_same_set(tmp_path):
-    """Where nothing is balanced, as no picture is in two shards."""
+    """Where nothing is balanced, as no image is in two shards."""
     with ModelServer() as server:
         for shards in (1, 3):
             run(settings_from(settings_for(server, tmp_path / str(shards), 30, shards=shards), "it"))

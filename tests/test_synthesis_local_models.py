@@ -140,7 +140,7 @@ def test_a_diffusers_pipeline_edits_in_batches(editor_folder):
     requests = [EditRequest(f"paint {n}", picture(24, 16, "red"), (48, 32), seed=n) for n in range(3)]
     requests += [EditRequest("paint it", picture(16, 24, "red"), (32, 48), seed=9)]
     replies, batches = ask_all(backend, requests)
-    assert batches == [3, 1]  # pictures of one size together
+    assert batches == [3, 1]  # images of one size together
     assert [reply.image.size for reply in replies] == [(48, 32)] * 3 + [(32, 48)]
     assert len({reply.image.data for reply in replies}) == 4
     alone, _ = ask_all(backend, requests[1:2])

@@ -1,4 +1,4 @@
-"""The reader is right on real pictures, before and after a loss like that of a VAE, and says none where it should."""
+"""The reader is right on real images, before and after a loss like that of a VAE, and says none where it should."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uniedit_hf.small_world.scene import PALETTE, SHAPES, SIDE, Scene, coverage,
 
 @st.composite
 def scenes(draw):
-    """Scenes like the data set's, off its grid, inside the picture."""
+    """Scenes like the data set's, off its grid, inside the image."""
     shape = draw(st.sampled_from(SHAPES))
     background = draw(st.tuples(*[st.integers(225, 255)] * 3))
     width = draw(st.floats(8, 33))

@@ -126,7 +126,7 @@ def test_the_official_export_is_read_back_to_the_same_rows(whole, tmp_path):
 
 
 def rows_of(data) -> list[dict]:
-    """Every row with its pictures as they are encoded; their names are another matter."""
+    """Every row with its images as they are encoded; their names are another matter."""
     rows = data.with_format("arrow")[:].to_pylist()
     return [row | {side: row[side]["bytes"] for side in ("source_image", "target_image")} for row in rows]
 

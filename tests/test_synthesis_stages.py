@@ -223,7 +223,7 @@ def test_duplicates_are_found_and_others_kept(tmp_path):
     texts = ["add a lamp to the left of the old table", "add a lamp to the left of the table", "remove every chair"]
     said = [seen.instruction(results[0].with_(instruction=text)) for text in texts]
     assert [getattr(result, "reason", "kept") for result in said] == ["kept", "near-duplicate instruction", "kept"]
-    assert isinstance(seen.instruction(results[3].with_(instruction=texts[0])), Draft)  # of another picture
+    assert isinstance(seen.instruction(results[3].with_(instruction=texts[0])), Draft)  # of another image
     seen.close()
     assert not (tmp_path / "seen.sqlite").exists()
 

@@ -52,7 +52,7 @@ def test_the_nearest_proportion_is_taken():
 
 
 class Painter:
-    """An editor that draws one picture, or what it is sent with twice as many pixels, in some proportions only."""
+    """An editor that draws one image, or what it is sent with twice as many pixels, in some proportions only."""
 
     def __init__(self, image: Image.Image | None = None, ratios: dict[str, float] | None = None):
         self.image, self.ratios, self.backend = image, ratios or {}, self

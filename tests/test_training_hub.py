@@ -218,7 +218,7 @@ def test_the_card_of_adapters(pushed):
 
 
 def test_the_card_of_merged_adapters(pushed):
-    """It names base and adapters, and carries the data sets and the licence of the adapters' own card."""
+    """It names base and adapters, and carries the data sets and the license of the adapters' own card."""
     metadata = metadata_load(pushed[1]["merged card"])
     assert metadata["base_model"] == f"{ORGANISATION}/base" and metadata["base_model_relation"] == "finetune"
     assert metadata["datasets"] == [f"{ORGANISATION}/edits"] and metadata["license"] == "mit"

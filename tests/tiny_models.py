@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and pictures for them, for tests of everything that runs on a model.
+"""Tiny models with random weights, and images for them, for tests of everything that runs on a model.
 
 They are the real classes at a size where a forward takes milliseconds; nothing is a stand-in.
 """
@@ -90,7 +90,7 @@ def tiny_bagel_config(**options) -> BagelConfig:
 
 
 def tiny_bagel(seed: int = 0, **options) -> BagelForConditionalGeneration:
-    """A model whose every weight is drawn, the zero-initialised ones too. Those of the model itself are twice the
+    """A model whose every weight is drawn, the zero-initialized ones too. Those of the model itself are twice the
     usual size and words are far apart, or it would repeat itself whatever it is asked."""
     model = BagelForConditionalGeneration(tiny_bagel_config(**options)).eval()
     draw_weights(model, seed)
@@ -176,7 +176,7 @@ def tiny_janus(seed: int = 0, **options) -> JanusForConditionalGeneration:
 
 
 def tiny_janus_processor(**options) -> JanusProcessor:
-    """32 x 32 pixels a picture."""
+    """32 x 32 pixels an image."""
     images = JanusImageProcessor(
         size={"height": 32, "width": 32}, min_size=4, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -200,12 +200,12 @@ class Family:
 
 FAMILIES = {
     "bagel": Family(tiny_bagel, tiny_bagel_processor),
-    # every picture has 16 tokens in every view
+    # every image has 16 tokens in every view
     "janus": Family(tiny_janus, tiny_janus_processor, {"max_tokens_per_pack": 200}),
 }
 
 
 def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
-    """Random blocks of colour, 8 pixels wide."""
+    """Random blocks of color, 8 pixels wide."""
     blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)

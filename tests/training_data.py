@@ -38,7 +38,7 @@ CONVERSATION_FEATURES = {"id": Value("string"), "turns": List(TURN)}
 
 
 def png(size: tuple[int, int], seed: int) -> dict[str, Any]:
-    """A picture as `datasets` stores it."""
+    """An image as `datasets` stores it."""
     file = BytesIO()
     picture(*size, seed=seed).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": None}

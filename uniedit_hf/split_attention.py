@@ -125,7 +125,7 @@ def plan_splits(sample, split, kind, order, long: int = LONG, first_query: int =
 
 
 def _stretches(values: np.ndarray, offset: int = 0) -> list[tuple[int, int]]:
-    """Begin and end of the stretches of equal neighbours."""
+    """Begin and end of the stretches of equal neighbors."""
     if not len(values):
         return []
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]

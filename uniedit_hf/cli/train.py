@@ -55,12 +55,12 @@ class ModelOptions:
         metadata={"help": "dtype of the weights and optimizer states; float32 on a CPU; on a GPU the plan decides"},
     )
     attn_implementation: Literal["sdpa", "flex_attention", "eager"] | None = field(
-        default=None, metadata={"help": "attention of the language model; transformers' choice by default"}
+        default=None, metadata={"help": "attention of the language model"}
     )
     use_peft: bool = field(default=False, metadata={"help": "train LoRA adapters instead of the weights"})
     lora_r: Count = field(default=16, metadata={"help": "rank of the adapters"})
     lora_alpha: Count = field(default=32, metadata={"help": "alpha of the adapters; their scale is alpha / rank"})
-    lora_dropout: Probability = field(default=0.0, metadata={"help": "dropout on the inputs of the adapters"})
+    lora_dropout: Probability = field(default=0.0, metadata={"help": "dropout on adapter inputs"})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "layers to adapt; by default the linear layers of both experts"}
     )

@@ -1,6 +1,6 @@
 """`load_dataset("uniedit-148k")`: what the bare name loads after `import uniedit_hf`.
 
-A name without an organisation is a repository of Hugging Face's own, and since datasets 4 no repository holds a
+A name without an organization is a repository of Hugging Face's own, and since datasets 4 no repository holds a
 script. So the function of datasets that turns a name into a builder is wrapped, for this one name:
 
     a folder of that name in the working directory    has priority, as for any name

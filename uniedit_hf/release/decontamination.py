@@ -1,7 +1,7 @@
 """Checks whether a data set contains images or questions of a benchmark.
 
 Images are compared by a difference hash of 256 bits (each bit says whether a pixel of a 17 x 16 thumbnail is darker
-than its right neighbour; Krawetz, "Kind of Like That", 2013), which survives resizing and compression, and by their
+than its right neighbor; Krawetz, "Kind of Like That", 2013), which survives resizing and compression, and by their
 pixels. Questions are compared as sequences of words, without case and punctuation.
 """
 

@@ -4,10 +4,10 @@
     answer     the shape is red, the color of grass is green, so make it green.
     plain      make it green.
 
-`question` is how intelligent edits are written. `answer` tells what decides: for every condition on the way what is
-true of the image, then what the action rests on; the branches that are not taken are gone. `plain` is the end of
-that. An action that names its result is said in the words it has in the instruction. Leaving the image as it is
-counts as an action like any other. "The other side" and "the opposite corner" stay, for no other words name that
+`question` is how intelligent edits are written. `answer` states the facts that decide: what is true of the image for
+every condition on the path, then the fact on which the action depends; branches that are not taken are omitted.
+`plain` is the last part of that. An action that names its result keeps its words from the instruction. Leaving the
+image unchanged counts as an action. "The other side" and "the opposite corner" stay, because no other words name that
 place; `answer` says on which side or in which corner the shape is.
 """
 
@@ -48,10 +48,10 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
 
     Args:
         asking: The way.
-        instruction: As it was written, with its question.
-        program: What it means.
-        scene: What its image shows.
-        rng: Where the phrasings come from; from the same state, `answer` ends in the words of `plain`.
+        instruction: The instruction with its question.
+        program: Its meaning.
+        scene: The scene in its image.
+        rng: Draws the phrasings; from the same state, `answer` ends in the words of `plain`.
     """
     if asking == "question":
         return instruction
@@ -66,7 +66,7 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
 
 
 def facts(program: Program, scene: Scene) -> list[Phrases]:
-    """For every condition on the way that the scene takes, the phrasings of what is true of it."""
+    """For every condition on the path that the scene takes, the phrasings of the fact that decides it."""
     found = []
     while isinstance(program, If):
         found.append(fact(program.condition, scene))
@@ -75,7 +75,7 @@ def facts(program: Program, scene: Scene) -> list[Phrases]:
 
 
 def fact(condition: Condition, scene: Scene) -> Phrases:
-    """What a scene shows of what a condition is about: its color, its shape, its number of corners, its half."""
+    """The fact of a scene that a condition depends on: its color, its shape, its number of corners, its half."""
     match condition:
         case Is("color"):
             return condition_phrases(Is("color", scene.color))
@@ -93,7 +93,7 @@ def fact(condition: Condition, scene: Scene) -> Phrases:
 
 
 def resolved(action: Action, scene: Scene) -> tuple[list[Phrases], Action]:
-    """What an action rests on, and the action with its result named."""
+    """The fact that an action depends on, and the action with its result named."""
     match action:
         case Recolor(color, thing) if thing:
             return [(f"the color of {thing} is {color}",)], Recolor(color)

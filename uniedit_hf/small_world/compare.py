@@ -1,4 +1,4 @@
-"""Where two images differ, as scenes: what verification and scoring mean by "right"."""
+"""Compares images as scenes; defines what verification and scoring count as right."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from uniedit_hf.small_world.scene import Scene
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a scene may be from the expected one.
+    """The allowed difference from the expected scene.
 
     Args:
-        place: Pixels between the middles of the boxes, along each axis.
+        place: Pixels between the centers of the boxes, along each axis.
         size: Pixels between the sizes (`Scene.size`).
-        background: Grey levels between the backgrounds, in each channel.
+        background: Gray levels between the backgrounds, in each channel.
     """
 
     place: float
@@ -23,14 +23,14 @@ class Tolerance:
     background: float
 
 
-EXACT = Tolerance(place=0.5, size=0.5, background=1.0)  # what our own renderer has to reach
-VISIBLE = Tolerance(place=6.0, size=3.0, background=16.0)  # what a person would call the same image
+EXACT = Tolerance(place=0.5, size=0.5, background=1.0)  # required of our own renderer
+VISIBLE = Tolerance(place=6.0, size=3.0, background=16.0)  # differences that a person would not notice
 
 
 def mismatches(expected: Sequence[Scene], found: Sequence[Scene], tolerance: Tolerance = VISIBLE) -> list[str]:
-    """What is wrong with the scenes that were found, in the order count, shape, color, place, size, background.
+    """The differences of the scenes that were found, in the order count, shape, color, place, size, background.
 
-    Shapes are compared in reading order (by rows, then columns). Where the count is wrong nothing else is compared.
+    Shapes are compared in reading order (by rows, then columns). If the count is wrong, nothing else is compared.
     """
     if len(expected) != len(found):
         return ["count"]

@@ -1,4 +1,4 @@
-"""An image of a data set: source, instruction and target side by side."""
+"""An overview image of a data set: source, instruction and target side by side."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _card(edit: dict) -> Image.Image:
 
 
 def _tag(edit: dict) -> str:
-    """Category, depth and, of an intelligent edit, whether its condition is true."""
+    """Category, depth and, for an intelligent edit, whether its condition is true."""
     choices, category = variant_choices(edit["variant"]), edit["task_category"]
     tag = f"{'size' if category is None else TASK_CATEGORIES[category]} · depth {choices['depth']}"
     if edit["question"] is not None:

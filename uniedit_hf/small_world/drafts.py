@@ -20,7 +20,7 @@ STAGE = "source"
 
 
 def draft_of_row(row: VqaRow, number: int = 0) -> Draft | Rejection:
-    """A question as a draft; `number` is its place in the source.
+    """A question as a draft; `number` is its position in the source.
 
     Raises:
         FileNotFoundError: The image file is missing.
@@ -38,7 +38,7 @@ def draft_of_row(row: VqaRow, number: int = 0) -> Draft | Rejection:
 
 
 def draft_of_image(row: VqaRow) -> Draft | Rejection:
-    """The image of a question as a draft that nothing is asked about.
+    """The image of a question as a draft without a question.
 
     Raises:
         FileNotFoundError: The image file is missing.
@@ -47,7 +47,7 @@ def draft_of_image(row: VqaRow) -> Draft | Rejection:
 
 
 def draft_of_bytes(data: bytes, name: str, license: str | None) -> Draft | Rejection:
-    """An encoded training image as a draft that nothing is asked about; `name` is what a rejection calls it."""
+    """An encoded training image as a draft without a question; `name` is its name in rejections."""
     return _draft(data, Image.open(io.BytesIO(data)), "train", license, name)
 
 

@@ -15,9 +15,9 @@ def edited_image(image: Image.Image, scene: Scene, program: Program) -> Image.Im
     """The image after the program.
 
     Args:
-        image: 64 x 64 RGB; returned as it is where the program changes nothing.
-        scene: What the reader found in it.
-        program: What to do.
+        image: 64 x 64 RGB; returned unchanged if the program changes nothing.
+        scene: The scene that the reader found in it.
+        program: The program to apply.
     """
     after = apply(program, scene)
     return image if after == [scene] else render(*after)

@@ -1,7 +1,7 @@
-"""Edits that are planned one by one: what an edit shall be like is drawn first, then questions are tried in turn until
-one becomes such an edit. So any number of edits in any shares come of the same 4,000 images.
+"""Edits that are planned one by one: the plan of an edit is drawn first, then questions are tried in turn until one
+becomes such an edit. So any number of edits in any shares can be made of the same 4,000 images.
 
-A planned source is a generator: it yields a draft to try, and is sent what became of it. `uniedit synthesize` takes
+A planned source is a generator: it yields a draft to try, and is sent the result. `uniedit synthesize` takes
 the drafts through its stages into Parquet (the sources `planned_edits` and `plain_edits`); `made` takes them through
 the same stages in memory, for the items of the suite.
 """
@@ -35,13 +35,13 @@ PlannedSource = Generator[Draft | Rejection, Draft | Rejection | None, None]
 
 @dataclass(frozen=True)
 class Shares:
-    """How often each sort of intelligent instruction is drawn. Weights need not add up to 1.
+    """The frequency of each sort of intelligent instruction. Weights need not add up to 1.
 
     Args:
-        categories: By what the embedded question is about.
-        depths: By how many conditions are nested.
-        false_conditions: How often the outermost condition does not hold.
-        unchanged: How often the image is to be left as it is.
+        categories: Weights of the subjects of the embedded question.
+        depths: Weights of the numbers of nested conditions.
+        false_conditions: Share of false outermost conditions.
+        unchanged: Share of edits that leave the image unchanged.
 
     Raises:
         ValueError: An unknown name, a negative weight, or a share outside of 0 to 1.
@@ -62,7 +62,7 @@ class Shares:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}")
 
     def draw_plan(self, rng: random.Random, asking: AskingStyle = "question") -> EditPlan:
-        """What the next instruction should be like; the order in which weights were given changes nothing."""
+        """Draws the plan of the next instruction; the order of the weights does not matter."""
         category = _weighted({each: self.categories.get(each, 0.0) for each in CATEGORIES}, rng)
         depth = _weighted({each: self.depths.get(each, 0.0) for each in DEPTHS}, rng)
         return EditPlan(category, depth, rng.random() >= self.false_conditions, rng.random() >= self.unchanged, asking)
@@ -85,7 +85,7 @@ def planned_drafts(settings: Settings, shard: int) -> PlannedSource:
     """The drafts of a shard of a run whose source is planned.
 
     Raises:
-        ValueError: No question becomes one of the planned edits, or there is no data set at `source.of`.
+        ValueError: If no question becomes one of the planned edits, or there is no data set at `source.of`.
     """
     from uniedit_hf.synthesis.sources.image_files import shard_of
     from uniedit_hf.synthesis.stages.balance import quotas
@@ -119,12 +119,12 @@ def intelligent_drafts(
     Args:
         rows: Questions about images.
         seed: Decides every choice; the same rows, seed, numbers and shares give the same edits.
-        numbers: Of the edits to make, one plan each.
-        shares: How often each sort is drawn.
-        asking: How edits are asked for; edits that differ in this alone differ in nothing but the instruction.
+        numbers: Numbers of the edits to make, with one plan each.
+        shares: Frequencies of the sorts.
+        asking: How edits are asked for; if only this differs, edits differ only in their instructions.
 
     Raises:
-        ValueError: The rows cannot give what the shares ask for.
+        ValueError: If the rows do not suffice for the shares.
     """
     wanted = [name for name, weight in shares.categories.items() if weight]
     pools = {category: _pool(rows, category, seed) for category in wanted}
@@ -138,13 +138,13 @@ def intelligent_drafts(
 def plain_drafts(
     rows: Sequence[VqaRow], *, seed: int, size: int, kinds: Mapping[PlainKind, float] | None = None
 ) -> PlannedSource:
-    """Drafts with plans of direct edits ("make the shape red.") of the rows' images, which take turns.
+    """Drafts with plans of direct edits ("make the shape red.") of the rows' images, used in turn.
 
     Args:
-        rows: Only their images matter, of any split.
+        rows: Rows of any split; only their images are used.
         seed: Decides every choice.
-        size: How many edits to make.
-        kinds: How often each of `PLAIN_KINDS` is drawn; all alike by default.
+        size: Number of edits to make.
+        kinds: Weights of `PLAIN_KINDS`; equal by default.
 
     Raises:
         ValueError: There are no rows, a kind is unknown, or no row gives an edit.
@@ -160,8 +160,8 @@ def plain_drafts(
 
 
 def plain_counterparts(rows: Iterable[tuple[int, Mapping[str, Any]]], *, seed: int) -> PlannedSource:
-    """For every row of a data set of such edits drafts of a plain edit of its source, for a control that sees the same
-    images: one kind of edit after another, until one succeeds."""
+    """For every row of a data set of such edits, drafts of a plain edit of its source, for a control with the same
+    images: one kind of edit after another is tried until one succeeds."""
     for number, row in rows:
         draft = draft_of_bytes(row["source_image"]["bytes"], row["id"], row["license"])
         kinds = python_random(seed, row["id"], "kinds").sample(PLAIN_KINDS, len(PLAIN_KINDS))
@@ -214,7 +214,7 @@ def _edited(draft: Draft, seed: int, seen: set[str]) -> Draft | Rejection:
         return written
     edit_id = record_id(written)
     if edit_id in seen:
-        return written.rejected("screen", "duplicate edit", "the same was drawn before.")
+        return written.rejected("screen", "duplicate edit", "the same edit was drawn before.")
     seen.add(edit_id)
     return read_back(draw_exactly(written))
 
@@ -223,7 +223,7 @@ def _edited(draft: Draft, seed: int, seen: set[str]) -> Draft | Rejection:
 
 
 def _until_made(drafts: Iterator[Draft | Rejection], number: int) -> PlannedSource:
-    """Drafts up to the first that becomes an edit; where nothing is sent in, the first is taken for made."""
+    """Drafts up to the first that becomes an edit; if nothing is sent, the first one counts as made."""
     result, attempt = None, -1
     for attempt, draft in enumerate(drafts):
         result = yield _at(draft, (number, attempt))
@@ -243,8 +243,7 @@ def _at(draft: Draft | Rejection, position: tuple[int, int]) -> Draft | Rejectio
 
 
 def _pool(rows: Sequence[VqaRow], category: Category, seed: int) -> list[VqaRow]:
-    """The rows that a category can be made of, shuffled: those that ask about it, or one of each image where the
-    question is composed."""
+    """The rows for a category, shuffled: those that ask about it, or one of each image if the question is composed."""
     of_category = category in ("shape", "color")
     pool = [row for row in rows if row.attribute == category] if of_category else one_row_per_image(rows)
     return _shuffled(pool, seed, category)
@@ -257,7 +256,7 @@ def _shuffled(rows: Sequence[VqaRow], seed: int, purpose: str) -> list[VqaRow]:
 
 
 def _endless(rows: Sequence[VqaRow]) -> Iterator[tuple[VqaRow, int]]:
-    """The rows over and over, with the number of the round."""
+    """Repeats the rows endlessly, with the number of the round."""
     return ((row, draw) for draw in count() for row in rows)
 
 

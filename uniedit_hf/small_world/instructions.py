@@ -1,6 +1,7 @@
 """Draws instructions: a question about the image, nested if and else logic, and edits that depend on the answers.
 
-An `EditPlan` says what is wanted; it is filled from a scene and a row of easy-VQA. The answer itself is never in the
+An `EditPlan` describes the instruction; it is filled from a scene and a row of easy-VQA. The answer itself is never in
+the
 text, and a wrong branch never gives the right image.
 """
 
@@ -55,19 +56,19 @@ from uniedit_hf.small_world.wording import (
 
 MOST_WORDS = 45
 ATTEMPTS = 100
-KEEP_BESIDE = 0.35  # how often a branch that is not taken leaves the image as it is
+KEEP_BESIDE = 0.35  # share of branches not taken that leave the image unchanged
 PLAIN_NOUNS = (*NOUNS, "the {shape}", "the {color} shape")
 
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What an instruction should be like.
+    """The plan of an instruction.
 
     Args:
-        category: What the embedded question is about.
-        depth: How many conditions are nested, 1 to 3.
+        category: The subject of the embedded question.
+        depth: Number of nested conditions, 1 to 3.
         condition: Whether the outermost condition is true of the image.
-        changed: Whether the image changes; otherwise the branch that is taken leaves it as it is.
+        changed: Whether the image changes; otherwise the branch that is taken leaves it unchanged.
         asking: How the edit is asked for.
     """
 
@@ -84,7 +85,7 @@ class EditPlan:
 
     @property
     def seed_text(self) -> str:
-        """What the draws of an instruction are seeded by, so that one seed gives the same rows in every release."""
+        """The seed of an instruction's draws; kept stable, so that a seed gives the same rows in every release."""
         drawn = f"category={self.category!r}, depth={self.depth}, holds={self.condition}, changes={self.changed}"
         return f"Plan({drawn})"
 
@@ -106,8 +107,8 @@ class Instruction:
     """A text with its meaning.
 
     Args:
-        text: What the model reads.
-        program: What it means.
+        text: The text for the model.
+        program: Its meaning.
         question: The embedded question, None for a plain edit.
         answer: Its answer on this image, None for a plain edit.
         source: "easy-vqa" where the question is a row of the data set, otherwise "composed".
@@ -124,8 +125,9 @@ class Instruction:
 
 @dataclass
 class Leaves:
-    """The action of the branch that the scene takes, None where it does not get, and those of the other branches,
-    which are used up."""
+    """The action of the branch that the scene takes (None elsewhere), and those of the other branches, which are
+    consumed.
+    """
 
     taken: Action | None
     beside: list[Action]
@@ -133,11 +135,11 @@ class Leaves:
 
 @dataclass
 class Phrasing:
-    """Chooses phrasings and remembers which, by their place in the list.
+    """Chooses phrasings and records their indices.
 
     Args:
-        rng: Where the choices come from.
-        spare_words: How much longer than the shortest a phrasing may be.
+        rng: Draws the choices.
+        spare_words: How many words longer than the shortest a phrasing may be.
     """
 
     rng: random.Random
@@ -155,10 +157,10 @@ def draw_instruction(scene: Scene, row: VqaRow, plan: EditPlan, rng: random.Rand
     """An instruction for an image according to a plan, or the reason why none was found.
 
     Args:
-        scene: What the image shows.
+        scene: The scene in the image.
         row: A question about this image; it is embedded for the categories shape and color.
-        plan: What is wanted.
-        rng: Where every choice comes from.
+        plan: The plan.
+        rng: Draws every choice.
     """
     reason = ""
     for _ in range(ATTEMPTS):
@@ -187,7 +189,7 @@ def draw_plain_edit(scene: Scene, kind: PlainKind, rng: random.Random) -> Instru
 
 
 def fault(instruction: Instruction, scene: Scene) -> str:
-    """Why an instruction is not used, or an empty string."""
+    """The reason why an instruction cannot be used, or an empty string."""
     if leaked_answers(instruction, scene):
         return "the instruction contains the answer"
     if count_words(instruction.text) > MOST_WORDS:
@@ -209,8 +211,9 @@ def decides_nothing(program: Program) -> bool:
 
 
 def leaked_answers(instruction: Instruction, scene: Scene) -> list[str]:
-    """The answers that stand in the text: that of the embedded question, and every value that the text refers to by
-    a thing ("the color of grass")."""
+    """The answers that the text contains: that of the embedded question, and every value that the text refers to by a
+    thing ("the color of grass").
+    """
     answers = [] if instruction.answer is None else split_words(instruction.answer)
     for node in (*conditions(instruction.program), *actions(instruction.program)):
         match node:
@@ -223,7 +226,7 @@ def leaked_answers(instruction: Instruction, scene: Scene) -> list[str]:
 
 
 def _draw_program(scene: Scene, topic: Topic, plan: EditPlan, rng: random.Random) -> If | None:
-    """A nested if whose taken branch ends in the topic's edit or, where nothing is to change, in none."""
+    """A nested if whose taken branch ends in the topic's edit or, if nothing should change, in no edit."""
     outer = draw_condition(scene, topic.sorts, plan.condition, rng)
     mains = rng.sample(topic.actions, len(topic.actions))
     main = next((action for action in mains if changes(action, scene) or not plan.changed), None)
@@ -240,9 +243,10 @@ def _draw_program(scene: Scene, topic: Topic, plan: EditPlan, rng: random.Random
 def _draw_if(
     scene: Scene, condition: Condition, depth: int, leaves: Leaves, about: frozenset[str], rng: random.Random
 ) -> If:
-    """An if of a given depth. `about` holds the subjects of this condition and of those around it; the conditions
-    within are about others."""
-    # A branch that holds two ifs can only be said behind "otherwise".
+    """An if of a given depth. `about` has the subjects of this condition and of the enclosing ones; nested conditions
+    are about others.
+    """
+    # A branch with two ifs can only be phrased after "otherwise".
     nested = None if depth == 1 else depth == 2 and rng.random() < 0.5
     branches: dict[bool, Program] = {}
     for branch in (True, False):
@@ -250,7 +254,7 @@ def _draw_if(
         if branch is nested:
             fresh = [sort for sort in SORTS if sort.subject not in about]
             truth = rng.random() < 0.5
-            # The width is clear for every shape, so one of the two truths always has a condition.
+            # The width is clear for every shape, so there is always a condition with the wanted truth.
             inner = draw_condition(scene, fresh, truth, rng) or draw_condition(scene, fresh, not truth, rng)
             branches[branch] = _draw_if(scene, inner, depth - 1, within, about | {subject(inner)}, rng)
         else:
@@ -259,7 +263,7 @@ def _draw_if(
 
 
 def _phrased(topic: Topic, program: If, rng: random.Random) -> Instruction:
-    """The program in words, in shorter and shorter phrasings until one is short enough."""
+    """The program in words, with shorter and shorter phrasings until one is short enough."""
     for spare_words in (MOST_WORDS, 2, 1, 0):
         phrasing = Phrasing(rng, spare_words)
         text = _say_with_lead(topic, program, phrasing)
@@ -269,7 +273,7 @@ def _phrased(topic: Topic, program: If, rng: random.Random) -> Instruction:
 
 
 def _say_with_lead(topic: Topic, program: If, phrasing: Phrasing) -> str:
-    """The instruction, sometimes behind its question."""
+    """The instruction, sometimes preceded by its question."""
     lead = phrasing(["", *topic.leads])
     if lead and topic.proposition is not None:
         answered = IF_SO[0] if program.condition == topic.proposition else IF_SO[1]

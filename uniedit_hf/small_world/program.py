@@ -1,4 +1,4 @@
-"""What an instruction means, as data: conditions and actions on a scene, nested by if and else.
+"""The meaning of an instruction as data: conditions and actions on a scene, nested by if and else.
 
 Text, target and truth of an instruction all come from one program, so they cannot disagree. A value is named ("red")
 or, where a node carries a `thing`, referred to by it ("the color of a ripe tomato").
@@ -45,7 +45,7 @@ PARTS = {"quarter": SIDE / 4, "third": SIDE / 3}
 PLACES = {"left": (16.0, None), "right": (48.0, None), "top": (None, 16.0), "bottom": (None, 48.0), "center": (32, 32)}
 QUARTERS = ((16.0, 16.0), (48.0, 16.0), (16.0, 48.0), (48.0, 48.0))
 GROWTH = 1.5
-SMALLEST, BIGGEST = 7.0, 37.0  # sizes that a resized shape keeps to; the data set's own are 8 to 33
+SMALLEST, BIGGEST = 7.0, 37.0  # allowed sizes of a resized shape; those of the data set are 8 to 33
 LONGEST_IN_QUARTER = 26.0
 PLACE_MARGIN, WIDTH_MARGIN = 3.0, 2.0  # pixels from the dividing line within which a condition is unclear
 LEAST_MOVE = 10.0
@@ -85,7 +85,7 @@ class HasCorners:
 
 @dataclass(frozen=True)
 class InHalf:
-    """The middle of the shape lies in one half of the image."""
+    """The center of the shape is in one half of the image."""
 
     half: Half
 
@@ -98,7 +98,7 @@ class InHalf:
 
 @dataclass(frozen=True)
 class Closer:
-    """The middle of the shape is closer to one edge of the image than to another."""
+    """The center of the shape is closer to one edge of the image than to another."""
 
     edge: Half
     other: Half
@@ -165,8 +165,9 @@ class Resize:
 
 @dataclass(frozen=True)
 class Copies:
-    """As many copies of the shape, each in the middle of a quarter of the image, by rows. A shape that is too long
-    for a quarter is drawn smaller. `number` is None where the thing is `OWN_CORNERS`."""
+    """As many copies of the shape, each in the center of a quarter of the image, by rows. A shape that is too large
+    for a quarter is drawn smaller. `number` is None if the thing is `OWN_CORNERS`.
+    """
 
     number: int | None
     thing: str = ""
@@ -179,7 +180,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class Keep:
-    """Leave the image as it is."""
+    """Leave the image unchanged."""
 
     def result(self, scene: Scene) -> list[Scene]:
         return [scene]
@@ -212,7 +213,7 @@ def taken_action(program: Program, scene: Scene) -> Action:
 
 
 def depth(program: Program) -> int:
-    """How many conditions are nested at most, 0 for an action."""
+    """The maximum number of nested conditions, 0 for an action."""
     return 1 + max(depth(program.then), depth(program.otherwise)) if isinstance(program, If) else 0
 
 
@@ -234,7 +235,7 @@ def actions(program: Program) -> Iterator[Action]:
 
 
 def changes(action: Action, scene: Scene) -> bool:
-    """Whether the action makes a difference on this scene that cannot be overlooked."""
+    """Whether the action makes a clearly visible difference on this scene."""
     after = action.result(scene)
     if isinstance(action, Resize):
         return bool(math.isclose(max(after[0].size / scene.size, scene.size / after[0].size), GROWTH, rel_tol=1e-6))
@@ -246,7 +247,7 @@ def changes(action: Action, scene: Scene) -> bool:
 
 
 def edge_distance(scene: Scene, edge: Half) -> float:
-    """Pixels from the middle of the shape to one edge of the image."""
+    """Pixels from the center of the shape to one edge of the image."""
     x, y = scene.center
     return {"left": x, "right": SIDE - x, "top": y, "bottom": SIDE - y}[edge]
 

@@ -1,6 +1,6 @@
-"""Questions and drawing prompts computed from a scene: what the small world asks beyond easy-VQA's own questions.
+"""Questions and drawing prompts computed from a scene, in addition to easy-VQA's own questions.
 
-A question is only asked of a scene whose answer is clear by a margin of a few pixels.
+A question is only asked about a scene if its answer is clear by a margin of a few pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TALLER_QUESTION = "is the shape wider than it is tall?"
 
 @dataclass(frozen=True)
 class ComposedQuestion:
-    """A composed question with its answer and what it is about."""
+    """A composed question with its answer and its subject."""
 
     text: str
     answer: str
@@ -48,7 +48,7 @@ class ComposedQuestion:
 
 @dataclass(frozen=True)
 class DrawingPrompt:
-    """What a drawing prompt states."""
+    """The content of a drawing prompt."""
 
     shape: str
     color: str
@@ -77,7 +77,7 @@ class DrawingPrompt:
 
 
 def drawing_of(scene: Scene) -> DrawingPrompt:
-    """The drawing prompt that a scene fulfils."""
+    """The drawing prompt that a scene fulfills."""
     return DrawingPrompt(scene.shape, scene.color, _size_word(scene.size), place_word(*scene.center))
 
 
@@ -135,7 +135,7 @@ def clear_place(scene: Scene) -> str | None:
 
 
 def place_word(x: float, y: float) -> str:
-    """Which ninth of the image a point lies in: "top left", "top", ..., "center", ..., "bottom right"."""
+    """The ninth of the image in which a point is: "top left", "top", ..., "center", ..., "bottom right"."""
     row, column = (min(max(int(v // (SIDE / 3)), 0), 2) for v in (y, x))
     return f"{ROWS[row]} {COLUMNS[column]}".strip() or "center"
 

@@ -1,4 +1,4 @@
-"""Reads scenes back from pixels: what every target, and every score of the small world, is judged by.
+"""Reads scenes from pixels. Every target and every score of the small world is judged by this reader.
 
 The background is the median of the border. Pixels that differ from it are cut into regions along empty rows and
 columns. In each region, alpha is the projection of the pixel on the line from the background to the shape's color;
@@ -16,9 +16,9 @@ from PIL import Image
 from uniedit_hf.small_world.scene import FILL, PALETTE, SHAPES, SIDE, Box, Scene, ShapeName, coverage
 
 
-FOREGROUND = 48.0  # distance to the background, in grey levels, from which a pixel belongs to a shape
+FOREGROUND = 48.0  # distance to the background, in gray levels, from which a pixel belongs to a shape
 SMALLEST_AREA = 12  # foreground pixels; the smallest shape of the data set covers 27
-STRAY_PIXELS = 12  # foreground pixels outside every region that are still put down to noise
+STRAY_PIXELS = 12  # foreground pixels outside every region that still count as noise
 LEAST_OVERLAP = 0.7  # intersection over union with the redrawn shape
 MOST_MISFITS = 2  # pixels that the redrawn shape leaves unexplained
 COVERAGE_TOLERANCE = 0.5  # blur moves the coverage of edge pixels by less, another shape's pixels by more
@@ -35,7 +35,7 @@ _CENTERS = np.arange(SIDE, dtype=np.float32) + 0.5
 
 
 def read(image: Image.Image | np.ndarray) -> Scene | None:
-    """The one shape of an image, or None if there is none, more than one, or none that can be told.
+    """The only shape of an image, or None if there is none, more than one, or none that can be recognized.
 
     Args:
         image: 64 x 64, a `PIL.Image.Image` or uint8 RGB (64, 64, 3).
@@ -49,7 +49,7 @@ def read(image: Image.Image | np.ndarray) -> Scene | None:
 
 def read_all(image: Image.Image | np.ndarray) -> list[Scene]:
     """All shapes of an image, by rows and then columns; empty if the image is blank or any part of it cannot be
-    told. Shapes have to be apart by an empty row or column.
+    recognized. Shapes must be separated by an empty row or column.
 
     Args:
         image: 64 x 64, a `PIL.Image.Image` or uint8 RGB (64, 64, 3).
@@ -109,7 +109,7 @@ def _runs(filled: np.ndarray) -> list[tuple[int, int]]:
 
 def _read_region(pixels: np.ndarray, distance: np.ndarray, background: np.ndarray, window: Window) -> Scene | None:
     """The shape in one region, or None."""
-    # One more pixel on each side holds the faint outer edge.
+    # One more pixel on each side includes the faint outer edge.
     left, top, right, bottom = max(window[0] - 1, 0), max(window[1] - 1, 0), *np.minimum(np.add(window[2:], 1), SIDE)
     part, apart = pixels[top:bottom, left:right], distance[top:bottom, left:right]
     color = np.median(part[apart >= 0.9 * np.percentile(apart, 95)], axis=0)
@@ -131,7 +131,7 @@ def _read_region(pixels: np.ndarray, distance: np.ndarray, background: np.ndarra
 
 
 def _box_by_moments(alpha: np.ndarray, shape: ShapeName, left: int, top: int) -> Box:
-    """The box of the given shape that has the area, the centroid and the proportions of alpha (height, width)."""
+    """The box of the given shape with the area, the centroid and the proportions of alpha (height, width)."""
     columns, rows, area = alpha.sum(axis=0), alpha.sum(axis=1), float(alpha.sum())
     x, y = _CENTERS[left : left + len(columns)], _CENTERS[top : top + len(rows)]
     middle_x, middle_y = float(columns @ x) / area, float(rows @ y) / area

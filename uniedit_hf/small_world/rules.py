@@ -1,5 +1,6 @@
-"""The stages for easy-VQA without any model: a classifier, a writer, an editor and a verifier that understand its
-images exactly."""
+"""The stages for easy-VQA without a model: a classifier, a writer, an editor and a verifier that understand its images
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ EDIT_NAMES = {Recolor: "color", Reshape: "shape", Move: "location", Resize: "siz
 
 
 def classify_by_rules(draft: Draft, weights: Mapping[str, float], rng: random.Random) -> Draft:
-    """What the instruction will ask: the question itself, which is about the shape or its color, or one that is
-    composed for its image; drawn by the weights of the categories."""
+    """Draws the category of the instruction by weight: the question itself, about the shape or its color, or one
+    composed for its image.
+    """
     fitting = [category for category in CATEGORIES if category in (draft.row.attribute, *CATEGORIES[2:])]
     drawn = [weights.get(category, 0.0) for category in fitting]
     category = rng.choices(fitting, drawn)[0] if sum(drawn) else draft.row.attribute
@@ -34,11 +36,11 @@ def classify_by_rules(draft: Draft, weights: Mapping[str, float], rng: random.Ra
 
 
 def instruct_by_rules(draft: Draft, settings: Instruct | None, seed: int) -> Draft | Rejection:
-    """The draft with an instruction and the program that it means, written by the draft's plan.
+    """The draft with an instruction and its program, written according to the draft's plan.
 
     Args:
-        draft: With a category, a plan, or both.
-        settings: What a plan is drawn from where the draft has none.
+        draft: A draft with a category, a plan, or both.
+        settings: Settings to draw a plan if the draft has none.
         seed: Decides every choice, with the draft's id.
     """
     plan = draft.plan or _draw_plan(draft, settings, seed)
@@ -61,7 +63,7 @@ def instruct_by_rules(draft: Draft, settings: Instruct | None, seed: int) -> Dra
 
 
 def _draw_plan(draft: Draft, settings: Instruct, seed: int) -> EditPlan:
-    """A plan for a draft's category; the rules need a condition at least."""
+    """A plan for a draft's category; the rules need at least one condition."""
     rng = python_random(seed, draft.id, "plan")
     depths = {depth: weight for depth, weight in settings.depths.items() if depth}
     return EditPlan(
@@ -93,7 +95,7 @@ def _with_instruction(
 
 
 def draw_exactly(draft: Draft) -> Draft:
-    """The draft with its target; where nothing changes, the very bytes of the source."""
+    """The draft with its target; if nothing changes, exactly the bytes of the source."""
     target = draft.image
     if not draft.unchanged:
         target = EncodedImage(encoded(edited_image(draft.image.pixels(), draft.scene, draft.program)))
@@ -101,7 +103,7 @@ def draw_exactly(draft: Draft) -> Draft:
 
 
 def read_back(draft: Draft) -> Draft | Rejection:
-    """The draft, if its target shows what the instruction means."""
+    """The draft if its target shows the meaning of the instruction, otherwise a rejection."""
     if not draft.unchanged:
         reason = fault_of_target(draft.target.pixels(), draft.scene, draft.program)
         if reason:

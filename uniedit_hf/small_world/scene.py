@@ -1,4 +1,4 @@
-"""What an image of the easy-VQA world shows, and how it is drawn.
+"""Scenes: the content of an image of the easy-VQA world, and how it is drawn.
 
 A `Scene` is one flat shape on a flat background; an image with several shapes is a list of scenes that share their
 background. Lengths are pixels, x grows to the right and y downwards, and boxes are (left, top, right, bottom) with
@@ -63,7 +63,7 @@ class Scene:
 
     @property
     def center(self) -> tuple[float, float]:
-        """The middle of the box, (x, y)."""
+        """The center of the box, (x, y)."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
@@ -76,7 +76,7 @@ class Scene:
         return CORNERS[self.shape]
 
     def at(self, center: tuple[float, float], size: float | None = None) -> Scene:
-        """The same shape elsewhere, with the same proportions, pushed inside the image if it would stand out."""
+        """The same shape elsewhere, with the same proportions, moved inside the image if it would stick out."""
         scale = 1.0 if size is None else size / self.size
         width, height = self.width * scale, self.height * scale
         left = min(max(center[0] - width / 2, 0.0), SIDE - width)
@@ -91,13 +91,13 @@ class Scene:
 
 
 def coverage(shape: ShapeName, box: Box, window: tuple[int, int, int, int] = (0, 0, SIDE, SIDE)) -> np.ndarray:
-    """How much of each pixel a shape covers, as the data set draws it: hard edges at a higher resolution, reduced by
+    """The coverage of each pixel by a shape, as drawn in the data set: hard edges at a higher resolution, reduced by
     a triangle filter one pixel wide to either side.
 
     Args:
         shape: One of `SHAPES`.
         box: The shape's box in pixels.
-        window: The pixels asked for, (left, top, right, bottom).
+        window: The requested pixels, (left, top, right, bottom).
 
     Returns:
         float32 (window height, window width) in [0, 1].
@@ -120,7 +120,7 @@ def coverage(shape: ShapeName, box: Box, window: tuple[int, int, int, int] = (0,
 
 
 def render(*scenes: Scene) -> Image.Image:
-    """Draws scenes that share a background, 64 x 64 RGB. Raises ValueError without any, or if backgrounds differ."""
+    """Draws scenes that share a background, 64 x 64 RGB. Raises ValueError if there are none or backgrounds differ."""
     if len({scene.background for scene in scenes}) != 1:
         raise ValueError(f"render() needs scenes with one background, got {[scene.background for scene in scenes]}")
     pixels = np.broadcast_to(np.float32(scenes[0].background), (SIDE, SIDE, 3))
@@ -131,7 +131,7 @@ def render(*scenes: Scene) -> Image.Image:
 
 
 def mirrored(scene: Scene, *, across: bool = True, down: bool = False) -> Scene:
-    """The scene with its shape at the mirrored place; the shape itself is not turned over."""
+    """The scene with its shape at the mirrored position; the shape itself is not mirrored."""
     x, y = scene.center
     return scene.at((SIDE - x if across else x, SIDE - y if down else y))
 

@@ -29,7 +29,7 @@ from uniedit_hf.small_world.suite_items import Ability, SmallWorldItem, test_ite
 EDITS = True
 HEADLINE = "intelligent"
 COMPATS = ()
-SETTINGS = {}  # its own ones below, whatever the preset
+SETTINGS = {}  # its own settings below, for any preset
 ABILITIES: tuple[Ability, ...] = ("understanding", "generation", "editing")
 NUM_EACH = 100
 DRAWING_SETTINGS = {
@@ -53,10 +53,10 @@ Output = str | Image.Image
 
 
 def read(prompts: str | None = None, images: str | None = None) -> list[SmallWorldItem]:
-    """The test items, the kinds in turn, so that the first ones are a smaller set of the same kind.
+    """The test items, alternating between kinds, so that the first ones are a smaller set of the same composition.
 
     Raises:
-        ValueError: A prompt file was given.
+        ValueError: If a prompt file was given.
     """
     if prompts is not None or images is not None:
         raise ValueError("The small world makes its items and images itself: leave prompts and images out.")
@@ -65,7 +65,7 @@ def read(prompts: str | None = None, images: str | None = None) -> list[SmallWor
 
 
 def output_path(folder: Path, item: SmallWorldItem, seed: int) -> Path:
-    """Where a run keeps what came out: an image, or an answer as text."""
+    """The path of an output in a run: an image, or an answer as text."""
     path = picture_path(folder, item, seed)
     return path.with_suffix(".txt") if item.ability == "understanding" else path
 
@@ -74,9 +74,11 @@ def draw(
     pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path, drawing: dict,
     rank: int = 0, ranks: int = 1, tell: Callable[[int], None] | None = None,
 ) -> int:  # fmt: skip
-    """Answers and draws what is missing, a batch of the pipeline at a time, and returns how many that were; `drawing`
-    replaces single settings. `tell`, if given, is told after every batch how many are done, in place of a bar."""
-    # shares are of all items: which of them are missing changes while the other processes draw
+    """Makes the missing answers and images, one batch of the pipeline at a time, and returns their number; `drawing`
+    overrides single settings. `tell`, if given, is called after every batch with the number done, instead of a
+    progress bar.
+    """
+    # shares are of all items: the missing ones change while other processes draw
     share = [(item, seed) for item in items for seed in seeds][rank::ranks]
     missing = [(item, seed) for item, seed in share if not output_path(folder, item, seed).exists()]
     done = 0
@@ -103,10 +105,10 @@ def _store(path: Path, output: Output) -> None:
 
 
 def outcomes(items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path) -> dict[tuple[str, int], Outcome]:
-    """What a run's answers and images score, by item and seed.
+    """The scores of a run's answers and images, by item and seed.
 
     Raises:
-        ValueError: Some are missing.
+        ValueError: If some are missing.
     """
     paths = {(item.name, seed): output_path(folder, item, seed) for item in items for seed in seeds}
     if missing := [path for path in paths.values() if not path.exists()]:
@@ -131,8 +133,9 @@ def summary(rows: list[tuple[SmallWorldItem, Outcome]], compat: str | None = Non
 
 
 def groups(items: Sequence[SmallWorldItem]) -> dict[str, list[int]]:
-    """Where the items of every ability stand, those of plain and of intelligent edits, these by view, and intelligent
-    edits by whether anything is to change."""
+    """Indices of the items of every ability, of plain and intelligent edits by view, and of intelligent edits by
+    whether anything should change.
+    """
     kinds = {"plain": ("vit", "both"), "intelligent": ("vit", "both", "to change", "to leave")}
     names = [*ABILITIES, *(name for kind, parts in kinds.items() for name in (kind, *(f"{kind}, {p}" for p in parts)))]
     found: dict[str, list[int]] = {name: [] for name in names}
@@ -150,7 +153,7 @@ def groups(items: Sequence[SmallWorldItem]) -> dict[str, list[int]]:
 
 
 def outputs_of(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], name: str | None = None) -> list[Output]:
-    """What a model makes of every item, in order, with a progress bar if it has a name."""
+    """A model's outputs for all items, in order, with a progress bar if it has a name."""
     outputs: list[Output | None] = [None] * len(items)
     with tqdm(total=len(items), desc=f"Measuring {name}", unit="item", disable=name is None) as bar:
         for batch in batches(items, pipeline.batch_size):
@@ -161,7 +164,7 @@ def outputs_of(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], name:
 
 
 def batches(items: Sequence[SmallWorldItem], size: int) -> Iterator[list[int]]:
-    """Where the items stand that can be asked at once: of one ability and view, at most `size`."""
+    """Indices of items that can be asked in one batch: of one ability and view, at most `size`."""
     alike: dict[tuple, list[int]] = {}
     for index, item in enumerate(items):
         alike.setdefault((item.ability, item.view), []).append(index)
@@ -173,7 +176,7 @@ def batches(items: Sequence[SmallWorldItem], size: int) -> Iterator[list[int]]:
 def ask(
     pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], seeds: Sequence[int], settings: Mapping = {}
 ) -> list[Output]:
-    """What a model makes of items of one ability and view."""
+    """A model's outputs for items of one ability and view."""
     prompts, sources = [item.prompt for item in items], [item.source for item in items]
     noise = [item.noise_seed(seed) for item, seed in zip(items, seeds)]
     family, (ability, view) = pipeline.model.config.model_type, (items[0].ability, items[0].view)
@@ -186,7 +189,7 @@ def ask(
 
 
 def score(item: SmallWorldItem, output: Output) -> Score:
-    """Scores one output after its item's ability."""
+    """Scores one output according to its item's ability."""
     if item.ability == "understanding":
         return score_answer(output, item.expected)
     if item.ability == "generation":
@@ -195,7 +198,7 @@ def score(item: SmallWorldItem, output: Output) -> Score:
 
 
 def bounds(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem]) -> dict[str, list[Score]]:
-    """Floor and ceiling of the edits: the source itself, and the target through the model's autoencoder."""
+    """Floor and ceiling of the edits: the unchanged source, and the target after the model's autoencoder."""
     edits = [item for item in items if item.ability == "editing"]
     return {
         "copy of the source": [score_edit(item.source, item.source, item.expected) for item in edits],
@@ -207,13 +210,13 @@ def bounds(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem]) -> dict[s
 
 
 def pipeline_round_trip(pipeline: UniEditPipeline, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Images through the autoencoder and back."""
+    """Encodes and decodes images."""
     pixels = [pipeline.processor.prepare_target(image) for image in images]
     return [pipeline.processor.to_pil(each) for each in pipeline.model.round_trip(pixels)]
 
 
 def write_items(path: Path, items: Sequence[SmallWorldItem], outputs: Mapping[str, Sequence[Output]], scores) -> None:
-    """One line of JSON per item: what was asked, what came out of every model, and its score."""
+    """Writes one line of JSON per item: the question, the output of every model, and its score."""
     with open(path, "w") as file:
         for index, item in enumerate(items):
             line = {
@@ -231,7 +234,7 @@ def write_items(path: Path, items: Sequence[SmallWorldItem], outputs: Mapping[st
 
 
 def _described(output: Output) -> Any:
-    """An answer as it is, an image as what the reader finds in it."""
+    """An answer unchanged, an image as the scenes that the reader finds in it."""
     if isinstance(output, str):
         return output
     return [

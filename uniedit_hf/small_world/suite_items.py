@@ -1,4 +1,4 @@
-"""What the small world asks: questions, drawings and edits of test images, the same for every model."""
+"""The test items of the small world: questions, drawings and edits of test images, the same for every model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from uniedit_hf.synthesis.records import Record
 
 
 Ability = Literal["understanding", "generation", "editing"]
-SEED = 20260521  # of the items and their noise; the same whatever seed a tuning has
+SEED = 20260521  # seed of the items and their noise; independent of the seed of tuning
 
 
 @dataclass(frozen=True)
 class SmallWorldItem(Item):
-    """One test item: a question, prompt or instruction, the image it is about, if any, and what is right.
+    """One test item: a question, prompt or instruction, its image, if any, and the correct result.
 
     Its row has the `ability` that it measures; its `kind` within that: `easy-vqa open`, `easy-vqa yes/no`, `composed`,
-    `drawing`, `plain` or `intelligent`; and by which `view` an edit sees its source: `vit`, the one for understanding,
-    or `both`, otherwise None.
+    `drawing`, `plain` or `intelligent`; and the `view` by which an edit sees its source: `vit`, the one for
+    understanding, or `both`; otherwise None.
 
     Args:
         expected: The answer, the drawing, or the target image.
@@ -60,8 +60,8 @@ class SmallWorldItem(Item):
 
 
 def test_items(num_each: int, split: Split = "test") -> list[SmallWorldItem]:
-    """Items on test images: `num_each` questions of easy-VQA and as many composed ones, twice as many drawings, and
-    `num_each` plain and as many intelligent edits, half of them with either view of the source.
+    """Items on test images: `num_each` questions of easy-VQA, `num_each` composed ones, twice as many drawings,
+    `num_each` plain and `num_each` intelligent edits, half of them with each view of the source.
 
     Choices between recipes are made on the split "train", never on "test".
     """
@@ -139,8 +139,9 @@ def _open(data: bytes) -> Image.Image:
 
 
 def blind_answers(items: Sequence[SmallWorldItem]) -> list[str]:
-    """What a guesser says who sees the question alone: the most frequent answer to it in the training questions, and
-    for a question that is never asked there the most frequent answer at all."""
+    """Answers from the question alone, without the image: the most frequent answer to it in the training questions, or
+    the overall most frequent answer if the question does not occur there.
+    """
     by_question: defaultdict[str, Counter] = defaultdict(Counter)
     for row in load_easy_vqa("train"):
         by_question[row.question][row.answer] += 1

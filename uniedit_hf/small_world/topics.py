@@ -1,4 +1,4 @@
-"""What an intelligent instruction asks about: one embedded question with the conditions and edits that rest on it."""
+"""Topics of intelligent instructions: one embedded question with the conditions and edits that depend on it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CLASSES = {"color": Recolor, "shape": Reshape, "location": Move, "size": Resize
 
 @dataclass(frozen=True)
 class Sort:
-    """Conditions that are about the same thing and are said the same way."""
+    """Conditions with the same subject and the same wording."""
 
     subject: str
     conditions: tuple[Condition, ...]
@@ -50,16 +50,16 @@ class Sort:
 
 @dataclass(frozen=True)
 class Topic:
-    """An embedded question and what can be built on it.
+    """An embedded question with possible conditions and edits.
 
     Args:
         question: The question.
         answer: Its answer on this image.
-        sorts: What the outermost condition may be.
-        actions: What the main edit may be.
-        source: Where the question comes from.
-        leads: Sentences that may stand before the instruction.
-        proposition: What a yes/no question of easy-VQA asks, so that "if so" can follow it.
+        sorts: Possible outermost conditions.
+        actions: Possible main edits.
+        source: The origin of the question.
+        leads: Sentences that may precede the instruction.
+        proposition: The proposition of a yes/no question of easy-VQA, so that "if so" can follow it.
     """
 
     question: str
@@ -72,14 +72,14 @@ class Topic:
 
 
 def draw_topic(scene: Scene, row: VqaRow, category: Category, truth: bool, rng: random.Random) -> Topic | None:
-    """A topic of a category for an image, or None where the image gives none.
+    """A topic of a category for an image, or None if the image has none.
 
     Args:
-        scene: What the image shows.
+        scene: The scene in the image.
         row: A question about it, which is the topic of the categories shape and color.
-        category: What the question is about.
-        truth: Whether the outermost condition is to be true.
-        rng: Where every choice comes from.
+        category: The subject of the question.
+        truth: Whether the outermost condition should be true.
+        rng: Draws every choice.
     """
     match category:
         case "count":
@@ -111,13 +111,13 @@ def sorted_out(conditions: Iterable[Condition]) -> tuple[Sort, ...]:
 
 @cache
 def simple_actions() -> tuple[Action, ...]:
-    """Direct edits of color, shape, place and size, one kind as frequent as another."""
+    """Direct edits of color, shape, place and size, all kinds equally often."""
     kinds = [plain_actions(kind) for kind in ("color", "shape", "location", "size")]
     return tuple(kind[index % len(kind)] for index in range(max(map(len, kinds))) for kind in kinds)
 
 
 def draw_any_action(rng: random.Random) -> Action:
-    """An edit of any sort, also by things, so that no sort stands only where the answer leads."""
+    """An edit of any sort, also one that refers to things, so that no sort occurs only in the taken branch."""
     named = map(plain_actions, ("color", "shape", "location", "size"))
     return rng.choice(rng.choice((*named, _KNOWN_EDITS, _MIRRORED, (*_KNOWN_COPIES, _OWN_COPIES))))
 
@@ -129,12 +129,12 @@ def plain_actions(kind: PlainKind) -> tuple[Action, ...]:
 
 
 def subject(condition: Condition) -> str:
-    """What a condition is about."""
+    """The subject of a condition."""
     return _sort(condition)[0]
 
 
 def _sort(condition: Condition) -> tuple[str, ...]:
-    """What a condition is about, and how it is said."""
+    """The subject of a condition, and its wording."""
     match condition:
         case Is(attribute, _, negated):
             return attribute, "is not" if negated else "is"
@@ -164,7 +164,7 @@ _EDITS_OF = {name: tuple(a for a in ALL_ACTIONS if isinstance(a, _CLASSES[name])
 
 
 def _yes_no_topic(row: VqaRow) -> Topic:
-    # "is no circle present?" would hold the word of a negative answer, so it is never quoted.
+    # "is no circle present?" would contain the word of a negative answer, so it is never quoted.
     leads = [] if "no" in row.question.split() else [row.question]
     proposition, opposite = (Is(row.attribute, row.value, negated) for negated in (row.negated, not row.negated))
     sorts = sorted_out([proposition, opposite])
@@ -190,7 +190,7 @@ def _count_topic(scene: Scene, rng: random.Random) -> Topic:
 
 
 def _location_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic | None:
-    """Where the shape is, as a condition of a move or as what "the other side" is relative to."""
+    """The position of the shape, as a condition of a move or as the reference of "the other side"."""
     side, level = clear_side(scene), clear_level(scene)
     how = rng.choice(("condition", "side", "corner"))
     if how == "side" and side:
@@ -202,7 +202,7 @@ def _location_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic | No
 
 
 def _knowledge_topic(scene: Scene, truth: bool, rng: random.Random) -> Topic:
-    """A thing stands for the color or the shape of the edit, or of the outermost condition."""
+    """A thing represents the color or the shape of the edit, or of the outermost condition."""
     if rng.random() < 0.5 and (known := draw_condition(scene, _KNOWN_SORTS, truth, rng)):
         return Topic(question_of(known), "yes" if truth else "no", sorted_out([known]), simple_actions())
     action = rng.choice(_KNOWN_EDITS)

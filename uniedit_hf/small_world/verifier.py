@@ -1,4 +1,4 @@
-"""The verifier: reads an edited image back and says what is wrong with it."""
+"""The verifier: reads an edited image and reports its errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ JUDGE = "pixel-reader"
 
 
 def fault_of_target(target: Image.Image, scene: Scene, program: Program, tolerance: Tolerance = EXACT) -> str:
-    """Why an edited image is rejected, or an empty string.
+    """The reason why an edited image is rejected, or an empty string.
 
     Args:
         target: The edited image, 64 x 64.
-        scene: What the source image shows.
-        program: What was to be done.
-        tolerance: How exact the result has to be.
+        scene: The scene in the source image.
+        program: The program of the edit.
+        tolerance: The allowed difference.
     """
     found = read_all(target)
     if not found:

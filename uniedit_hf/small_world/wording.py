@@ -1,6 +1,6 @@
 """How programs are put into words, and the closed vocabulary of the small world.
 
-Every function here lists the phrasings of one thing; which of them is used is the caller's draw. Texts are lower
+Every function here lists the phrasings of one thing; the caller draws one. Texts are lower
 case, like easy-VQA's own questions.
 """
 
@@ -51,7 +51,7 @@ Choose = Callable[[Sequence[str]], str]
 
 
 def condition_phrases(condition: Condition) -> tuple[str, ...]:
-    """What stands after "if"."""
+    """Phrasings after "if"."""
     match condition:
         case Is("color", value, negated, ""):
             return (
@@ -87,7 +87,7 @@ def condition_phrases(condition: Condition) -> tuple[str, ...]:
 
 
 def action_phrases(action: Action, noun: str = "it") -> tuple[str, ...]:
-    """What stands after the condition; `noun` is what the text calls the shape."""
+    """Phrasings after the condition; `noun` is the text's name for the shape."""
     match action:
         case Recolor(color, ""):
             its_color = "its color" if noun == "it" else f"the color of {noun}"
@@ -118,10 +118,10 @@ def action_phrases(action: Action, noun: str = "it") -> tuple[str, ...]:
 
 
 def say(program: Program, choose: Choose) -> str:
-    """The instruction for a program, without a final stop.
+    """The instruction for a program, without a final period.
 
-    An if in the else branch follows as "otherwise, if ..."; an if in the then branch, which may hold no further if,
-    is said behind its action: "make it red if it is in the left half or shrink it if not".
+    An if in the else branch follows as "otherwise, if ..."; an if in the then branch, which may contain no further if,
+    follows its action: "make it red if it is in the left half or shrink it if not".
     """
     if not isinstance(program, If):
         return _say_action(program, choose)
@@ -129,7 +129,7 @@ def say(program: Program, choose: Choose) -> str:
 
 
 def say_branches(program: If, choose: Choose) -> str:
-    """The two branches of an if, whose condition has been said."""
+    """The two branches of an if, after its condition."""
     if isinstance(program.then, If):
         then = " ".join(
             (
@@ -151,7 +151,7 @@ def _say_action(action: Action, choose: Choose) -> str:
 
 
 def question_of(condition: Condition | Action) -> str:
-    """The composed question behind a condition or behind an action that refers to its value by a thing."""
+    """The composed question for a condition, or for an action that refers to its value by a thing."""
     match condition:
         case Is("color", _, negated, thing) if thing:
             return f"does the shape {_not(negated)}have the color of {thing}?"
@@ -181,12 +181,12 @@ def split_words(text: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """How many words, punctuation aside."""
+    """The number of words, without punctuation."""
     return len(re.findall(r"[a-z]+", text.lower()))
 
 
 def instruction_texts() -> list[str]:
-    """Every phrase that an instruction, its question or its answer can be made of."""
+    """All phrases of instructions, their questions and their answers."""
     texts = [question for template in QUESTION_TEMPLATES for question in _filled(template)]
     texts += [text for leads in LEADS.values() for text in leads]
     texts += [*IF_SO, *NUMBER_WORDS, *PALETTE, *SHAPES, *COLOR_OF, *SHAPE_OF, *NUMBER_OF, OWN_CORNERS]
@@ -198,7 +198,7 @@ def instruction_texts() -> list[str]:
 
 
 def asks(node: Condition | Action) -> bool:
-    """Whether a composed question stands behind the node: all but named values and plain actions."""
+    """Whether there is a composed question for the node: for all except named values and plain actions."""
     match node:
         case InHalf() | Closer() | WiderThan() | HasCorners():
             return True

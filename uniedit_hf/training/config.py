@@ -205,7 +205,7 @@ class UniEditConfig(TrainingArguments):
         default=None, metadata={"help": "Probability of dropping the whole condition, images and text."}
     )
     thinking_loss: bool = field(default=False, metadata={"help": "Learn to write the column thinking."})
-    max_tokens_per_pack: int = field(default=11520, metadata={"help": "Maximum number of tokens in a pack."})
+    max_tokens_per_pack: int = field(default=11520, metadata={"help": "Most tokens in a pack."})
     packing_window: int = field(default=64, metadata={"help": "Samples to choose from while filling packs."})
     bad_rows: BadRows = field(default="raise", metadata={"help": "What to do with rows that cannot be used."})
     vit_longest_edge: int | None = field(default=None, metadata={"help": "Longest side of the ViT view, pixels."})

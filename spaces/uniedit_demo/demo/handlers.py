@@ -20,7 +20,7 @@ from .questions import embedded_questions
 
 
 COMPARISONS = ("Base and tuned", "Source and base", "Source and tuned")
-HISTORY = 12  # pictures that a visitor's history holds
+HISTORY = 12  # images that a visitor's history holds
 THUMBNAIL = 256  # their longest side, in pixels
 SIDES = ("Base", "Tuned")
 ANY_SEED = -1
@@ -82,19 +82,19 @@ class Handlers:
         image_guidance: float = 0,
         thinking: int = 0,
     ) -> Iterator[tuple]:
-        """Edits a picture after an instruction with the base model and with the tuned model, from the same seed.
+        """Edits an image after an instruction with the base model and with the tuned model, from the same seed.
 
         Args:
-            picture: The picture to edit.
-            instruction: What to change; it may hold questions about the picture, as in "if the sign is red, ...".
+            image: The image to edit.
+            instruction: What to change; it may hold questions about the image, as in "if the sign is red, ...".
             seed: Of the noise, a whole number; -1 draws one.
             steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
             text_guidance: How strongly the instruction guides, from 1; 0 takes the models' own.
-            image_guidance: How strongly the picture guides, from 1; 0 takes the models' own.
+            image_guidance: How strongly the image guides, from 1; 0 takes the models' own.
             thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
 
         Returns:
-            The pictures of base and tuned model, their thoughts, the seed, and how it went.
+            The images of base and tuned model, their thoughts, the seed, and how it went.
         """
         instruction = self._read(instruction, "an instruction")
         if picture is None:
@@ -116,7 +116,7 @@ class Handlers:
     def generate(
         self, prompt: str, seed: float | None = ANY_SEED, steps: int = 0, text_guidance: float = 0, thinking: int = 0
     ) -> Iterator[tuple]:
-        """Draws a picture after a description with the base model and with the tuned model, from the same seed.
+        """Draws an image after a description with the base model and with the tuned model, from the same seed.
 
         Args:
             prompt: What to draw.
@@ -126,7 +126,7 @@ class Handlers:
             thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
 
         Returns:
-            The pictures of base and tuned model, their thoughts, the seed, and how it went.
+            The images of base and tuned model, their thoughts, the seed, and how it went.
         """
         prompt = self._read(prompt, "what to draw")
         defaults = self.pair.defaults
@@ -142,10 +142,10 @@ class Handlers:
         yield from self._draw("stream_generate", settings)
 
     def ask(self, picture: Image.Image | None, question: str, thinking: int = 0) -> Iterator[tuple]:
-        """Answers a question about a picture with the base model and with the tuned model.
+        """Answers a question about an image with the base model and with the tuned model.
 
         Args:
-            picture: The picture that is asked about; none for a question about nothing.
+            image: The image that is asked about; none for a question about nothing.
             question: The question.
             thinking: Tokens of reasoning before the answer at most; 0 answers at once.
 
@@ -169,7 +169,7 @@ class Handlers:
         """Asks both models the questions that an instruction holds, to see which condition held for them.
 
         Args:
-            picture: The picture that was edited.
+            image: The image that was edited.
             instruction: The instruction.
 
         Returns:
@@ -207,7 +207,7 @@ class Handlers:
     def _draw(self, verb: str, settings: dict) -> Iterator[tuple]:
         begun, seed, sides = time.perf_counter(), settings["seed"], (Side(), Side())
         yield None, None, "", "", seed, "Beginning ..."
-        # a family that draws without steps or renormalisation has no such settings
+        # a family that draws without steps or renormalization has no such settings
         known = self.pair.base.known_settings | {"image", "instruction", "prompt", "seed", "thinking_budget"}
         settings = {name: value for name, value in settings.items() if name in known}
         for base, tuned, status in self._progress(verb, settings, sides):
@@ -264,7 +264,7 @@ def merged(streams: Sequence[Iterator[Event]], seconds: float) -> Iterator[tuple
 
 
 def compare(choice: str, source: Image.Image | None, base: Image.Image | None, tuned: Image.Image | None):
-    """The two pictures to lay over each other, of the same size; nothing if one of them is missing."""
+    """The two images to lay over each other, of the same size; nothing if one of them is missing."""
     pairs = dict(zip(COMPARISONS, ((base, tuned), (source, base), (source, tuned))))
     first, second = pairs[choice]
     if first is None or second is None:
@@ -273,7 +273,7 @@ def compare(choice: str, source: Image.Image | None, base: Image.Image | None, t
 
 
 def remember(history: list, base: Image.Image | None, tuned: Image.Image | None, text: str, seed: float):
-    """The history with a new picture, base left and tuned right, and the same as the gallery's value."""
+    """The history with a new image, base left and tuned right, and the same as the gallery's value."""
     if base is not None and tuned is not None:
         both = Image.new("RGB", (base.width + tuned.width, max(base.height, tuned.height)), "white")
         both.paste(base, (0, 0))

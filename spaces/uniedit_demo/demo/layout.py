@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).with_name("examples")
 
 @dataclass
 class Tab:
-    """The components of one tab; a tab without pictures or answers has None there."""
+    """The components of one tab; a tab without images or answers has None there."""
 
     name: str
     run: gr.Button
@@ -59,7 +59,7 @@ def masthead(pair: Pair) -> None:
 
 
 def edit_tab(pair: Pair, limits: Limits) -> Tab:
-    """Picture and instruction on the left, both edits on the right."""
+    """Image and instruction on the left, both edits on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
             picture = upload(limits, label="Source picture", height=260, elem_id="edit-source")
@@ -82,7 +82,7 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
 
 
 def ask_tab(pair: Pair, limits: Limits) -> Tab:
-    """Picture and question on the left, both answers on the right."""
+    """Image and question on the left, both answers on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
             picture = upload(limits, label="Picture", height=260, elem_id="ask-source")
@@ -215,7 +215,7 @@ def _thoughts(pair: Pair) -> list[gr.Textbox]:
 
 
 def _examples(pair: Pair, tab: str) -> list[list[str]]:
-    """Examples that suit the models: a text, or a picture's file and a text."""
+    """Examples that suit the models: a text, or an image's file and a text."""
     kind = "small" if pair.side <= SMALL_WORLD else "large"
     rows = json.loads((EXAMPLES / "examples.json").read_text())[kind][tab]
     return [[*(str(EXAMPLES / picture) for picture in pictures), text] for *pictures, text in rows]

@@ -22,7 +22,7 @@ class Limits:
     """How much one user may ask for.
 
     Args:
-        megapixels: Of a picture.
+        megapixels: Of an image.
         upload_megabytes: Of a file.
         characters: Of a text.
         waiting: Requests in the queue.
@@ -53,10 +53,10 @@ class Limits:
         return text.strip()
 
     def open_picture(self, path: str) -> Image.Image:
-        """An uploaded picture, upright and in RGB.
+        """An uploaded image, upright and in RGB.
 
         Raises:
-            gr.Error: If it is no picture, too large, an animation or damaged.
+            gr.Error: If it is no image, too large, an animation or damaged.
         """
         most = f"up to {self.megapixels} megapixels are read. Please save it smaller."
         try:
@@ -94,9 +94,9 @@ class Page(gr.Blocks):
 
 
 def upload(limits: Limits, **options) -> gr.Image:
-    """A place to upload a picture within limits; `options` are those of gr.Image.
+    """A place to upload an image within limits; `options` are those of gr.Image.
 
-    The picture is opened here and not by gr.Image, which would decode one of any size and answer with Pillow's errors.
+    The image is opened here and not by gr.Image, which would decode one of any size and answer with Pillow's errors.
     A subclass would do as well, but Gradio writes a file of types beside the module of every subclass.
     """
     place = gr.Image(type="pil", format="png", sources=["upload", "clipboard"], **options)

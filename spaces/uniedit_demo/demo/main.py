@@ -92,7 +92,7 @@ def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
 
 
 def _after_drawing(tab: layout.Tab, run, source, history, gallery) -> None:
-    """Slider, history and seed of finished pictures."""
+    """Slider, history and seed of finished images."""
     pictures = [tab.comparison, source, *tab.results]
     private = {"api_visibility": "private", "show_progress": "hidden"}
     run.success(compare, pictures, tab.slider, **private)

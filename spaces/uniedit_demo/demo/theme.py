@@ -93,7 +93,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 }
 """
 
-# Pictures of a few pixels fill their places, and their pixels stay sharp.
+# Images of a few pixels fill their places, and their pixels stay sharp.
 SMALL_PICTURES = """
 .results img, .request img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 .gallery img { image-rendering: pixelated; }

@@ -3,8 +3,8 @@
 The first bases, on a CPU: `vae`, `bagel_base`, `janus_base`, then `publish`, over `samples`, `scenes`, `small_model`,
 `base_items` and `measure`.
 
-The second BAGEL base and the recipes that tune it, on a GPU with PyTorch alone: `world_tables` makes all data
-beforehand, `gpu_session` runs `gpu_base` and `gpu_recipes`, and `export_base` makes a checkpoint of the weights. Under
-them `static_model` (the model as a function of tensors), `static_vae`, `static_world` and `static_draws` (data on the
-device), `static_training` (the loop), `static_items` and `item_scores` (what is measured).
+The second BAGEL base and the recipes that tune it, on a GPU with only PyTorch: `world_tables` makes all data in
+advance, `gpu_session` runs `gpu_base` and `gpu_recipes`, and `export_base` makes a checkpoint of the weights. They use
+`static_model` (the model as a function of tensors), `static_vae`, `static_world` and `static_draws` (data on the
+device), `static_training` (the loop), `static_items` and `item_scores` (the measured items and their scores).
 """

@@ -1,10 +1,10 @@
-"""Trains the small base model: answers, drawings, plain edits and redrawing on easy-VQA's training pictures.
+"""Trains the small base model: answers, drawings, plain edits and redrawing on easy-VQA's training images.
 
     python -m uniedit_hf.small_world.base.bagel_base --vae runs/small_world/vae --output_dir runs/small_world/base
 
-First the ViT learns to read: its tokens have to give the latents of their own square of the picture, and the shape,
-color and box of the whole. Then everything but the autoencoder learns the three abilities together. A plain loop and
-no `UniEditTrainer`, because the latents of all pictures are computed once and not in every step.
+First the ViT learns to read: its tokens must predict the latents of their own square of the image, and the shape,
+color and box of the whole. Then everything except the autoencoder learns the three abilities together. It uses a plain
+loop instead of `UniEditTrainer`, because the latents of all images are computed once and not in every step.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ SAVE_EVERY = 50
 
 @dataclass(frozen=True)
 class Mix:
-    """How many samples of each sort a step holds, and how many noised copies of every target.
+    """The number of samples of each sort in a step, and of noised copies of every target.
 
     Args:
         answers: Questions with answers.
         composed: Share of the questions that are composed.
-        drawings: Pictures from a prompt.
+        drawings: Images from a prompt.
         edits: Plain edits.
-        redrawings: Pictures from themselves.
+        redrawings: Images from themselves.
         noise_draws: Noised copies of a target.
         text_weight: Weight of the text loss beside the image loss.
     """
@@ -59,7 +59,7 @@ class Mix:
     text_weight: float = 0.5
 
 
-# Answers are learnt long before drawings; from here on a few questions a step keep them, and leave room to rise.
+# Answers are learned long before drawings; from this step on, a few questions per step retain them.
 FEWER_QUESTIONS_FROM = 1300
 FIRST_MIX, LATER_MIX = Mix(), Mix(answers=3, text_weight=0.2)
 
@@ -94,10 +94,10 @@ def parse_options() -> argparse.Namespace:
 
 
 def start_places(model, seed: int) -> None:
-    """Gives both views of a picture one table of places whose rows are at right angles.
+    """Gives both views of an image the same table of positions, with orthogonal rows.
 
-    In the sinusoids neighbouring squares of a 4 x 4 grid are so alike that attention takes very long to tell them
-    apart, and a place that is read has to be found again among the places that are drawn.
+    In sinusoidal tables, adjacent squares of a 4 x 4 grid are so similar that attention takes very long to distinguish
+    them, and a position in the ViT view has to be matched with one in the drawn view.
     """
     tables = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
     places, size = tables[0].shape
@@ -137,7 +137,7 @@ def learn_to_read(model, processor, pool: Pool, options: argparse.Namespace) -> 
 
 
 def scene_loss(read: torch.Tensor, scenes: list) -> torch.Tensor:
-    """Cross entropies of shape and color and the distance of the boxes, of pictures that show one shape."""
+    """Cross entropies of shape and color and the distance of the boxes, for images with one shape."""
     single = [index for index, shown in enumerate(scenes) if len(shown) == 1]
     shown = [scenes[index][0] for index in single]
     shape, color, box = read[single].split([len(SHAPES), len(PALETTE), 4], dim=1)
@@ -149,10 +149,10 @@ def scene_loss(read: torch.Tensor, scenes: list) -> torch.Tensor:
 
 
 def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
-    """Trains in place with checkpoints, an average of the weights and figures on test pictures; resumes by itself."""
+    """Trains in place with checkpoints, an average of the weights and figures on test images; resumes by itself."""
     draws = Draws(pool, FIRST_MIX.noise_draws)
     model.train()
-    # The tables of places are frozen in a finished model; here they are made.
+    # The position tables are frozen in a finished model; here they are trained.
     places = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for table in places:
@@ -197,7 +197,7 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
 
 
 def pack(processor, draws: Draws, mix: Mix, step: int, seed: int) -> dict:
-    """The inputs of one step, with latents from the pool in place of pixels."""
+    """The inputs of one step, with latents from the pool instead of pixels."""
     rng = python_random(seed, "step", step)
     sorts = [*["answer"] * mix.answers, *["drawing"] * mix.drawings]
     sorts += [*["edit"] * mix.edits, *["redrawing"] * mix.redrawings]
@@ -228,7 +228,7 @@ def set_rate(optimizer, step: int, steps: int) -> None:
 
 
 def resume(model, optimizer, average: WeightAverage, folder: Path) -> tuple[int, float]:
-    """Goes on from the last checkpoint, if there is one: the next step and the seconds spent."""
+    """Resumes from the last checkpoint, if there is one; returns the next step and the seconds spent."""
     file = folder / "state.pt"
     if not file.exists():
         return 0, 0.0

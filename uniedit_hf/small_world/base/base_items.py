@@ -1,4 +1,4 @@
-"""What the small base is measured on: questions, prompts and plain edits of easy-VQA's test pictures."""
+"""The items on which the small base is measured: questions, prompts and plain edits of easy-VQA's test images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from uniedit_hf.small_world.topics import PLAIN_KINDS
 
 @dataclass(frozen=True)
 class QuestionItem:
-    """A question about a test picture.
+    """A question about a test image.
 
     Args:
-        image: The picture's number in the split.
+        image: The image's number in the split.
         kind: `"open"` or `"yes/no"` of easy-VQA, or `"composed"`.
     """
 
@@ -31,7 +31,7 @@ class QuestionItem:
 
 @dataclass(frozen=True)
 class DrawingItem:
-    """A prompt and what it states."""
+    """A prompt and its meaning."""
 
     prompt: str
     drawing: DrawingPrompt
@@ -39,10 +39,10 @@ class DrawingItem:
 
 @dataclass(frozen=True)
 class EditItem:
-    """An instruction for a test picture, and what the result shows.
+    """An instruction for a test image, and the correct result.
 
     Args:
-        image: The picture's number in the split.
+        image: The image's number in the split.
         kind: One of `PLAIN_KINDS`.
     """
 
@@ -55,13 +55,13 @@ class EditItem:
 def question_items(
     rows: Sequence[VqaRow], scenes: Sequence[Scene], count: int, rng: random.Random
 ) -> list[QuestionItem]:
-    """Questions of a split, a third each open, yes/no and composed.
+    """Questions of a split: a third each open, yes/no and composed.
 
     Args:
         rows: The split's own questions.
-        scenes: What its pictures show, by number.
-        count: How many.
-        rng: Where every choice comes from.
+        scenes: The scenes of its images, by number.
+        count: Number of items.
+        rng: Draws every choice.
     """
     rows_of = {"open": [row for row in rows if row.is_open], "yes/no": [row for row in rows if not row.is_open]}
     kinds = (*rows_of, "composed")
@@ -79,13 +79,13 @@ def question_items(
 
 
 def drawing_items(scenes: Sequence[Scene], count: int, rng: random.Random) -> list[DrawingItem]:
-    """Prompts that test pictures fulfil."""
+    """Prompts that test images fulfill."""
     drawings = [drawing_of(rng.choice(scenes)) for _ in range(count)]
     return [DrawingItem(rng.choice(drawing.prompts()), drawing) for drawing in drawings]
 
 
 def plain_edit_items(scenes: Sequence[Scene], count: int, rng: random.Random) -> list[EditItem]:
-    """Direct instructions, one kind as frequent as another."""
+    """Direct instructions, all kinds equally often."""
     items: list[EditItem] = []
     while len(items) < count:
         image, kind = rng.randrange(len(scenes)), PLAIN_KINDS[len(items) % len(PLAIN_KINDS)]

@@ -1,4 +1,5 @@
-"""Makes a checkpoint folder of the weights that the GPU programs wrote: `UniEditPipeline.from_pretrained` reads it.
+"""Makes a checkpoint folder, which `UniEditPipeline.from_pretrained` reads, from the weights written by the GPU
+programs.
 
     python -m uniedit_hf.small_world.base.export_base --weights base.pt --log base/log.jsonl --measure_vae \
         --output_dir runs/base2
@@ -53,10 +54,10 @@ def export(weights: dict[str, torch.Tensor], shape: ModelShape, first_base: Path
     """Writes a checkpoint in 16 bit, which loads as 32 bit.
 
     Args:
-        weights: Of one model, under the checkpoint's names.
-        shape: Of the model.
+        weights: Weights of one model, with the checkpoint's names.
+        shape: Shape of the model.
         first_base: Folder with the autoencoder, the processor and the configuration to start from.
-        folder: Where to; made if it is missing.
+        folder: The folder to write; created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("generation_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):

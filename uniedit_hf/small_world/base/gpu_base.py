@@ -3,7 +3,7 @@ edits, redrawing and a few conditional edits, all from tables that `world_tables
 
     python -m uniedit_hf.small_world.base.gpu_base --world world.pt.gz --output_dir runs/base2 --seconds 100
 
-Resumes from `state.pt` in its folder, and ends when so many seconds of training are spent. Needs PyTorch alone. The
+Resumes from `state.pt` in its folder, and stops after `--seconds` of training in total. Needs only PyTorch. The
 bands, stated before it was trained: questions 80 to 95 % right, drawings 75 to 95, plain edits by the ViT view 75 to
 95, intelligent edits that change something 10 to 30.
 """
@@ -66,8 +66,8 @@ class BaseLosses:
     Args:
         world: The tables.
         model: The forward pass.
-        names: Of the columns of the matrix of weights.
-        batch: Samples of a step.
+        names: Names of the columns of the weight matrix.
+        batch: Samples per step.
         mix: Their shares.
     """
 
@@ -104,7 +104,7 @@ class BaseLosses:
         return make_batch(self.world, joined(parts), self.answer, self.edit, Views(), COPIES, SHIFT)
 
     def _redrawing(self, models: int) -> dict[str, torch.Tensor]:
-        """Images that stay as they are; the text, where there is one, says so."""
+        """Images that stay unchanged; the text, if any, says so."""
         rows = draw_rows(self.tables["keeping"], models, self.counts["redrawing"])
         images = torch.randint(len(self.world.images), rows["source"].shape, device=self.world.device)
         silent = torch.rand(images.shape, device=images.device) < 0.6
@@ -172,18 +172,18 @@ def chosen_mode(mode: str, device: torch.device) -> str:
 
 
 def layer_of(mode: str):
-    """The decoder layer, compiled once for all layers where that is asked for."""
+    """The decoder layer, compiled once for all layers if requested."""
     return torch.compile(decoder_layer, dynamic=False) if mode == "compiled" else decoder_layer
 
 
 def start(trainer: StackTrainer, mode: str) -> None:
-    """Captures a step as a graph, if the mode asks for it."""
+    """Captures a step as a graph, if the mode says so."""
     if mode != "eager":
         trainer.capture()
 
 
 def resume(trainer: StackTrainer, folder: Path) -> float:
-    """Loads the last checkpoint, if there is one; the seconds that were spent before."""
+    """Loads the last checkpoint, if there is one; returns the seconds spent before."""
     file = folder / "state.pt"
     if not file.exists():
         return 0.0

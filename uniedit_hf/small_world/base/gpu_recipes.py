@@ -3,8 +3,9 @@
     python -m uniedit_hf.small_world.base.gpu_recipes --world world.pt.gz --base runs/base2/weights.pt \\
         --output_dir runs/recipes --seconds 80 --lora_seconds 25
 
-All tunings of one kind are one stack of models (`static_model.py`), so that their steps are one program. Every model
-sees as many steps. `scores.jsonl` has the score of every item for every recipe, seed and split; recipes are chosen on
+All tunings of one kind are one stack of models (`static_model.py`), so that their steps are one program. All models
+have the same number of steps. `scores.jsonl` has the score of every item for every recipe, seed and split; recipes are
+chosen on
 the split `train` (`chosen.json` has the rule and the choice), figures are those of the split `test`.
 """
 
@@ -47,7 +48,7 @@ LAYOUT = RowLayout(vae=False, vit=True, text=TEXT, copies=1)
 TUNED_VIEWS = Views(vit=1.0, vae=0.0, none=0.0, text=0.1)  # the paper's: the ViT view, one text in ten left out
 AVERAGE, WARMUP, RATE, LORA_RATE, RANK = 0.99, 0.05, 2e-4, 1e-3, 16
 SELF_DRAWN, DRAWING_BATCH = 2000, 500
-# A recipe has to keep each of these within so many points of the base on items of training images.
+# A recipe may lose at most this many points of the base in each of these, on items of training images.
 KEPT, MOST_LOST = ("understanding", "generation", "plain"), 3.0
 HEADLINE = "intelligent, to change"
 
@@ -57,13 +58,13 @@ class TuningRecipe:
     """A way to tune.
 
     Args:
-        shares: Of the tables in a batch.
+        shares: Shares of the tables in a batch.
         rate: Peak learning rate.
         gen_rate: Factor of the generation expert's rate.
         anchor: Strength of the pull towards the base.
         text_weight: Weight of the text loss.
         lora: Train adapters.
-        seeds: How many of the seeds.
+        seeds: Number of seeds.
     """
 
     shares: Mapping[str, float]
@@ -106,7 +107,7 @@ class Run:
 
 
 def tuning_table(world: World, self_rows: Table) -> tuple[Table, dict[str, tuple[int, int]]]:
-    """All rows of all recipes in one table, and where each kind begins and how many it has."""
+    """All rows of all recipes in one table, and the start and length of each kind."""
     real = torch.isin(world.tables["drawings"]["source"], world.real)
     rows = {name: world.only(name, TEXT) for name in ("question", "answer", "plain", "answers")}
     rows["drawings"] = {key: value[real] for key, value in world.only("drawings", TEXT).items()}
@@ -129,8 +130,9 @@ def tuning_table(world: World, self_rows: Table) -> tuple[Table, dict[str, tuple
 
 
 def self_drawn(world: World, model: StaticModel, weights: Weights, features, count: int, seed: int):
-    """What the base itself makes of prompts and of plain edits of training images: rows whose targets are numbered
-    behind the world's images, and all latents."""
+    """The base's own results for prompts and plain edits of training images: rows whose targets are numbered after the
+    world's images, and all latents.
+    """
     generator = torch.Generator().manual_seed(seed)
     real = torch.isin(world.tables["drawings"]["source"], world.real)
     parts, latents = [], []
@@ -158,12 +160,12 @@ class TuningLosses:
     Args:
         world: The tables.
         model: The forward pass.
-        weights_of: From the matrix that is trained to the weights of the models.
+        weights_of: Maps the trained matrix to the weights of the models.
         runs: The models of the stack.
-        data: The table of all rows, and where its kinds are.
-        latents: By image number.
+        data: The table of all rows, and the ranges of its kinds.
+        latents: Latents by image number.
         features: ViT features by image number.
-        batch: Samples of a step, of each model.
+        batch: Samples per step for each model.
     """
 
     def __init__(self, world, model, weights_of, runs: Sequence[Run], data, latents, features, batch: int):
@@ -196,7 +198,7 @@ class TuningLosses:
 
 
 def counts_of(shares: Mapping[str, float], batch: int) -> dict[str, int]:
-    """Samples of each kind; what rounding leaves goes to the first."""
+    """Number of samples of each kind; the first kind gets the rounding difference."""
     counts = {name: round(share * batch) for name, share in shares.items()}
     first = next(iter(counts))
     counts[first] += batch - sum(counts.values())
@@ -207,8 +209,9 @@ def counts_of(shares: Mapping[str, float], batch: int) -> dict[str, int]:
 
 
 def is_trained(name: str) -> bool:
-    """What the paper trains: all but the ViT, the tables of places and the head that writes text, which `mixed`
-    trains, too."""
+    """Whether a parameter is trained. In the paper all are, except the ViT, the position tables and the text head,
+    which `mixed` also trains.
+    """
     return not name.startswith(("vit_model.", "vit_pos_embed.", "latent_pos_embed."))
 
 
@@ -217,7 +220,7 @@ def is_gen(name: str) -> bool:
 
 
 class FullWeights:
-    """All trained weights of every model, with the frozen ones behind them."""
+    """All trained weights of every model, followed by the frozen ones."""
 
     def __init__(self, base: Weights, runs: Sequence[Run]):
         self.frozen = {name: each for name, each in several(base, len(runs)).items() if not is_trained(name)}
@@ -366,7 +369,7 @@ def measure(
 
 
 def keep_first_seeds(options, tuned: Weights, runs: Sequence[Run], lora: bool, base: Weights) -> None:
-    """Writes the first seed of every recipe, trained weights alone, in 16 bit."""
+    """Writes the trained weights of the first seed of every recipe, in 16 bit."""
     for index, run in enumerate(runs):
         if run.seed == 0:
             weights = {name: weight[index].half().cpu() for name, weight in tuned.items() if is_trained(name)}
@@ -374,8 +377,9 @@ def keep_first_seeds(options, tuned: Weights, runs: Sequence[Run], lora: bool, b
 
 
 def choose(options, world: World) -> None:
-    """Chooses, among the recipes with intelligent edits that keep what the base can on items of training images, the
-    one with the most intelligent edits that change something; writes the choice and a table of both splits."""
+    """Among the recipes with intelligent edits that keep the base's abilities on items of training images, chooses the
+    one with the most correct intelligent edits that change something. Writes the choice and a table of both splits.
+    """
     table = {}
     lines = [json.loads(line) for line in (options.output_dir / "scores.jsonl").read_text().splitlines()]
     for split, items in world.items.items():

@@ -1,11 +1,11 @@
-"""One call on a machine with a GPU: the base, then the recipes, each ended by the clock; and what is to be kept, in
+"""One run on a machine with a GPU: the base, then the recipes, each with a time limit; the results are split into
 parts of 15 MB.
 
     python -m uniedit_hf.small_world.base.gpu_session --world world.pt.gz --output_dir OUT --base_seconds 80 \\
         --seconds 60 --lora_seconds 20
 
-Each part runs in a process of its own, first with compiled layers or captured steps, then, if that fails, plainly; a
-part that is begun again resumes. `--join` puts together `base.pt`, the first seeds of the recipes that were kept, and
+Each part runs in its own process, first with compiled layers or captured steps, and if that fails without them; a part
+that is started again resumes. `--join` puts together `base.pt`, the first seeds of the recipes that were kept, and
 the logs and scores.
 """
 
@@ -27,7 +27,7 @@ import torch
 PART = 15_000_000  # bytes
 MODULE = "uniedit_hf.small_world.base"
 FALLBACKS = {"compiled": ("compiled", "graph", "eager"), "graph": ("graph", "eager"), "eager": ("eager",)}
-OVERHEAD = 240.0  # seconds that a part may take beside its training
+OVERHEAD = 240.0  # seconds that a part may take in addition to its training
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def run_session(options: argparse.Namespace) -> None:
-    """Both parts, as far as they come."""
+    """Runs both parts, as far as time allows."""
     options.work_dir.mkdir(parents=True, exist_ok=True)
     world = unpacked(options.world, options.work_dir)
     base, recipes = options.work_dir / "base", options.work_dir / "recipes"
@@ -72,7 +72,7 @@ def run_session(options: argparse.Namespace) -> None:
 
 
 def unpacked(world: Path, folder: Path) -> Path:
-    """The world's file without compression, which both parts read faster."""
+    """The world's file without compression, which is faster to read."""
     target = folder / "world.pt"
     if not target.exists():
         target.write_bytes(gzip.decompress(world.read_bytes()))
@@ -80,10 +80,10 @@ def unpacked(world: Path, folder: Path) -> Path:
 
 
 def run_part(name: str, arguments: Sequence, mode: str, seconds: float) -> None:
-    """A part in the first mode in which it ends well.
+    """Runs a part in the first mode in which it succeeds.
 
     Raises:
-        RuntimeError: It ended well in none.
+        RuntimeError: If it fails in every mode.
     """
     for each in FALLBACKS[mode]:
         command = [sys.executable, "-m", f"{MODULE}.{name}", *map(str, arguments), "--mode", each]
@@ -99,7 +99,7 @@ def run_part(name: str, arguments: Sequence, mode: str, seconds: float) -> None:
 
 
 def halved(weights: Path) -> Path:
-    """A file of weights in 16 bit, beside it."""
+    """Writes a copy of a weights file in 16 bit, next to it."""
     stored = torch.load(weights, weights_only=True)
     stored["weights"] = {name: weight.half() for name, weight in stored["weights"].items()}
     target = weights.with_name("half.pt")
@@ -108,7 +108,7 @@ def halved(weights: Path) -> Path:
 
 
 def kept_tunings(recipes: Path) -> list[Path]:
-    """The first seeds of the chosen recipe and of the adapters that lose least."""
+    """The first seeds of the chosen recipe and of the adapters with the smallest losses."""
     facts = json.loads((recipes / "chosen.json").read_text())
     names = [facts["chosen"]]
     adapters = sorted((r for r in facts["most_lost"] if r.startswith("LoRA")), key=facts["most_lost"].get)
@@ -124,7 +124,7 @@ def in_parts(file: Path, target: Path) -> None:
 
 
 def join(parts: Path, target: Path) -> None:
-    """Puts the parts of every file together again, and unpacks the results."""
+    """Joins the parts of every file, and unpacks the results."""
     for first in sorted(parts.glob("*.0")):
         files = sorted(parts.glob(f"{first.stem}.*"), key=lambda file: int(file.suffix[1:]))
         (target / first.stem).write_bytes(b"".join(file.read_bytes() for file in files))
@@ -133,7 +133,7 @@ def join(parts: Path, target: Path) -> None:
 
 
 def pack_results(folders: Sequence[Path], target: Path) -> None:
-    """Logs, scores and the choice, of what there is."""
+    """Packs the existing logs, scores and the choice."""
     with tarfile.open(target, "w:gz") as archive:
         for folder in folders:
             for file in sorted(folder.rglob("*.json*")):

@@ -1,4 +1,4 @@
-"""Scores what models made of the items of a world's file, on all cores."""
+"""Scores the outputs of models for the items of a world's file, on all cores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from uniedit_hf.small_world.scoring import score_answer, score_drawing, score_ed
 
 
 class Scorer:
-    """Processes that score, started once.
+    """A pool of scoring processes, started once.
 
     Args:
-        processes: How many; with 1 this one scores.
+        processes: Number of processes; with 1, this process scores.
     """
 
     def __init__(self, processes: int):

@@ -2,9 +2,9 @@
 
     python -m uniedit_hf.small_world.base.janus_base --output_dir runs/small_world/janus
 
-Three stages, each of which goes on where it was stopped: the autoencoder; the encoder, which learns to name the tokens
-of its own squares and what the picture shows; and the whole. A plain loop and no `UniEditTrainer`, because the tokens
-of all pictures are computed once. The finished model is in `model`.
+It has three stages, each of which can be resumed: the autoencoder; the encoder, which learns to predict the tokens of
+its own squares and the content of the image; and the whole. It uses a plain loop instead of `UniEditTrainer`, because
+the tokens of all images are computed once. The finished model is in `model`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def new_model(seed: int) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
-    """About four million parameters; both views of a picture are 8 x 8 tokens."""
+    """About four million parameters; both views of an image are 8 x 8 tokens."""
     ids = {token: index for index, token in enumerate([*MARKERS, UNKNOWN, "<user>", "<turn>", *vocabulary()])}
     processor = JanusProcessor(
         JanusImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3),
@@ -141,7 +141,7 @@ def small_tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
 
 
 def train_autoencoder(vqmodel, images: np.ndarray, scenes: list[Scene], options: argparse.Namespace) -> None:
-    """Trains in place: reconstruction weighted by local contrast, codes nearest in direction, unused codes anew."""
+    """Trains in place: reconstruction weighted by local contrast, nearest codes by direction, unused codes moved."""
     finished = options.output_dir / "autoencoder.pt"
     if finished.exists():
         vqmodel.load_state_dict(torch.load(finished, weights_only=True))
@@ -177,7 +177,7 @@ def train_autoencoder(vqmodel, images: np.ndarray, scenes: list[Scene], options:
                 torch.save(parts, state_file)
     vqmodel.requires_grad_(False)
     for weight in vqmodel.state_dict().values():
-        weight.copy_(weight.half())  # as it is saved, so that the finished model finds the same tokens
+        weight.copy_(weight.half())  # in the saved precision, so that the finished model computes the same tokens
     torch.save(vqmodel.state_dict(), finished)
 
 
@@ -206,7 +206,7 @@ def autoencoder_loss(vqmodel, pixels: torch.Tensor, quantised: bool):
 
 @torch.no_grad()
 def first_codes(vqmodel, images: np.ndarray, scenes: list[Scene], rng: random.Random) -> torch.Tensor:
-    """Codes (CODES, E) amid the features of pictures, found by k-means on the sphere."""
+    """Initial codes (CODES, E) among the features of images, found by k-means on the sphere."""
     encoded = [vqmodel.quant_conv(vqmodel.encoder(batch(images, scenes, False, rng))) for _ in range(100)]
     features = nn.functional.normalize(torch.cat(encoded).permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
     codes = features[rng.sample(range(len(features)), CODES)]
@@ -220,7 +220,7 @@ def first_codes(vqmodel, images: np.ndarray, scenes: list[Scene], rng: random.Ra
 
 @torch.no_grad()
 def restart(vqmodel, used: torch.Tensor, features: torch.Tensor, rng: random.Random) -> None:
-    """Puts codes that were not used where features are, rather where they are far from the other codes."""
+    """Moves unused codes to features, preferring those far from other codes."""
     unused = (used == 0).nonzero()[:, 0].tolist()
     codes = nn.functional.normalize(vqmodel.quantize.embedding.weight, dim=-1)
     distances = (1 - (features @ codes.T).amax(-1)).clamp(min=0)
@@ -228,13 +228,13 @@ def restart(vqmodel, used: torch.Tensor, features: torch.Tensor, rng: random.Ran
     vqmodel.quantize.embedding.weight[unused] = features[chosen]
 
 
-# --- what it learns from --------------------------------------------------------------------------------------------
+# --- training data ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures uint8 (n, 64, 64, 3) with what they show and their tokens (n, 64); edits as (source, target, text);
-    easy-VQA's questions and answers of the real pictures, which come first."""
+    """Images uint8 (n, 64, 64, 3) with their scenes and their tokens (n, 64); edits as (source, target, text);
+    easy-VQA's questions and answers of the real images, which come first."""
 
     pictures: np.ndarray
     scenes: list[tuple[Scene, ...]]
@@ -244,7 +244,7 @@ class Pool:
 
 
 def make_pool(model, options: argparse.Namespace) -> Pool:
-    """The drawings of `draw_pictures` with their tokens, which are kept in a file."""
+    """The drawings of `draw_pictures` with their tokens, which are stored in a file."""
     drawn = draw_pictures(options.seed, options.random_pictures)
     kept = options.output_dir / "tokens.safetensors"
     if not kept.exists():
@@ -303,7 +303,7 @@ class Draws:
 
 
 def learn_to_read(model, pool: Pool, options: argparse.Namespace) -> None:
-    """Supervises the encoder and the layers behind it with heads that are thrown away afterwards."""
+    """Supervises the encoder and the layers after it with heads that are discarded afterwards."""
     finished = options.output_dir / "reading.pt"
     if finished.exists():
         model.load_state_dict(torch.load(finished, weights_only=True))
@@ -329,7 +329,9 @@ def learn_to_read(model, pool: Pool, options: argparse.Namespace) -> None:
 
 
 def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
-    """Trains all but the autoencoder in place, with checkpoints and an average of the weights; resumes by itself."""
+    """Trains everything except the autoencoder in place, with checkpoints and an average of the weights; resumes
+    automatically.
+    """
     draws = Draws(pool, model.image_tokenizer)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
@@ -364,7 +366,7 @@ def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
 
 
 def losses_of(model, processor, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean image and text loss of a step. Samples of like length share a pack, so that rows are little padded."""
+    """The mean image and text loss of a step. Samples of similar length share a pack: less padding."""
     samples = sorted(samples, key=processor.num_tokens)
     size = math.ceil(len(samples) / PACKS)
     parts = []

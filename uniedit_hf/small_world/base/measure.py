@@ -1,4 +1,4 @@
-"""Measures a small model on easy-VQA's test pictures and prints one line of JSON.
+"""Measures a small model on easy-VQA's test images and prints one line of JSON.
 
     python -m uniedit_hf.small_world.base.measure assets/small_bagel --items 500
 
@@ -26,7 +26,7 @@ from uniedit_hf.small_world.scene import Scene, render
 from uniedit_hf.small_world.scoring import Score, score_answer, score_drawing, score_edit
 
 
-# Chosen on training pictures.
+# Chosen on training images.
 DRAWING = {
     "bagel": {"text_guidance_scale": 2.5, "num_timesteps": 15},
     "janus": {"text_guidance_scale": 1.5, "temperature": 0.5},
@@ -62,10 +62,10 @@ def measure(
 
     Args:
         pipe: The model.
-        images: Test pictures, uint8 (n, 64, 64, 3).
+        images: Test images, uint8 (n, 64, 64, 3).
         scenes: What they show.
         count: Items for each ability.
-        views: The views of the source for which edits are measured, some of `VIEWS` of its family; all by default.
+        views: The views of the source for which edits are measured, from `VIEWS` of its family; all by default.
     """
     known = VIEWS[family(pipe)]
     figures = {"understanding": measure_answers(pipe, images, scenes, count)}
@@ -89,7 +89,7 @@ def measure_answers(pipe: UniEditPipeline, images: np.ndarray, scenes: Sequence[
 
 
 def measure_drawings(pipe: UniEditPipeline, scenes: Sequence[Scene], count: int) -> dict:
-    """Drawings that are right in all that the prompt states, and in each part of it."""
+    """Drawings that are right in everything that the prompt states, and in each part of it."""
     items = drawing_items(scenes, count, random.Random(ITEM_SEED))
     whole = {"guidance_interval": (0.0, 1.0)} if family(pipe) == "bagel" else {}
     drawn = pipe.generate([item.prompt for item in items], seed=list(range(count)), **DRAWING[family(pipe)], **whole)

@@ -1,9 +1,9 @@
-"""Puts a trained base model where the project ships it: weights, processor, card, training log.
+"""Writes a trained base model to the folder in which the project ships it: weights, processor, card, training log.
 
     python -m uniedit_hf.small_world.base.publish --vae runs/small_world/vae --base runs/small_world/base
     python -m uniedit_hf.small_world.base.publish --base runs/small_world/janus
 
-The card's figures are measured here, so that they belong to the files beside them.
+The card's figures are measured here, so that they match the files next to them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ ABILITIES = {
 
 @dataclass(frozen=True)
 class Making:
-    """What the card says of one base: its name, the lines that make it, what is learnt when, its autoencoder, what it
-    has seen of intelligent edits, where it was trained, and bands that differ from `BANDS`."""
+    """The facts of one base for its card: its name, the commands that make it, its stages, its autoencoder, the
+    intelligent edits that it has seen, the machine it was trained on, and bands that differ from `BANDS`.
+    """
 
     name: str
     commands: str
     stages: str
     autoencoder: str
-    seen: str = "has seen none of those"
+    seen: str = "has seen none of these"
     machine: str = "Trained on a shared machine without a GPU, in pieces (the scripts resume)."
     bands: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -55,11 +56,11 @@ python -m uniedit_hf.small_world.base.vae --output_dir runs/small_world/vae
 python -m uniedit_hf.small_world.base.bagel_base --vae runs/small_world/vae --output_dir runs/small_world/base
 python -m uniedit_hf.small_world.base.publish --vae runs/small_world/vae --base runs/small_world/base""",
         """\
-First the autoencoder; then its latents are kept and the ViT learns to read under supervision; then everything else \
-learns answers, drawings, plain edits and redrawing together.""",
+First the autoencoder is trained. Then its latents are stored, and the ViT learns to read under supervision. Then \
+everything else learns answers, drawings, plain edits and redrawing together.""",
         """\
-The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
-shape and color after the round trip in {reader_right:.1%}.""",
+The autoencoder alone has a PSNR of {psnr:.1f} dB on {images} test images. After the round trip, the reader that \
+scores everything finds the same shape and color in {reader_right:.1%} of them.""",
     ),
     "second": Making(
         "BAGEL",
@@ -71,11 +72,11 @@ python -m uniedit_hf.small_world.base.export_base --weights runs/second/base.pt 
     --measure_vae --output_dir runs/second
 python -m uniedit_hf.small_world.base.publish --making second --base runs/second""",
         """\
-The autoencoder is that of the first base. Everything else is learnt together: answers, drawings, plain edits, \
+The autoencoder is that of the first base. Everything else is learned together: answers, drawings, plain edits, \
 redrawing, and a few edits with one condition about shape or color.""",
         """\
-The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
-shape and color after the round trip in {reader_right:.1%}.""",
+The autoencoder alone has a PSNR of {psnr:.1f} dB on {images} test images. After the round trip, the reader that \
+scores everything finds the same shape and color in {reader_right:.1%} of them.""",
         "has seen only a few with a single condition, about shape or color",
         "Trained on one GPU, until a time limit.",
         {"understanding": (80, 95), "generation": (75, 95), "editing_vit": (75, 95)},
@@ -86,14 +87,14 @@ shape and color after the round trip in {reader_right:.1%}.""",
 python -m uniedit_hf.small_world.base.janus_base --output_dir runs/small_world/janus
 python -m uniedit_hf.small_world.base.publish --base runs/small_world/janus""",
         """\
-First the autoencoder, whose codes begin in the middle of the features of a continuous one; then its tokens are kept \
-and the encoder learns to read under supervision; then everything else learns answers, drawings, plain edits and \
+First the autoencoder is trained; its codes start among the features of a continuous one. Then its tokens are stored, \
+and the encoder learns to read under supervision. Then everything else learns answers, drawings, plain edits and \
 redrawing together.""",
         """\
-The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures, {codes_used} codes in use; the reader that \
-scores everything finds the same shape and color after the round trip in {reader_right:.1%}. The tint of the \
-background is mostly lost: transformers' autoencoder normalises in 32 groups, here of two channels, which removes \
-their levels.""",
+The autoencoder alone has a PSNR of {psnr:.1f} dB on {images} test images, with {codes_used} codes in use. After the \
+round trip, the reader that scores everything finds the same shape and color in {reader_right:.1%} of them. The tint \
+of the background is mostly lost: transformers' autoencoder normalizes in 32 groups, here of two channels, which \
+removes their mean.""",
     ),
 }
 CARD = """---
@@ -102,29 +103,28 @@ library_name: uniedit_hf
 pipeline_tag: image-text-to-image
 ---
 
-# A small {name} for pictures of 64 x 64 pixels
+# A small {name} for images of 64 x 64 pixels
 
 A model of {millions:.1f} million parameters with {name}'s architecture and all three of its abilities in the world \
-of easy-VQA (one flat shape on a pastel background): it answers questions about a picture, draws one from a prompt, \
-and edits one after a plain instruction. It is the base that `uniedit quickstart` tunes on intelligent edits, and it \
-{seen}.
+of easy-VQA (one flat shape on a pastel background). It answers questions about an image, draws an image from a \
+prompt, and edits an image by a plain instruction. It is the base that `uniedit quickstart` tunes on intelligent \
+edits, and it {seen}.
 
 ```python
 from uniedit_hf import UniEditPipeline
 
 pipe = UniEditPipeline.from_pretrained("assets/small_{family}")
 settings = {{{settings}}}
-picture = pipe.generate("a big red circle at the left", **settings)
-pipe.answer(picture, "what color is the shape?")
-pipe.edit(picture, "make it blue.", source_views=("understanding",), image_guidance_scale={image}, **settings)
+image = pipe.generate("a big red circle at the left", **settings)
+pipe.answer(image, "what color is the shape?")
+pipe.edit(image, "make it blue.", source_views=("understanding",), image_guidance_scale={image}, **settings)
 ```
 
 ## How well it does
 
-On easy-VQA's test pictures, none of which it was trained on; with {settings} and image guidance \
-{image}. A result is right if all of it is right; places may be off by 6 pixels and sizes by 3 in edits, \
-and a drawing by 2 pixels from the range that its prompt states. The bands were set for the small \
-BAGEL before its training.
+Measured on easy-VQA's test images, none of which it was trained on, with {settings} and image guidance {image}. A \
+result is right if all of it is right. In edits, places may be off by 6 pixels and sizes by 3; in drawings, both may \
+be 2 pixels outside the range that the prompt states. The bands were set for the small BAGEL before its training.
 
 | ability | right, % | 95 % interval | items | band |
 |---|---|---|---|---|
@@ -140,28 +140,28 @@ All parts and kinds are in `figures.json`.
 {commands}
 ```
 
-Data: the 4,000 training pictures of [easy-VQA](https://pypi.org/project/easy-vqa/) (MIT), pictures of the same kind \
-drawn from a seed, easy-VQA's training questions and questions, prompts and plain edits computed from the pictures. \
+The data are the 4,000 training images of [easy-VQA](https://pypi.org/project/easy-vqa/) (MIT), random images of the \
+same kind, easy-VQA's training questions, and questions, prompts and plain edits computed from the images. \
 {stages} \
-The weights are the average of the last steps, in 16 bit. `training_log.jsonl` has the curves and the figures along \
-the way. {machine}
+The weights are the average of the last steps, in 16 bit. `training_log.jsonl` has the curves and the figures \
+measured during training. {machine}
 {notes}
 ## Limits
 
-A world of 64 pixels, one to four flat shapes, eight colors, {words} words: anything else is outside of what it can \
-do. It shows how the machinery works, and what a tuning does to such a model; it is no evidence for the 7B model. \
-The same pixel reader that scores it made its training data.
+Its world has 64 x 64 pixels, one to four flat shapes, eight colors and {words} words; it can do nothing outside of \
+it. It shows how the code works, and what tuning does to such a model; it says nothing about the 7B model. The pixel \
+reader that scores it also made its training data.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path("runs/small_world/base"))
-    parser.add_argument("--vae", type=Path, default=None, help="of a BAGEL: where its autoencoder was trained")
+    parser.add_argument("--vae", type=Path, default=None, help="for a BAGEL: the folder of its trained autoencoder")
     parser.add_argument("--output_dir", type=Path, default=None, help="by default assets/small_FAMILY")
-    parser.add_argument("--making", choices=list(MAKINGS), help="how it was made; by its family if not given")
-    parser.add_argument("--items", type=int, default=200, help="for each ability")
-    parser.add_argument("--notes", type=Path, default=None, help="a text for the card: what else there is to say")
+    parser.add_argument("--making", choices=list(MAKINGS), help="how it was made; by default that of its family")
+    parser.add_argument("--items", type=int, default=200, help="number of items for each ability")
+    parser.add_argument("--notes", type=Path, default=None, help="a file with further text for the card")
     options = parser.parse_args()
     pipe = UniEditPipeline.from_pretrained(options.base / "model", batch_size=50)
     figures = measure(pipe, *real_scenes("test"), options.items)

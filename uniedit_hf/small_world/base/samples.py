@@ -1,4 +1,4 @@
-"""What the small base learns from: answers, drawings, plain edits and redrawing, drawn from a pool of pictures."""
+"""Training samples of the small base: answers, drawings, plain edits and redrawing, drawn from a pool of images."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from uniedit_hf.small_world.wording import action_phrases
 
 EDITS_PER_PICTURE = 1.5  # on average
 TEXT_DROPOUT, IMAGE_DROPOUT = 0.1, 0.05
-BLANK = torch.zeros(3, 64, 64)  # only the size of a VAE view matters: its latents are in the pool
+BLANK = torch.zeros(3, 64, 64)  # only the size of a VAE view is used; its latents are in the pool
 VIEWS = {("vit",): 0.6, ("vae",): 0.1, ("vae", "vit"): 0.3}
 ENCODING_BATCH = 50
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures with their latents, and the edits that lead from one to another.
+    """Images with their latents, and the edits between them.
 
     Args:
-        pictures: uint8 (n, 64, 64, 3); the real training pictures come first.
-        scenes: What each shows, one scene or several.
+        images: uint8 (n, 64, 64, 3); the real training images come first.
+        scenes: The scenes of each, one or several.
         latents: (n, 8, 8, 8), scaled and shifted.
         edits: Source, target and instruction.
-        questions: Per real picture easy-VQA's questions and answers.
+        questions: easy-VQA's questions and answers for each real image.
     """
 
     pictures: np.ndarray
@@ -52,7 +52,7 @@ class Pool:
 
     @property
     def single(self) -> list[int]:
-        """The pictures that show one shape."""
+        """The images that show one shape."""
         return [index for index, scenes in enumerate(self.scenes) if len(scenes) == 1]
 
 
@@ -75,14 +75,14 @@ def draw_question(pool, single: list[int], rng: random.Random, composed: float) 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A sample, and the pictures of its VAE views in order, as numbers in the pool."""
+    """A sample, and the images of its VAE views in order, as numbers in the pool."""
 
     sample: Sample
     latents: tuple[int, ...]
 
 
 class Drawings(NamedTuple):
-    """Pictures, what they show, edits and questions, as `Pool` has them."""
+    """Images, scenes, edits and questions, as in `Pool`."""
 
     pictures: np.ndarray
     scenes: list[tuple[Scene, ...]]
@@ -91,7 +91,7 @@ class Drawings(NamedTuple):
 
 
 def make_pool(model, seed: int, random_pictures: int, kept: Path) -> Pool:
-    """The drawings of `draw_pictures` with the latents of the model's autoencoder, which are kept in a file."""
+    """The drawings of `draw_pictures` with the latents of the model's autoencoder, which are stored in a file."""
     drawn = draw_pictures(seed, random_pictures)
     if not kept.exists():
         save_file({"latents": encode(model, drawn.pictures).contiguous()}, kept)
@@ -99,11 +99,11 @@ def make_pool(model, seed: int, random_pictures: int, kept: Path) -> Pool:
 
 
 def draw_pictures(seed: int, random_pictures: int) -> Drawings:
-    """All training pictures, drawn ones beside them, and the targets of plain edits of both.
+    """All training images, additional random ones, and the targets of plain edits of both.
 
     Args:
-        seed: Of everything that is drawn.
-        random_pictures: How many to draw beside the real ones.
+        seed: Seed of all random draws.
+        random_pictures: Number of images to draw in addition to the real ones.
     """
     real, found = real_scenes("train")
     sources = [*found, *(random_scene(found, python_random(seed, "source", i)) for i in range(random_pictures))]
@@ -125,10 +125,10 @@ def draw_pictures(seed: int, random_pictures: int) -> Drawings:
 
 
 def encode(model, pictures: np.ndarray) -> torch.Tensor:
-    """Latents (n, 8, 8, 8) of pictures uint8 (n, 64, 64, 3), scaled and shifted as `encode_images` does it."""
+    """Latents (n, 8, 8, 8) of images uint8 (n, 64, 64, 3), scaled and shifted as `encode_images` does it."""
     scale, shift, latents = model.config.vae_config.scaling_factor, model.config.vae_config.shift_factor, []
     for start in tqdm(range(0, len(pictures), ENCODING_BATCH), desc="latents", mininterval=10):
-        # In 16 bit where that is fast; it is off by less than the posterior is wide.
+        # In 16 bit where that is fast; the error is smaller than the posterior's standard deviation.
         with torch.no_grad(), cpu_arithmetic().autocast():
             latents.append(model.vae.encode(as_tensor(pictures[start : start + ENCODING_BATCH])).latent_dist.mean)
     return scale * (torch.cat(latents).float() - shift)
@@ -138,8 +138,8 @@ class Draws:
     """Draws samples from a pool.
 
     Args:
-        pool: The pictures.
-        noise_draws: How many noised copies of a target a sample holds; the context is paid for once.
+        pool: The images.
+        noise_draws: Number of noised copies of a target in a sample; the context is computed once.
     """
 
     def __init__(self, pool: Pool, noise_draws: int):
@@ -148,24 +148,24 @@ class Draws:
         self.single = pool.single
 
     def answer(self, name: str, rng: random.Random, composed: float) -> Drawn:
-        """A question about a picture, and its answer; `composed` is the share that is not easy-VQA's own."""
+        """A question about an image, and its answer; `composed` is the share that is not easy-VQA's own."""
         image, question, answer = draw_question(self.pool, self.single, rng, composed)
         segments = [self._pixels(image), TextSegment(question), TextSegment(answer, loss=True)]
         return Drawn(Sample(segments, name), ())
 
     def drawing(self, name: str, rng: random.Random) -> Drawn:
-        """A prompt, and a picture that fulfils it."""
+        """A prompt, and an image that fulfills it."""
         image = rng.choice(self.single)
         prompt = rng.choice(drawing_of(self.pool.scenes[image][0]).prompts())
         return self._target(name, [], [], prompt if rng.random() >= TEXT_DROPOUT else None, image)
 
     def edit(self, name: str, rng: random.Random) -> Drawn:
-        """A picture, a plain instruction and the result."""
+        """An image, a plain instruction and the result."""
         source, target, instruction = rng.choice(self.pool.edits)
         return self._from_source(name, source, instruction, target, rng)
 
     def redrawing(self, name: str, rng: random.Random) -> Drawn:
-        """A picture, no instruction or one to keep it, and the same picture."""
+        """An image, no instruction or one to keep it, and the same image."""
         image = rng.randrange(len(self.pool.scenes))
         text = f"{rng.choice(action_phrases(Keep()))}." if rng.random() < 0.4 else None
         return self._from_source(name, image, text, image, rng)

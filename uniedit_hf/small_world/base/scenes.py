@@ -1,4 +1,4 @@
-"""The pictures that the small world is trained on: easy-VQA's training images and others of the same kind."""
+"""The images that the small world is trained on: easy-VQA's training images and others of the same kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIGHTEST, DARKEST = 255, 230  # the backgrounds of easy-VQA
 
 
 def real_scenes(split: Split) -> tuple[np.ndarray, list[Scene]]:
-    """All pictures of a split, uint8 (images, 64, 64, 3), and what the reader finds in them."""
+    """All images of a split, uint8 (images, 64, 64, 3), and the scenes that the reader finds in them."""
     images = [np.asarray(load_image(row.image_path)) for row in one_row_per_image(load_easy_vqa(split))]
     return np.stack(images), [read(image) for image in images]
 
@@ -33,7 +33,7 @@ def random_scene(scenes: list[Scene], rng: random.Random) -> Scene:
 
 
 def random_picture(scenes: list[Scene], rng: random.Random, copies: float = 0.15) -> np.ndarray:
-    """A drawn picture, uint8 (64, 64, 3); the share `copies` of them shows one shape two to four times."""
+    """A random image, uint8 (64, 64, 3); the share `copies` of them shows one shape two to four times."""
     scene = random_scene(scenes, rng)
     shown = Copies(rng.randint(2, len(QUARTERS))).result(scene) if rng.random() < copies else [scene]
     return np.asarray(render(*shown))

@@ -1,7 +1,7 @@
-"""The shape of the small model: a BAGEL of about 6 million parameters for pictures of 64 x 64 pixels.
+"""The shape of the small model: a BAGEL of about 6 million parameters for images of 64 x 64 pixels.
 
-The ViT's patches and the latent tokens are both squares of 16 pixels, so that both views of a picture are 4 x 4 tokens
-that start from the same table of positions, and a place that is read is the place that is drawn.
+The ViT's patches and the latent tokens are both squares of 16 pixels, so that both views of an image are 4 x 4 tokens
+that start from the same table of positions, and positions in both views correspond.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def small_config(tokenizer: PreTrainedTokenizerFast, vae: dict) -> BagelConfig:
 
 
 def small_processor(tokenizer: PreTrainedTokenizerFast, config: BagelConfig) -> BagelProcessor:
-    """Every picture becomes 64 x 64 in both views."""
+    """Every image becomes 64 x 64 in both views."""
     size = {"longest_edge": SIDE, "shortest_edge": SIDE}
     images = BagelImageProcessor(
         vae_size=size,
@@ -96,7 +96,7 @@ def small_processor(tokenizer: PreTrainedTokenizerFast, config: BagelConfig) -> 
 
 
 def new_model(vae_folder: Path, seed: int) -> tuple[BagelForConditionalGeneration, BagelProcessor]:
-    """The model with the trained autoencoder of `vae.py` and fresh weights elsewhere, and its processor."""
+    """The model with the trained autoencoder of `vae.py` and random weights elsewhere, and its processor."""
     facts = json.loads((vae_folder / "vae.json").read_text())
     tokenizer = small_tokenizer()
     config = small_config(tokenizer, {name: facts[name] for name in VAE_SETTINGS})
@@ -112,7 +112,7 @@ def save(model: BagelForConditionalGeneration, processor: BagelProcessor, folder
     Args:
         model: The model.
         processor: Its processor.
-        folder: Where to.
+        folder: The folder to write.
         state: Other weights for its parameters, an average for instance.
     """
     weights = {name: (state or {}).get(name, weight).half() for name, weight in model.state_dict().items()}

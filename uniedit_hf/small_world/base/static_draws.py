@@ -1,5 +1,6 @@
-"""Draws batches on the device: which samples, which views, what noise. Every draw is an operation, so that a captured
-step draws anew each time it is replayed."""
+"""Draws batches on the device: samples, views and noise. Every draw is an operation, so that a captured step draws new
+values each time it is replayed.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from .static_world import Table, World
 
 @dataclass(frozen=True)
 class Views:
-    """Shares of the views of a source, and of what is left out.
+    """Shares of the views of a source, and dropout probabilities.
 
     Args:
-        vit: Share of sources by the ViT view alone.
-        vae: By the VAE view alone; the rest have both.
+        vit: Share of sources with only the ViT view.
+        vae: Share with only the VAE view; the rest have both.
         none: Share of edits without their source.
         text: Share without their text.
     """
@@ -31,13 +32,13 @@ class Views:
 
 @dataclass
 class Batch:
-    """Rows with what they have to give.
+    """Rows with their targets.
 
     Args:
-        rows: What the model reads; `vit` is left to the caller.
+        rows: The model's inputs; the caller adds `vit`.
         source: (M, B) image numbers of the sources.
         velocity: (M, B, K, 16, 32).
-        counts: (M, B) 1 where an image carries a loss.
+        counts: (M, B) 1 where an image has a loss.
     """
 
     rows: Rows
@@ -53,7 +54,7 @@ def draw_rows(table: Table, models: int, count: int, pool: torch.Tensor | None =
         table: `source`, `target`, `length`, `text`, `labels`.
         models: M.
         count: Rows for each.
-        pool: (M, n) row numbers to choose from, the whole table if not given.
+        pool: (M, n) row numbers to choose from; the whole table by default.
     """
     device = table["source"].device
     if pool is None:
@@ -64,7 +65,7 @@ def draw_rows(table: Table, models: int, count: int, pool: torch.Tensor | None =
 
 
 def joined(parts: Sequence[Table]) -> Table:
-    """Parts side by side in the batch."""
+    """Concatenates parts of a batch."""
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
 
 
@@ -75,14 +76,14 @@ def make_batch(
     """Random views, dropouts, times and noise for rows.
 
     Args:
-        world: Where latents come from.
-        rows: (M, B, ...) as of `draw_rows`.
+        world: The tables with the latents.
+        rows: (M, B, ...) rows of `draw_rows`.
         answer: (M, B) or (B,) which rows are questions with answers.
         edit: Likewise which have a source; the rest are drawings.
-        views: Shares.
+        views: Shares of views.
         copies: Noised copies of a target.
-        shift: Of the flow time.
-        latents: Latents by image number, those of the world if not given.
+        shift: Shift of the flow time.
+        latents: Latents by image number; those of the world by default.
     """
     shape, device = rows["source"].shape, rows["source"].device
     latents = world.latents if latents is None else latents
@@ -110,7 +111,8 @@ def make_batch(
 
 
 def reading_loss(weights: Weights, tokens: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """How well a linear layer, thrown away afterwards, reads the latents of each place from the ViT's token there:
+    """The loss of a linear layer, discarded afterwards, that predicts the latents of each position from the ViT's
+    token there:
     tokens (M, B, 16, D), latents (M, B, 16, 32), to (M,)."""
     read = torch.baddbmm(
         weights["reading.bias"][:, None], tokens.flatten(1, 2), weights["reading.weight"].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Asks a stack of models all test items of a world's file; `item_scores.py` scores what comes out."""
+"""Asks a stack of models all test items of a world's file; `item_scores.py` scores the outputs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .static_world import World
 
 LONGEST = {"understanding": 32, "generation": 16, "editing": 60}
 MOST_ANSWER = 6
-IMAGE_PAIRS = 20_000  # models times items that are drawn at once
+IMAGE_PAIRS = 20_000  # number of models times items drawn at once
 
 
 @torch.no_grad()
 def outputs_of(model: StaticModel, weights: Weights, features: torch.Tensor, world: World, items: Sequence[dict]):
-    """What each model makes of every item.
+    """The output of each model for every item.
 
     Args:
         model: The forward pass.
-        weights: Of M models, in the arithmetic's dtype.
+        weights: Weights of M models, in the dtype of the arithmetic.
         features: ViT features by image number.
         world: The tables.
-        items: As `world_tables.described` has them.
+        items: Items of `world_tables.described`.
 
     Returns:
         For each model a list with a text or an image uint8 (64, 64, 3) for every item.
@@ -76,7 +76,7 @@ def _rows(
 
 
 def _noise(seed: int) -> torch.Tensor:
-    """As the pipeline draws it."""
+    """The noise that the pipeline draws."""
     return torch.randn(16, 32, generator=torch.Generator().manual_seed(seed))
 
 
@@ -89,8 +89,9 @@ def _texts(world: World, ids: torch.Tensor) -> list[list[str]]:
 
 
 def groups_of(items: Sequence[dict], world: World) -> dict[str, list[int]]:
-    """Where the items of each ability stand, those of plain and intelligent edits, these by view and by whether
-    anything is to change."""
+    """Indices of the items of each ability, of plain and intelligent edits by view, and of intelligent edits by
+    whether anything should change.
+    """
     found: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         found[item["ability"]].append(index)

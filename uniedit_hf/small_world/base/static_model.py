@@ -1,11 +1,11 @@
 """The small BAGEL as a function of tensors: rows of one fixed layout, and many models of one shape at once.
 
 A GPU is fast with few large operations of the same shapes, and slow with packs of any length. So here every sample has
-the same layout, in which absent parts are masked; all understanding tokens come first and all latents behind, so that
+the same layout, in which absent parts are masked; all understanding tokens come first, then all latents, so that
 experts are slices; and every weight has a leading dimension of models, so that many tunings are one program. Weights
 have the names of BAGEL's checkpoints, and results are those of `BagelForConditionalGeneration` (tests/test_static.py).
 
-Needs PyTorch alone. Shapes: M models, B samples of each, T text tokens, K noised copies of a target, U understanding
+Needs only PyTorch. Shapes: M models, B samples of each, T text tokens, K noised copies of a target, U understanding
 tokens, G latent tokens, D hidden size, V words; an image is 16 tokens of either kind, a latent token 32 channels.
 """
 
@@ -46,7 +46,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What a row has room for: a VAE view, a ViT view, so many text tokens, so many noised copies of a target."""
+    """The parts of a row: a VAE view, a ViT view, text tokens, and noised copies of a target."""
 
     vae: bool
     vit: bool
@@ -66,7 +66,7 @@ class RowLayout:
         return 2 * self.vae + (PLACES + 2) * self.vit + self.text + 2 * self.copies
 
     def rule(self, device) -> torch.Tensor:
-        """Which key a query sees if both are there, (L, L)."""
+        """Which keys a query attends to if both exist, (L, L)."""
         block = torch.tensor(self.blocks, device=device)
         index = torch.arange(len(block), device=device)
         query, key = block[:, None], block[None]
@@ -76,13 +76,13 @@ class RowLayout:
 
 @dataclass
 class Rows:
-    """Samples of one layout; parts that the layout has no room for are None.
+    """Samples of one layout; parts that the layout does not have are None.
 
     Args:
-        text: (M, B, T) ids, markers included.
-        text_length: (M, B) how many of them are there.
-        labels: (M, B, T) the next id where text carries a loss, else `NO_LABEL`.
-        has_vit: (M, B) whether the ViT view is there.
+        text: (M, B, T) ids, including markers.
+        text_length: (M, B) number of ids.
+        labels: (M, B, T) the next id where text has a loss, otherwise `NO_LABEL`.
+        has_vit: (M, B) whether there is a ViT view.
         vit: (M, B, 16, vit hidden) features of the source.
         has_vae: (M, B) likewise.
         vae: (M, B, 16, 32) latents of the source.
@@ -102,7 +102,7 @@ class Rows:
 
 
 def fresh_weights(shape: ModelShape, seed: int) -> Weights:
-    """Random weights of one model, (1, ...) each; tables of places start at right angles."""
+    """Random weights of one model, (1, ...) each; position tables start orthogonal."""
     generator = torch.Generator().manual_seed(seed)
     weights: Weights = {}
 
@@ -218,7 +218,7 @@ def see(weights: Weights, shape: ModelShape, patches: torch.Tensor) -> torch.Ten
 
 
 def connect(weights: Weights, features: torch.Tensor) -> torch.Tensor:
-    """ViT features (M, B, 16, vit hidden) to tokens (M, B, 16, D), places included."""
+    """ViT features (M, B, 16, vit hidden) to tokens (M, B, 16, D), including positions."""
     inner = functional.gelu(linear(features, weights, "connector.fc1"), approximate="tanh")
     return linear(inner, weights, "connector.fc2") + weights["vit_pos_embed.pos_embed"][:, None]
 
@@ -243,8 +243,8 @@ def decoder_layer(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """One layer over both slices (M, B, U, D) and (M, B, G, D); `weights` have the names within the layer.
 
-    Weights of norms go into the matrices behind them, and into the tables of the rotation: a product over weights in
-    place of one over all tokens.
+    Norm weights are multiplied into the following matrices and into the rotary tables: a product over weights instead
+    of one over all tokens.
     """
     streams, projected = (und, gen), []
     for states, suffix in zip(streams, SUFFIXES):
@@ -301,14 +301,13 @@ class StaticModel:
     """The forward pass over rows of one layout.
 
     Args:
-        shape: Of the models.
-        layer: `decoder_layer`, or the same compiled.
+        shape: Shape of the models. layer: `decoder_layer`, or the same compiled.
     """
 
     def __init__(self, shape: ModelShape, layer=decoder_layer):
         self.shape = shape
         self.layer = layer
-        self._constants: dict = {}  # of a layout: made once, since nothing may be copied while a graph is captured
+        self._constants: dict = {}  # of a layout: created once, as nothing may be copied while a graph is captured
 
     def __call__(self, weights: Weights, rows: Rows, layout: RowLayout) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states after the last norms: of the text (M, B, T, D), and of the targets (M, B, K, 16, D)."""
@@ -387,7 +386,7 @@ class StaticModel:
 
 
 def text_loss(weights: Weights, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean cross entropy of each model (M,), 0 where nothing carries a loss."""
+    """The mean cross entropy of each model (M,), 0 if nothing has a loss."""
     logits = linear(hidden, weights, "language_model.lm_head").float()
     each = functional.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), ignore_index=NO_LABEL, reduction="none"
@@ -408,7 +407,7 @@ def draw(
     timesteps: int = 12, scale: float = 2.5, shift: float = 3.0,
 ) -> torch.Tensor:  # fmt: skip
     """Latents (M, B, 16, 32) by Euler steps from `noise`, guided by the rows without their text (global
-    renormalisation), as the suite `small_world` asks for it."""
+    renormalization), as in the suite `small_world`."""
     times = torch.linspace(1, 0, timesteps)
     times = (shift * times / (1 + (shift - 1) * times)).tolist()
     no_text = torch.zeros_like(rows.text_length)
@@ -428,7 +427,9 @@ def draw(
 
 @torch.no_grad()
 def write(model: StaticModel, weights: Weights, rows: Rows, layout: RowLayout, most: int = 6) -> torch.Tensor:
-    """Answers as ids (M, B, most), greedy, `EOS` where they end; `rows.text` holds the questions and room behind."""
+    """Answers as ids (M, B, most), greedy, `EOS` where they end; `rows.text` contains the questions followed by room
+    for the answers.
+    """
     text, length = rows.text.clone(), rows.text_length.clone()
     text.scatter_(2, length[..., None], BOS)
     length += 1
@@ -446,12 +447,12 @@ def write(model: StaticModel, weights: Weights, rows: Rows, layout: RowLayout, m
 
 
 def one_model(weights: Weights, index: int) -> Weights:
-    """The weights of one model as a checkpoint has them."""
+    """The weights of one model in the form of a checkpoint."""
     return {name: weight[index].clone() for name, weight in weights.items()}
 
 
 def several(weights: Weights, count: int) -> Weights:
-    """So many copies of one model."""
+    """A stack of copies of one model."""
     return {name: weight.repeat(count, *[1] * (weight.dim() - 1)) for name, weight in weights.items()}
 
 

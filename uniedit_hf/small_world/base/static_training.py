@@ -1,4 +1,5 @@
-"""The loop that trains stacks of small models on a GPU: one step is one CUDA graph, and the clock decides the rate.
+"""The loop that trains stacks of small models on a GPU: one step is one CUDA graph, and the learning rate follows the
+clock.
 
 All weights of a stack are one matrix (models, parameters), so that the optimizer is a few operations. The same loop
 runs step by step on a CPU.
@@ -44,13 +45,13 @@ class FlatWeights:
         return {name: part.view(len(flat), *shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
     def per_parameter(self, value_of: Callable[[str], float]) -> torch.Tensor:
-        """(P,) a value that follows from a weight's name."""
+        """(P,) a value that depends on a weight's name."""
         return torch.cat([torch.full((size,), value_of(name)) for name, size in zip(self.shapes, self.sizes)])
 
 
 @dataclass
 class Schedule:
-    """The learning rate over the share of the time that is gone: warm-up, plateau, a straight line to `last`."""
+    """The learning rate over the elapsed share of the time: warm-up, plateau, a straight line to `last`."""
 
     warmup: float = 0.03
     decay: float = 0.35
@@ -66,12 +67,12 @@ class StackTrainer:
 
     Args:
         flat: (M, P) the weights to start from.
-        losses: Of the matrix in the arithmetic's dtype, on fresh draws.
+        losses: Computes the losses from the matrix in the dtype of the arithmetic, on new draws.
         rate: (M, P) or (M, 1) peak learning rates.
         decay: Weight decay.
         average: Decay of the average.
-        anchor: Strength (M, 1) of the pull towards the start, in units of the rate; none if not given.
-        dtype: Of the arithmetic.
+        anchor: Strength (M, 1) of the pull towards the start, in units of the rate; none by default.
+        dtype: dtype of the arithmetic.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class StackTrainer:
         self.first, self.second = torch.zeros_like(flat), torch.zeros_like(flat)
         self.average = flat.clone()
         self.steps = torch.zeros((), device=flat.device)
-        self.factor = torch.zeros((), device=flat.device)  # of the rate, by the schedule
+        self.factor = torch.zeros((), device=flat.device)  # factor of the rate, set by the schedule
         self.sums: Losses = {}
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -94,7 +95,7 @@ class StackTrainer:
         self.graph.replay() if self.graph is not None else self._step()
 
     def capture(self) -> None:
-        """Records a step as a CUDA graph; the steps that warm up count."""
+        """Captures a step as a CUDA graph; the warm-up steps count as training steps."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -130,7 +131,7 @@ class StackTrainer:
         if self.anchor is not None:
             update.add_(self.anchor * (self.flat - self.start))
         self.flat.sub_(self.factor * self.rate * update)
-        # young averages follow quickly
+        # at first the average follows quickly
         keep = torch.minimum(torch.full_like(self.steps, self.average_decay), (1 + self.steps) / (10 + self.steps))
         self.average.add_((1 - keep) * (self.flat - self.average))
 
@@ -147,7 +148,7 @@ class StackTrainer:
         return int(self.steps.item()) - getattr(self, "_counted_to", 0)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that resuming needs."""
+        """The state needed to resume."""
         names = ("flat", "first", "second", "average", "steps")
         return {name: getattr(self, name).detach().cpu() for name in names}
 
@@ -162,16 +163,16 @@ def train_until(
     trainer: StackTrainer, seconds: float, spent: float, schedule: Schedule, folder: Path, seed: int,
     each_step: Callable[[float], None] = lambda gone: None, log_every: float = 2.0, save_every: float = 30.0,
 ) -> None:  # fmt: skip
-    """Trains until so many seconds are spent in all, with a log and checkpoints in `folder`.
+    """Trains until `seconds` are spent in total, with a log and checkpoints in `folder`.
 
     Args:
         trainer: What to train; resumed from `folder/state.pt` by the caller.
-        seconds: Of training in all.
+        seconds: Total seconds of training.
         spent: Seconds of training before this call.
-        schedule: Of the rate.
-        folder: Where `log.jsonl` and `state.pt` go.
-        seed: Of this call's draws, with the steps that are done.
-        each_step: Is told the share of the time that is gone, before every step.
+        schedule: Schedule of the rate.
+        folder: Folder for `log.jsonl` and `state.pt`.
+        seed: Seed of this call's draws, together with the number of steps done.
+        each_step: Called with the elapsed share of the time before every step.
         log_every: Seconds between lines of the log.
         save_every: Seconds between checkpoints.
     """
@@ -206,7 +207,7 @@ def append(path: Path, line: dict) -> None:
 
 
 def save(path: Path, state: dict) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file atomically."""
     unfinished = path.with_suffix(".part")
     torch.save(state, unfinished)
     os.replace(unfinished, path)

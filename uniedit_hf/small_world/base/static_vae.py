@@ -1,4 +1,4 @@
-"""The small BAGEL's autoencoder as a function of its weights under the checkpoint's names; needs PyTorch alone."""
+"""The small BAGEL's autoencoder as a function of its weights under the checkpoint's names; needs only PyTorch."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Table = dict[str, torch.Tensor]
 
 
 def load_world(path: Path) -> dict:
-    """Reads the file that `world_tables.py` wrote, as it is or unpacked by gunzip."""
+    """Reads the file that `world_tables.py` wrote, compressed or not."""
     if Path(path).suffix != ".gz":
         return torch.load(path, weights_only=True, mmap=True)
     return torch.load(BytesIO(gzip.decompress(Path(path).read_bytes())), weights_only=True)
@@ -27,12 +27,12 @@ class World:
     """All tables on a device.
 
     Args:
-        world: Of `load_world`.
+        world: Result of `load_world`.
         vae: Weights of the autoencoder.
-        scale: How latents are scaled, after
-        shift: they were shifted.
-        device: Where to.
-        kept: A file that keeps the latents, which take minutes to make on a CPU; made if it is missing.
+        scale: Factor of the latents, applied after
+        shift: the shift of the latents.
+        device: The device of the tables.
+        kept: A file that stores the latents, which take minutes to compute on a CPU; created if missing.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class World:
         return (self.patches[numbers].to(torch.float32) / 127.5 - 1).to(dtype)
 
     def only(self, name: str, most_words: int) -> Table:
-        """A table without the rows that are longer, cut to that length."""
+        """A table without rows longer than a length, cut to that length."""
         table = self.tables[name]
         fits = table["length"] <= most_words
         rows = {key: value[fits] for key, value in table.items()}

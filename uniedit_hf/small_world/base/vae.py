@@ -2,9 +2,9 @@
 
     python -m uniedit_hf.small_world.base.vae --output_dir runs/small_world/vae
 
-An L1 and squared loss alone rounds the corners, and the reader then takes rectangles for circles; weighting it by
-local contrast keeps them. Most steps see crops of 32 x 32 pixels around a shape, four times cheaper than the picture;
-the last ones see whole pictures, whose group norms and attention they adapt.
+With only an L1 and squared loss, corners become round, and the reader mistakes rectangles for circles; weighting it by
+local contrast preserves them. Most steps use crops of 32 x 32 pixels around a shape, which are four times cheaper than
+the image; the last steps use whole images, to adapt group norms and attention.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def train(vae, images: np.ndarray, scenes: list[Scene], options: argparse.Namespace) -> None:
-    """Trains in place; goes on from `output_dir/state.pt` if there is one."""
+    """Trains in place; resumes from `output_dir/state.pt` if it exists."""
     steps = options.crop_steps + options.whole_steps
     optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
@@ -109,7 +109,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def batch(images: np.ndarray, scenes: list[Scene], crops: bool, rng: random.Random) -> torch.Tensor:
-    """Half real and half drawn pictures, pixels (n, 3, h, w) in [-1, 1]."""
+    """Half real and half drawn images, pixels (n, 3, h, w) in [-1, 1]."""
     count = CROP_BATCH if crops else WHOLE_BATCH
     pictures = [images[rng.randrange(len(images))] for _ in range(count // 2)]
     pictures += [random_picture(scenes, rng) for _ in range(count - count // 2)]
@@ -117,7 +117,7 @@ def batch(images: np.ndarray, scenes: list[Scene], crops: bool, rng: random.Rand
 
 
 def crop(picture: np.ndarray, rng: random.Random) -> np.ndarray:
-    """A square of the picture whose middle shows a shape."""
+    """A square crop with a shape in its center."""
     apart = np.abs(picture.astype(np.int16) - picture[0, 0]).max(axis=2) > 48
     rows, columns = np.nonzero(apart)
     chosen = rng.randrange(len(rows))
@@ -148,7 +148,7 @@ def vae_loss(vae, pixels: torch.Tensor, generator: torch.Generator) -> tuple[tor
 
 @torch.no_grad()
 def latent_statistics(vae, images: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of all latents of 1,000 pictures."""
+    """Mean and standard deviation of all latents of 1,000 images."""
     latents = torch.cat([vae.encode(as_tensor(part)).latent_dist.mean for part in np.split(images[:1000], 20)])
     return latents.mean().item(), latents.std().item()
 
@@ -157,10 +157,10 @@ def latent_statistics(vae, images: np.ndarray) -> tuple[float, float]:
 def measure(
     round_trip: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray, scenes: list[Scene]
 ) -> dict[str, float]:
-    """PSNR of all pictures in decibels, and how often the reader finds the same after the round trip.
+    """PSNR of all images in decibels, and how often the reader finds the same after the round trip.
 
     Args:
-        round_trip: Takes pixels (n, 3, 64, 64) through an autoencoder and back.
+        round_trip: Encodes and decodes pixels (n, 3, 64, 64).
         images: uint8 (n, 64, 64, 3).
         scenes: What they show.
     """

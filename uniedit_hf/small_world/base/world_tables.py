@@ -1,8 +1,8 @@
-"""Everything that a training on a GPU reads, computed beforehand: one file of tables of tensors.
+"""Precomputes everything that training on a GPU reads, as one file of tensors.
 
     python -m uniedit_hf.small_world.base.world_tables --output runs/small_world/world.pt.gz
 
-Images, texts as ids, and test items of both splits. The program that trains then needs PyTorch alone: nothing is
+Images, texts as ids, and test items of both splits. The training program then only needs PyTorch: nothing is
 rendered, tokenized or packed while the GPU waits.
 """
 
@@ -34,7 +34,7 @@ from uniedit_hf.small_world.wording import action_phrases, split_words
 from uniedit_hf.synthesis.records import Record, record_to_row
 
 
-# What the base sees of conditional instructions: one condition, about the shape or the color.
+# The conditional instructions that the base sees: one condition, about the shape or the color.
 FIRST_GRASP = Shares(categories={"shape": 0.5, "color": 0.5}, depths={1: 1.0})
 FIRST_GRASP_SEED, TUNING_SEED = 7_000_001, 0
 UNKNOWN = 5
@@ -44,7 +44,7 @@ COMPRESSION = 6
 
 @dataclass
 class Images:
-    """Images by number, each kept once."""
+    """Images by number, each stored once."""
 
     pixels: list[np.ndarray] = field(default_factory=list)
     numbers: dict[bytes, int] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Words:
 
 @dataclass
 class Samples:
-    """Rows of a table: the image before, the image after, and the text, with labels where it carries a loss."""
+    """Rows of a table: the image before, the image after, and the text, with labels where it has a loss."""
 
     rows: list[tuple[int, int, list[int], int]] = field(default_factory=list)
 
@@ -127,8 +127,8 @@ def make_world(seed: int, random_images: int, conditional: int, tuning: int, ite
     """All tables.
 
     Args:
-        seed: Of everything that is drawn.
-        random_images: Images drawn beside the real training images.
+        seed: Seed of all random draws.
+        random_images: Number of random images in addition to the real training images.
         conditional: Conditional edits that the base sees.
         tuning: Intelligent edits to tune on, in three ways of asking, and as many plain ones.
         items: Test items of each kind.
@@ -153,7 +153,7 @@ def make_world(seed: int, random_images: int, conditional: int, tuning: int, ite
 
 
 def autoencoder() -> dict:
-    """That of the first base: it is kept."""
+    """The autoencoder of the first base, which is reused."""
     folder = ASSETS / "small_bagel"
     weights = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())["vae_config"]
@@ -162,7 +162,7 @@ def autoencoder() -> dict:
 
 
 def base_samples(drawn, numbers: Sequence[int], words: Words, seed: int) -> dict[str, Samples]:
-    """What every base learns: answers, drawings, plain edits, and words for leaving an image as it is."""
+    """Training samples of every base: answers, drawings, plain edits, and instructions to leave an image unchanged."""
     answers, composed, drawings, edits, keeping = (Samples() for _ in range(5))
     for image, asked in zip(numbers, drawn.questions):
         for question, answer in asked:
@@ -218,7 +218,7 @@ def tuning_samples(size: int, images: Images, words: Words) -> dict[str, Samples
 
 
 def described(item: SmallWorldItem, images: Images, words: Words) -> dict:
-    """A test item in plain values: what the model gets, and what is right."""
+    """A test item in plain values: the model's input, and the correct result."""
     facts = {
         "name": item.name, "ability": item.ability, "kind": item.kind, "view": item.view, "prompt": item.prompt,
         "noise_seed": item.noise_seed(), "text": words.text(item.prompt),

@@ -1,16 +1,16 @@
-"""The whole way once, on a laptop: questions about images become intelligent edits, a small model is tuned on them,
-and a page shows what that does to its three abilities.
+"""The whole method once, on a laptop: questions about images become intelligent edits, a small model is tuned on them,
+and a page shows the effect on its three abilities.
 
     edit_data.py      easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same images
-    columns.py        the models that are compared: each is tuned, then asked everything
+    columns.py        the models to compare: each is tuned, then tested
     tuning.py         the base model and `UniEditTrainer`
-    side_by_side.py   several models at a time, in processes of one thread
-    estimate.py       how long it takes; remaining.py: how long the rest takes
-    dependence.py     whether edits follow their source and their instruction
-    summary.py        what base, tuned model and control reach, with intervals
+    side_by_side.py   several models in parallel, in processes of one thread
+    estimate.py       the expected time; remaining.py: the remaining time
+    dependence.py     whether edits depend on their source and their instruction
+    summary.py        scores of base, tuned model and control, with intervals
     page.py           items.jsonl, report.json and report.html
 
-What is asked and how it is scored is `uniedit_hf/small_world/suite.py`.
+The items and their scores are in `uniedit_hf/small_world/suite.py`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuickstartRun:
-    """What a run is asked to do.
+    """The settings of a run.
 
     Args:
-        output_dir: Where data, models and report go. A run that was stopped is resumed; files of a finished run, or of
+        output_dir: Folder for data, models and report. A run that was stopped is resumed; files of a finished run, or
+            of
             one with other settings, are replaced.
         model: Family of the small model.
         steps: Optimizer steps of each tuning.
-        seed: Of data and tuning; the same seed gives the same files for the same dtype. The test items are always the
+        seed: Seed of data and tuning; the same seed gives the same files for the same dtype. The test items are always
+            the
             same.
-        seeds: How often to tune on these data, with seeds from `seed` on; the report's figures are the mean.
-        edits: How many edits are made.
+        seeds: Number of tuning runs on these data, with seeds from `seed` on; the report's figures are the mean.
+        edits: Number of edits to make.
         items: Test items of each kind.
-        base: Folder of the model to tune; the project's own small base if not given.
-        jobs: Models that are tuned side by side; by default 2 on a CPU with two cores.
+        base: Folder of the model to tune; the project's own small base by default.
+        jobs: Number of models tuned in parallel; by default 2 on a CPU with two cores.
 
     Raises:
         ValueError: If a count is too small.
@@ -67,7 +69,7 @@ class QuickstartRun:
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """What a run leaves: the path of its page, and its result in a sentence."""
+    """The result of a run: the path of its page, and a sentence."""
 
     page: Path
     verdict: str
@@ -78,7 +80,7 @@ def run(output_dir: str, say: Callable[[str], None] = logger.warning, **settings
 
     Args:
         output_dir: As in `QuickstartRun`.
-        say: Takes what is to be read on the way, such as the expected time.
+        say: Called with messages along the way, such as the expected time.
         settings: As in `QuickstartRun`.
 
     Raises:

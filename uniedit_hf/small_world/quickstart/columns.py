@@ -1,4 +1,4 @@
-"""The models that a page compares. Each is one task: tune it, then ask it everything."""
+"""The models that a page compares. Each is one task: tune it, then test it on all items."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ FOLDERS = {"tuned": "model", "control": "control"}
 
 @dataclass(frozen=True)
 class Column:
-    """One model, and where everything about it is.
+    """One model and the paths of its files.
 
     Args:
         name: `"base"`, `"tuned"` or `"control"`.
-        seed: Of its tuning; the base has that of the run.
+        seed: Seed of its tuning; for the base, the seed of the run.
         start: Folder of the model that is tuned, or that is the base.
-        folder: Of the run.
-        number: Which of the seeds, from 0.
-        steps: Of its tuning.
+        folder: Folder of the run.
+        number: Number of the seed, from 0.
+        steps: Steps of its tuning.
         items: Test items of each kind.
     """
 
@@ -58,14 +58,14 @@ class Column:
 
     @property
     def model(self) -> Path:
-        """Where the finished model is."""
+        """The folder of the finished model."""
         if self.name == "base":
             return self.start
         return self.folder / (f"{FOLDERS[self.name]}-{self.number}" if self.number else FOLDERS[self.name])
 
     @property
     def outputs(self) -> Path:
-        """Where its answers, drawings and edits are."""
+        """The folder of its answers, drawings and edits."""
         return self.folder / "outputs" / (f"{self.name}-{self.number}" if self.number else self.name)
 
     @property
@@ -83,21 +83,21 @@ class Column:
         return self.number == 0 and self.name in ("base", "tuned")
 
     def steps_done(self) -> int:
-        """Steps that a checkpoint or the finished model holds."""
+        """Steps done according to the last checkpoint or the finished model."""
         if self.name == "base" or self.curve_file.is_file():
             return 0 if self.name == "base" else self.steps
         newest, _ = last_whole_checkpoint(self.model)
         return int(newest.name.rsplit("-", 1)[1]) if newest else 0
 
     def items_done(self, items: Sequence[SmallWorldItem]) -> int:
-        """Items whose output is there."""
+        """Number of items whose output exists."""
         return sum(output_path(self.outputs, item, 0).is_file() for item in items)
 
     def curve(self) -> list[dict[str, float]]:
         return json.loads(self.curve_file.read_text())
 
     def read_outputs(self, items: Sequence[SmallWorldItem]) -> list[Output]:
-        """What it made of every item."""
+        """Its output for every item."""
         paths = [output_path(self.outputs, item, 0) for item in items]
         return [
             path.read_text(encoding="utf-8") if item.ability == "understanding" else open_image(path)
@@ -109,11 +109,11 @@ class Column:
 
 
 def make_column(column: Column, tell: Tell) -> None:
-    """Tunes and measures one model as far as that is not done.
+    """Does the remaining part of tuning and measuring one model.
 
     Args:
-        column: Which.
-        tell: Is told the progress: parts `"step"` and `"item"`.
+        column: The model.
+        tell: Called with the progress: parts `"step"` and `"item"`.
     """
     with one_thread():
         if column.name != "base" and not column.curve_file.is_file():
@@ -149,7 +149,7 @@ def _side_figures(column: Column, pipeline: UniEditPipeline, items: Sequence[Sma
 
 
 def side_items(column: Column, edits: int) -> int:
-    """How many edits the side figures draw beside the items."""
+    """Number of edits drawn for the side figures, in addition to the items."""
     return 2 * min(NUM_ITEMS, edits) if column.name == "tuned" and column.has_side_figures else 0
 
 

@@ -1,4 +1,4 @@
-"""Whether edits follow what they are given: the same items with the source or the instruction of another."""
+"""Measures whether edits depend on their inputs: repeats items with the source or the instruction of another item."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ EXCHANGED = {"source": "sources", "instruction": "prompt"}
 def dependence(
     pipeline: UniEditPipeline, items: Sequence[SmallWorldItem], outputs: Sequence[Output]
 ) -> dict[str, dict[str, float]]:
-    """Draws edits again with one thing exchanged for that of the next item that has another, all else and the noise
-    the same.
+    """Draws edits again with the source or the instruction of the next item that has a different one; everything else,
+    including the noise, is the same.
 
     Args:
         pipeline: The model.
         items: All test items.
-        outputs: What the model made of them.
+        outputs: The model's outputs for them.
 
     Returns:
         For `source` and `instruction` the share of images that now read differently and the share that is still
-        right, and under `neither` the share that was right. Every item whose turn it is counts, `NUM_ITEMS` at most.
+        right, and under `neither` the share that was right. Uses every k-th edit, at most `NUM_ITEMS` in all, whether
+        or not it was right.
     """
     edits = [index for index, item in enumerate(items) if item.ability == "editing"]
     chosen = edits[:: max(1, len(edits) // NUM_ITEMS)][:NUM_ITEMS]
@@ -49,7 +50,7 @@ def dependence(
 
 
 def _other(items: Sequence[SmallWorldItem], edits: Sequence[int], index: int, part: str):
-    """What the next edit has that is not the same."""
+    """The value of the next edit that has a different one."""
     start, own = edits.index(index), getattr(items[index], part)
     following = (getattr(items[each], part) for each in [*edits[start + 1 :], *edits[:start]])
     return next(other for other in following if other != own)

@@ -19,7 +19,7 @@ from uniedit_hf.synthesis.writer import Merged
 CHOICES = ("depth", "condition", "changed", "edit")
 ROWS_PER_FILE = 10_000
 BY_RULES = {
-    "decontaminate": {"near_duplicates": False},  # one flat shape looks much like another
+    "decontaminate": {"near_duplicates": False},  # images of single flat shapes look alike
     "instruct": {"backend": "rules"},
     "screen": {"similarity": None},
     "edit": {"backend": "exact"},
@@ -29,7 +29,7 @@ BY_RULES = {
 
 
 def make_edits(folder: Path, *, seed: int, size: int) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Makes `intelligent` and `plain` edits, each in a folder of its own with `dataset/`, `report.html`,
+    """Makes `intelligent` and `plain` edits, each in its own folder with `dataset/`, `report.html`,
     `rejects.parquet` and `contact_sheet.png`, and loads them as a user would.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How long a run takes: a few edits, one training step and a few items are timed, and the whole is extrapolated."""
+"""Estimates the time of a run: times a few edits, one training step and a few items, and extrapolates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAGE = 4.0  # seconds
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that one unit of each part takes, with all processes at work.
+    """Seconds per unit of each part, with all processes running.
 
     Args:
         edit: Making an edit and its plain counterpart.
@@ -53,7 +53,7 @@ def measured_speed(base: Path, arithmetic: Arithmetic, start: float) -> Speed:
 
     Args:
         base: Folder of the model.
-        arithmetic: What it is trained with.
+        arithmetic: The arithmetic of training.
         start: Seconds that this process took to start.
     """
     with one_thread():
@@ -70,7 +70,7 @@ def measured_speed(base: Path, arithmetic: Arithmetic, start: float) -> Speed:
 
 
 def makespan(durations: Sequence[float], jobs: int) -> float:
-    """Seconds until tasks that are started in order, `jobs` at a time, are all done."""
+    """Seconds until all tasks are done, if they are started in order, `jobs` at a time."""
     loads = [0.0] * jobs
     heapify(loads)
     for duration in durations:
@@ -79,7 +79,7 @@ def makespan(durations: Sequence[float], jobs: int) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A duration for people: `40 s`, `3 min 20 s`, `12 min`."""
+    """A readable duration: `40 s`, `3 min 20 s`, `12 min`."""
     if seconds < 90:
         return f"{max(5, 5 * round(seconds / 5))} s"
     minutes, rest = divmod(10 * round(seconds / 10), 60)
@@ -118,7 +118,7 @@ def _item_seconds(pipeline: UniEditPipeline) -> float:
 
 
 def _slowdown(jobs: int) -> float:
-    """How much longer work takes beside as much work on the other core."""
+    """The slowdown of work while the other core does the same work."""
     if jobs == 1:
         return 1.0
     matrix = torch.ones(384, 384)

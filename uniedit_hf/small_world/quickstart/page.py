@@ -1,4 +1,4 @@
-"""The page that shows a run, and the same as JSON. The page is one file: images and curves are inside it."""
+"""The report of a run, as an HTML page and as JSON. The page is one file with embedded images and curves."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def write_report(
     sentence.
 
     Args:
-        folder: Where to.
-        settings: What the run was asked to do.
+        folder: The folder to write.
+        settings: The settings of the run.
         data: Counts of the edits.
         losses: Loss curves by column.
-        items: What was asked.
-        outputs: What came out, by column; of the first seed.
+        items: The test items.
+        outputs: Outputs for the first seed, by column.
         scores: The scores of all items, by column and seed.
         bounds: Floor and ceiling of the edits.
-        followed: What `dependence` found for the tuned model of the first seed.
-        seconds: How long each part took.
+        followed: The result of `dependence` for the tuned model of the first seed.
+        seconds: Seconds of each part.
         resumed: Whether the run was stopped before, so that `seconds` are those of its last part.
     """
     of_seeds, scores = scores, {column: mean_scores(runs) for column, runs in scores.items()}
@@ -96,7 +96,7 @@ def write_report(
 
 
 def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str, Any]]:
-    """The first intelligent edits, drawn from the ViT view: nothing is picked."""
+    """The first intelligent edits, drawn from the ViT view, without selection."""
     chosen = [i for i, item in enumerate(items) if item.kind == "intelligent" and item.view == "vit"][:NUM_EXAMPLES]
     return [
         {
@@ -111,7 +111,7 @@ def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str
 
 
 def ability_bars(abilities: Mapping[str, Any]) -> str:
-    """The share of right items per ability and column with 95 % intervals, as an SVG element."""
+    """The share of right items by ability and column with 95 % intervals, as an SVG element."""
     figure, axes = _figure(7, 2.8)
     width = 0.26
     for offset, column in enumerate(COLUMNS):

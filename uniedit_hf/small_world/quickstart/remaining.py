@@ -1,4 +1,4 @@
-"""One line that says how far a run is and how long the rest takes."""
+"""One line with the progress of a run and the remaining time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class RemainingTime:
 
     Args:
         columns: The models, in the order in which they are made.
-        items: What each is asked.
-        speed: Seconds of each unit, as measured before.
-        jobs: How many models are made side by side.
+        items: The test items of each.
+        speed: Seconds per unit, as measured before.
+        jobs: Number of models made in parallel.
     """
 
     def __init__(self, columns: Sequence[Column], items: Sequence[SmallWorldItem], speed: Speed, jobs: int):
@@ -47,7 +47,7 @@ class RemainingTime:
         self.every, self.shown = (0.5 if sys.stderr.isatty() else 20.0), 0.0
 
     def seconds_left(self) -> float:
-        """Until all models are made and measured, at the speed that was last seen."""
+        """Seconds until all models are made and measured, at the latest speed."""
         durations = [
             sum(self.seconds[part] * count for part, count in left.items())
             + self.seconds["item"] * self.beside[label] * (left["item"] > 0)
@@ -56,7 +56,7 @@ class RemainingTime:
         return makespan([each for each in durations if each], self.jobs) + (self.start if any(durations) else 0)
 
     def __call__(self, label: str, part: str, done: int) -> None:
-        """Takes in that so many units of a part are done."""
+        """Updates the number of finished units of a part."""
         now = time.perf_counter()
         first, begun = self.seen.setdefault((label, part), (done, now))
         if done - first >= 5:

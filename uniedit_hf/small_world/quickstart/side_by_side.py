@@ -1,4 +1,4 @@
-"""Runs tasks in processes of one thread each, side by side, and ends them cleanly on Ctrl-C and SIGTERM."""
+"""Runs tasks in parallel in processes of one thread each, and stops them cleanly on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from queue import Empty
 Tell = Callable[[str, str, int], None]
 Task = Callable[[Tell], None]
 
-_events = None  # of a worker: where its progress goes
+_events = None  # in a worker: the queue for its progress
 
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int, tell: Tell) -> None:
@@ -25,11 +25,11 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int, tell: Tell) -> None:
     Args:
         tasks: Picklable if `jobs` is more than 1.
         jobs: Processes; with 1 the tasks run in this one.
-        tell: Is told the progress, in this process.
+        tell: Called with the progress, in this process.
 
     Raises:
-        Exception: What the first failing task raised.
-        KeyboardInterrupt: After Ctrl-C, when the workers have saved what they had.
+        Exception: The error of the first failing task.
+        KeyboardInterrupt: After Ctrl-C, when the workers have saved their state.
     """
     if jobs == 1:
         for task in tasks:
@@ -68,7 +68,7 @@ def _begin_worker(events) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed leaves nobody to work for."""
+    """Ends a worker if its parent was killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -83,7 +83,7 @@ def _pass_on(events, tell: Tell) -> None:
 
 @contextmanager
 def _workers_ignore_ctrl_c() -> Iterator[None]:
-    """The terminal sends Ctrl-C to workers as well; processes started in here leave it to their parent."""
+    """The terminal sends Ctrl-C to workers as well; processes started in this context leave it to their parent."""
     with _handler(signal.SIGINT, signal.SIG_IGN):
         yield
 
@@ -99,7 +99,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 @contextmanager
 def _handler(number: signal.Signals, handler) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there Python takes signals
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only in the main thread
         yield
         return
     previous = signal.signal(number, handler)

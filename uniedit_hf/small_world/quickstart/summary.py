@@ -1,4 +1,4 @@
-"""What base, tuned model and control reach, with intervals."""
+"""Scores of base, tuned model and control, with intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mean_scores(runs: Sequence[Sequence[Score]]) -> list[Score]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean; of equal values their own value, so that one seed's scores stay 0 and 1."""
+    """The mean; for equal values exactly that value, so that the scores of one seed stay 0 and 1."""
     return values[0] if len(set(values)) == 1 else sum(values) / len(values)
 
 
@@ -38,8 +38,8 @@ def summary(
     scores: Mapping[str, Sequence[Score]],
     of_seeds: Mapping[str, Sequence[Sequence[Score]]],
 ) -> dict[str, Any]:
-    """Per ability and per finer row the mean of every column, and the difference tuned - base with its 95 % paired
-    bootstrap interval (4,000 resamplings of the items, seed 0); per ability also the mean of every seed."""
+    """For every ability and finer row the mean of every column, and the difference tuned - base with its 95 % paired
+    bootstrap interval (4,000 resamplings of the items, seed 0); for abilities also the mean of every seed."""
     rows = {ability: [i for i, item in enumerate(items) if item.ability == ability] for ability in ABILITIES}
     finer: dict[str, dict[str, list[int]]] = {ability: {} for ability in ABILITIES}
     for index, item in enumerate(items):
@@ -71,7 +71,7 @@ def _row(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[
 
 
 def _known(interval: tuple[float, float]) -> list[float | None]:
-    """An interval as JSON can hold it: one item has none."""
+    """An interval for JSON; None for a single item."""
     return [None if isnan(bound) else bound for bound in interval]
 
 
@@ -81,7 +81,7 @@ def _parts(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dic
 
 
 def verdict(abilities: Mapping[str, Any]) -> str:
-    """The result in a few words, whether it is good or bad: which abilities changed by more than chance explains."""
+    """The result in a sentence, good or bad: the abilities that changed by more than chance explains."""
     moved = {name: row for name, row in abilities.items() if row["ci95"][0] > 0 or row["ci95"][1] < 0}
     parts = [
         f"{name} {'rose' if row['difference'] > 0 else 'fell'} from {100 * row['base']:.1f} to "

@@ -22,10 +22,10 @@ BASES = {"bagel": "small_bagel", "janus": "small_janus"}
 
 
 def base_folder(base: str | None, model: str) -> Path:
-    """Where the base model lies.
+    """The folder of the base model.
 
     Raises:
-        OSError: If it is not there.
+        OSError: If it does not exist.
     """
     folder = Path(base) if base else ASSETS / BASES[model]
     if not (folder / "config.json").is_file():
@@ -39,7 +39,7 @@ def base_folder(base: str | None, model: str) -> Path:
     return folder
 
 
-# What the paper leaves to the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
+# Settings that depend on the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
 # before the first run that was measured on test images.
 TUNING_SETTINGS = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
 # About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
@@ -54,8 +54,9 @@ def small_world(base: Path) -> dict[str, float | int]:
 
 
 def _fast() -> dict[str, Any]:
-    """What suits a small model on this machine: its arithmetic, and plain attention, which on short rows beats the
-    other kernels."""
+    """Settings for a small model on this machine: its arithmetic, and plain attention, which is the fastest on short
+    rows.
+    """
     arithmetic = best_arithmetic()
     return {
         "use_cpu": arithmetic.device == "cpu",
@@ -75,22 +76,22 @@ def tune(
     resume: bool = False,
     **settings,
 ) -> list[dict[str, float]]:
-    """Tunes a BAGEL after the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
-    frozen, both experts trained) and a Janus-Pro after its own (docs/janus.md), with the small world's learning rate,
-    warm-up, pack size and average, and saves the averaged weights, as the released BAGEL holds them.
+    """Tunes a BAGEL by the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
+    frozen, both experts trained) and a Janus-Pro by its own (docs/janus.md), with the small world's learning rate,
+    warm-up, pack size and average, and saves the averaged weights, as in the released BAGEL.
 
     Args:
         base: Folder of the model.
         data: Edits, or several data sets with recipes.
-        folder: Where the tuned model goes.
-        steps: Optimizer steps; the weights after the last one are taken, whatever they measure.
-        seed: Of the order and all draws.
-        tell: Is told the number of every finished step, in place of a progress bar.
+        folder: Folder for the tuned model.
+        steps: Optimizer steps; the weights after the last one are used, without selection.
+        seed: Seed of the order and all draws.
+        tell: Called with the number of every finished step, instead of a progress bar.
         resume: Save checkpoints along the way, and start from the last one in `folder` if there is one.
         settings: Options of `UniEditConfig` that differ.
 
     Returns:
-        Per logged step its number and loss.
+        The number and loss of every logged step.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, when the step is finished and a checkpoint is saved.
@@ -114,7 +115,7 @@ def tune(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Steps(tell))
     trainer.train(resume_from_checkpoint=resume and last_whole_checkpoint(folder)[0] is not None)
-    if trainer.stop_signal.signaled:  # it ended the training; what would have come after ends with it
+    if trainer.stop_signal.signaled:  # the signal ended training, so stop here as well
         raise KeyboardInterrupt if trainer.stop_signal.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     trainer.average.copy_to(trainer.model)
     trainer.model.save_pretrained(folder)
@@ -123,7 +124,7 @@ def tune(
 
 
 class _Steps(TrainerCallback):
-    """Tells the number of every finished step."""
+    """Reports the number of every finished step."""
 
     def __init__(self, tell: Callable[[int], None]):
         self.tell = tell

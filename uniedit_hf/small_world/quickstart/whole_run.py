@@ -1,4 +1,4 @@
-"""The parts of a run in their order, and what is left of a run that was stopped."""
+"""Runs the parts in order; a stopped run is resumed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SETTINGS, DATA, PAGE_NAME = "settings.json", "data.json", "report.html"
 
 
 def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]) -> QuickstartResult:
-    """Makes what is missing and writes the page.
+    """Makes the missing parts and writes the page.
 
     Args:
         options: The settings.
         started: When the process began to work, by `time.perf_counter`.
-        say: Takes what is to be read on the way.
+        say: Called with messages along the way.
     """
     arithmetic = best_arithmetic()
     jobs = options.jobs or arithmetic.jobs
@@ -74,13 +74,13 @@ def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]
 
 
 def decisive(options: QuickstartRun, arithmetic: Arithmetic) -> dict[str, Any]:
-    """The settings that decide what comes out."""
+    """The settings that affect results."""
     settings = {name: value for name, value in asdict(options).items() if name not in ("output_dir", "jobs")}
     return settings | {"device": arithmetic.device, "dtype": arithmetic.dtype_name}
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> bool:
-    """Makes the folder ready and returns whether a run with these settings was stopped in it.
+    """Prepares the folder and returns whether it contains a stopped run with these settings.
 
     Raises:
         OSError: If the folder cannot be made or written.
@@ -101,7 +101,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def columns_of(options: QuickstartRun, start: Path, folder: Path) -> list[Column]:
-    """All models, those that take longest first."""
+    """All models, longest first."""
     rest = {"start": start, "folder": folder, "steps": options.steps, "items": options.items}
     tuned = [
         Column(name, options.seed + number, number=number, **rest)
@@ -112,7 +112,7 @@ def columns_of(options: QuickstartRun, start: Path, folder: Path) -> list[Column
 
 
 def _data(options: QuickstartRun, folder: Path) -> dict[str, Any]:
-    """Makes the edits unless they are there; their counts."""
+    """Makes the edits unless they exist; returns their counts."""
     if not (folder / DATA).is_file():
         shutil.rmtree(folder / "data", ignore_errors=True)
         _, counts = make_edits(folder / "data", seed=options.seed, size=options.edits)
