@@ -6,13 +6,13 @@ time can open it; the write-ahead log without shared memory also works on networ
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from uniedit_hf.calls.messages import EncodedImage, Reply
+from uniedit_hf.files import written_file
 
 
 # The column and folder names of the first release are kept, so that paid replies stay readable.
@@ -117,10 +117,8 @@ class CallCache:
         """Writes the file of an image, and returns its name."""
         path = self._path(image.sha256)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            unfinished.write_bytes(image.data)
-            unfinished.replace(path)
+            with written_file(path) as part:
+                part.write_bytes(image.data)
         return path.name
 
     def _path(self, name: str) -> Path:

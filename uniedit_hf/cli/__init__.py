@@ -67,10 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Imported here: the parser takes a third of a second to import, and a command may take longer.
         from uniedit_hf.cli.parsing import CommandParser
+        from uniedit_hf.files import disk_errors_name
 
         run = import_module(f"uniedit_hf.cli.{command.replace(' ', '_')}").run
         flags = arguments[len(command.split()) :]
-        run(*CommandParser(command, COMMANDS[command], run, show_inherited="--help_all" in flags).parse(flags))
+        options = CommandParser(command, COMMANDS[command], run, show_inherited="--help_all" in flags).parse(flags)
+        with disk_errors_name("A file"):
+            run(*options)
     except (ValueError, OSError) as error:
         return _complain(f"uniedit {command}: {error}", 1)
     except KeyboardInterrupt:

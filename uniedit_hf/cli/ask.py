@@ -8,6 +8,7 @@ from pathlib import Path
 
 from uniedit_hf.cli.inference import InferenceOptions, in_batches, input_images, load_pipeline
 from uniedit_hf.cli.option_types import Count, OutputFile
+from uniedit_hf.files import write_text
 
 
 @dataclass(kw_only=True)
@@ -31,8 +32,7 @@ def run(options: AskOptions) -> None:
         rows += [{"image": str(path), "answer": text} for path, text in zip(batch, texts)]
     if options.output is not None:
         place = Path(options.output)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_text(place, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"Wrote {place}")
     elif len(rows) == 1:
         print(rows[0]["answer"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from uniedit_hf.cli.inference import DrawingOptions, in_batches, input_images, load_pipeline, output_files
+from uniedit_hf.cli.inference import DrawingOptions, in_batches, input_images, load_pipeline, output_files, save_image
 from uniedit_hf.cli.option_types import OutputFile
 
 
@@ -25,5 +25,5 @@ def run(options: EditOptions) -> None:
     for numbers, batch in in_batches(sources, options.batch_size):
         images = pipe.edit([str(path) for path in batch], options.instruction, **options.drawing(numbers))
         for number, image in zip(numbers, images):
-            image.save(targets[number])
+            save_image(image, targets[number])
     print("\n".join(f"Wrote {path}" for path in targets))

@@ -5,11 +5,11 @@ process the images, and write the rows with the encoders' output.
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniedit_hf.cli.option_types import OutputDir
+from uniedit_hf.files import written_folder
 
 
 ROWS_PER_FILE = 2000
@@ -63,12 +63,10 @@ def write(dataset, folder: Path, split: str) -> None:
     """
     from datasets.table import embed_table_storage
 
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "data").mkdir(parents=True)
     files = max(1, math.ceil(len(dataset) / ROWS_PER_FILE))
-    for number in range(files):
-        part = dataset.shard(files, number, contiguous=True).with_format("arrow")
-        whole = part.map(embed_table_storage, batched=True, batch_size=100, desc="images").with_format(None)
-        whole.to_parquet(str(unfinished / "data" / f"{split}-{number:05}-of-{files:05}.parquet"))
-    unfinished.replace(folder)
+    with written_folder(folder) as part:
+        (part / "data").mkdir()
+        for number in range(files):
+            rows = dataset.shard(files, number, contiguous=True).with_format("arrow")
+            whole = rows.map(embed_table_storage, batched=True, batch_size=100, desc="images").with_format(None)
+            whole.to_parquet(str(part / "data" / f"{split}-{number:05}-of-{files:05}.parquet"))

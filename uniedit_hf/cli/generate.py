@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uniedit_hf.cli.inference import DrawingOptions, in_batches, load_pipeline, output_files
+from uniedit_hf.cli.inference import DrawingOptions, in_batches, load_pipeline, output_files, save_image
 from uniedit_hf.cli.option_types import OutputFile
 
 
@@ -27,7 +27,7 @@ def run(options: GenerateOptions) -> None:
     pipe = load_pipeline(options)
     for numbers, batch in in_batches(prompts, options.batch_size):
         for number, image in zip(numbers, pipe.generate(batch, **options.drawing(numbers))):
-            image.save(targets[number])
+            save_image(image, targets[number])
     print("\n".join(f"Wrote {path}" for path in targets))
 
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from uniedit_hf.cli.option_types import Count, Seed
+from uniedit_hf.files import written_file
 from uniedit_hf.images import image_size
 from uniedit_hf.release.raw import IMAGE_SUFFIXES
 
@@ -101,6 +104,12 @@ def output_files(output: str, names: Sequence[str], many: bool, overwrite: bool)
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     return paths
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image in the format that its name ends with."""
+    with written_file(path) as part:
+        image.save(part, Image.registered_extensions()[path.suffix.lower()])
 
 
 def in_batches(paths: Sequence[Any], size: int) -> Iterable[tuple[list[int], list[Any]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from uniedit_hf.cli.option_types import Count, Probability, check_writable
+from uniedit_hf.files import disk_errors_name
 from uniedit_hf.recipes import READ_COLUMNS, RECIPES
 from uniedit_hf.training.config import UniEditConfig
 from uniedit_hf.training.output_folder import check_unused, claimed
@@ -83,7 +84,7 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
         raise ValueError("output_dir is missing: name a folder for checkpoints and the model, as in runs/bagel.")
     quantization = _quantization(model)
     check_writable(training.output_dir, f"output_dir {training.output_dir}")
-    with claimed(training.output_dir):
+    with disk_errors_name(training.output_dir), claimed(training.output_dir):
         checkpoint = _checkpoint(training.resume_from_checkpoint)
         if checkpoint is None:
             check_unused(training.output_dir)

@@ -15,6 +15,7 @@ from PIL import Image
 from uniedit_hf.evaluation.comparison import extremes, readable
 from uniedit_hf.evaluation.items import Item
 from uniedit_hf.evaluation.running import picture_path
+from uniedit_hf.files import write_text
 from uniedit_hf.images import open_image
 
 
@@ -97,7 +98,7 @@ def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Pat
     name = "result.partial" if kept else "result"
     texts = {"json": json.dumps(result, indent=2), "md": markdown(result), "html": html(result, items, runs)}
     for ending, text in texts.items():
-        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+        write_text(folder / f"{name}.{ending}", text)
     return folder / f"{name}.html"
 
 

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from uniedit_hf.files import disk_errors_name
+
 
 class Journal:
     """Entries by key; a later entry replaces an earlier one. A line that a killed process left half written is
@@ -35,7 +37,7 @@ class Journal:
     def append(self, entry: dict) -> None:
         """Writes an entry, which must have a `key`, before it returns. Thread-safe."""
         line = json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
-        with self._lock:
+        with self._lock, disk_errors_name(self.path):
             self._file.write(line)
             self._file.flush()
             self._keep(entry)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from uniedit_hf.evaluation.comparison import missing_replies, readable
 from uniedit_hf.evaluation.comparison_report import markdown
+from uniedit_hf.files import write_text
 from uniedit_hf.hub import hub_file
 
 
@@ -69,7 +70,7 @@ def write_into_card(result: dict, folder: Path) -> Path | None:
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if pictures_in(text, result) > result["items"] * len(result["seeds"]):
         return None
-    card.write_text(with_result(text, result), encoding="utf-8")
+    write_text(card, with_result(text, result))
     return card
 
 

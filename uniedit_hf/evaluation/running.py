@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from uniedit_hf.evaluation.items import Item, Outcome
 from uniedit_hf.evaluation.journal import Journal
 from uniedit_hf.evaluation.judge import Judge, entry_key, stamp
+from uniedit_hf.files import write_text, written_file
 from uniedit_hf.images import open_image
 
 
@@ -63,7 +63,7 @@ def open_run(folder: Path, settings: dict) -> None:
         raise ValueError(
             f"{error.filename} is a file or is below one, but images need a folder: choose another output_dir."
         ) from error
-    _write(file, json.dumps(settings, indent=2).encode())
+    write_text(file, json.dumps(settings, indent=2))
 
 
 def picture_path(folder: Path, item: Item, seed: int) -> Path:
@@ -92,12 +92,10 @@ def draw(
         batch = pending[start : start + pipeline.batch_size]
         for (item, seed), thought, image in zip(batch, *_drawn(pipeline, batch, drawing)):
             path = picture_path(folder, item, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
             if thought is not None:
-                path.with_suffix(".txt").write_text(thought, encoding="utf-8")
-            unfinished = path.with_suffix(f".{os.getpid()}.part")
-            image.save(unfinished, "PNG")
-            os.replace(unfinished, path)
+                write_text(path.with_suffix(".txt"), thought)
+            with written_file(path) as part:
+                image.save(part, "PNG")
     return len(pending)
 
 
@@ -210,9 +208,3 @@ def detected(detector: Callable, colors: Callable, image, row: Mapping) -> dict:
     right, wrong = geneval_scores.evaluate(found, row, partial(colors, image))
     boxes = {name: [[*each.box, round(each.score, 4)] for each in kept] for name, kept in found.items() if kept}
     return {"found": "right" if right else "; ".join(wrong), "objects": boxes}
-
-
-def _write(path: Path, data: bytes) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)

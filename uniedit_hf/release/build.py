@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from uniedit_hf.dataset_builder.uniedit_148k import ROWS_PER_PART, VERSION, read_part
+from uniedit_hf.files import disk_errors_name, write_text
 from uniedit_hf.release.dataset_card import write_card
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.release.parquet import write_rows
@@ -136,7 +137,7 @@ def _alone(output_dir: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"{output_dir} is a file or lies below one: choose a folder.") from None
     try:
-        with FileLock(output_dir / ".build" / "lock", timeout=0):
+        with FileLock(output_dir / ".build" / "lock", timeout=0), disk_errors_name(output_dir):
             yield
     except Timeout:
         raise ValueError(
@@ -170,7 +171,7 @@ def _build(
         report.rows[name] = report.rows.get(name, 0) + results[output.name]["rows"]
         report.faults += [RowError(**fault) for fault in results[output.name]["faults"]]
     lines = [json.dumps(fault.record(), ensure_ascii=False) + "\n" for fault in report.faults]
-    (output_dir / "faults.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_text(output_dir / "faults.jsonl", "".join(lines))
     if not any(report.rows.values()):
         raise ValueError(
             f"None of the {len(report.faults):,} rows can be used: {report.faults[0]} {report.found} Delete "
@@ -276,6 +277,4 @@ def _journal(output: Output, output_dir: Path) -> Path:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(content))

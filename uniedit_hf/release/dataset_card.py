@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 
 from uniedit_hf.dataset_builder.uniedit_148k import CITATION, VERSION
+from uniedit_hf.files import write_text, written_file
 from uniedit_hf.images import open_image
 from uniedit_hf.release.bare_name import NAME
 from uniedit_hf.release.official_release import OFFICIAL_REPO
@@ -83,9 +84,9 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
         citation=CITATION,
         examples=EXAMPLES,
     )
-    (folder / "LICENSE.md").write_text(LICENSE.format(**asdict(terms)), encoding="utf-8")
+    write_text(folder / "LICENSE.md", LICENSE.format(**asdict(terms)))
     path = folder / "README.md"
-    path.write_text(str(card), encoding="utf-8")
+    write_text(path, str(card))
     return path
 
 
@@ -149,5 +150,5 @@ def _example_sheet(folder: Path) -> None:
             image = open_image(row[name], name=name)
             image.thumbnail((THUMBNAIL - 8, THUMBNAIL - 8))
             sheet.paste(image, (column * THUMBNAIL + 4, line * THUMBNAIL + 4))
-    (folder / EXAMPLES).parent.mkdir(exist_ok=True)
-    sheet.save(folder / EXAMPLES)
+    with written_file(folder / EXAMPLES) as part:
+        sheet.save(part, "PNG")

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import HfHubHTTPError
 
+from uniedit_hf.files import write_text
 from uniedit_hf.hub import hub_error
 
 
@@ -95,6 +96,5 @@ def find_official_release(revision: str | None, cache_dir: str | Path) -> Offici
         if not seen.is_file() or getattr(getattr(error, "response", None), "status_code", None) == 404:
             raise OSError(f"{hub_error(OFFICIAL_REPO, 'data set', error)} {OTHER_WAYS}") from error
         commit = seen.read_text().strip()
-    seen.parent.mkdir(parents=True, exist_ok=True)
-    seen.write_text(commit)
+    write_text(seen, commit)
     return OfficialRelease(commit, root / commit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from uniedit_hf.files import written_file
 from uniedit_hf.schema import row_features
 
 
@@ -47,20 +47,17 @@ def write_encoded_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
     """`write_rows` for rows as stored in Parquet: categories as numbers, images as bytes and path."""
     schema = arrow_schema(row_features())
     small = [field.name for field in schema if field.name not in IMAGES]
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    options = {
+        "use_dictionary": small,
+        "write_statistics": small,
+        "write_page_index": True,
+        "use_content_defined_chunking": CONTENT_DEFINED_CHUNKS,
+    }
     count = 0
-    with pq.ParquetWriter(
-        unfinished,
-        schema,
-        use_dictionary=small,
-        write_statistics=small,
-        write_page_index=True,
-        use_content_defined_chunking=CONTENT_DEFINED_CHUNKS,
-    ) as writer:
+    with written_file(path) as part, pq.ParquetWriter(part, schema, **options) as writer:
         for group in _groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=ROWS_PER_GROUP)
             count += len(group)
-    unfinished.replace(path)
     return count
 
 

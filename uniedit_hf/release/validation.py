@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from uniedit_hf.files import write_text
 from uniedit_hf.images import ImageError, open_image
 from uniedit_hf.release.decontamination import Benchmarks, Match, read_benchmarks
 from uniedit_hf.release.parquet import IMAGES
@@ -123,8 +124,7 @@ def write_report(result: Validation, path: Path) -> None:
         published=PUBLISHED_SHARES,
         sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     content = {
         "valid": result.valid,
         "contaminated": result.contaminated,
@@ -134,7 +134,7 @@ def write_report(result: Validation, path: Path) -> None:
         "notes": result.notes,
         "matches": [asdict(match) for match in result.matches],
     }
-    path.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path.with_suffix(".json"), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 class _ConfigChecks:

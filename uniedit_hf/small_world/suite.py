@@ -6,7 +6,6 @@ The quickstart and `benchmarks/small_world.py` measure with the same items, sett
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 from uniedit_hf.evaluation.items import Outcome
 from uniedit_hf.evaluation.running import picture_path
 from uniedit_hf.evaluation.scorers.marks import mean
+from uniedit_hf.files import written_file
 from uniedit_hf.images import open_image
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.segments import DRAWING, UNDERSTANDING
@@ -95,13 +95,11 @@ def draw(
 
 
 def _store(path: Path, output: Output) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    if isinstance(output, str):
-        unfinished.write_text(output, encoding="utf-8")
-    else:
-        output.save(unfinished, "PNG")
-    os.replace(unfinished, path)
+    with written_file(path) as part:
+        if isinstance(output, str):
+            part.write_text(output, encoding="utf-8")
+        else:
+            output.save(part, "PNG")
 
 
 def outcomes(items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path) -> dict[tuple[str, int], Outcome]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from uniedit_hf.files import written_file
 from uniedit_hf.release.decontamination import Benchmarks, perceptual_hash, pixel_hash, read_benchmarks, tells_apart
 from uniedit_hf.schema import stable_id
 from uniedit_hf.synthesis.settings import BenchmarkDataset, Decontaminate
@@ -81,9 +81,7 @@ def _kept(folder: Path, state: str, read: Callable[[], Benchmarks]) -> Benchmark
             pixels = dict(zip(map(bytes, kept["pixels"]), kept["pixel_names"].tolist()))
             return Benchmarks(pixels, kept["hashes"], kept["names"].tolist())
     benchmarks = read()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    with open(unfinished, "wb") as content:
+    with written_file(file) as part, open(part, "wb") as content:
         np.savez(
             content,
             pixels=np.frombuffer(b"".join(benchmarks.pixels), np.uint8).reshape(-1, PIXEL_BYTES),
@@ -91,7 +89,6 @@ def _kept(folder: Path, state: str, read: Callable[[], Benchmarks]) -> Benchmark
             hashes=benchmarks.hashes,
             names=np.array(benchmarks.names, dtype=np.str_),
         )
-    unfinished.replace(file)
     return benchmarks
 
 

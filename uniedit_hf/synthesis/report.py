@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from uniedit_hf.files import write_text
 from uniedit_hf.synthesis.settings import Settings
 from uniedit_hf.synthesis.writer import Merged
 
@@ -35,7 +36,7 @@ def write_report(merged: Merged, settings: Settings) -> Path:
         "settings": json.loads(settings.model_dump_json()),
     }
     output_dir = settings.output_dir
-    (output_dir / "report.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_text(output_dir / "report.json", json.dumps(facts, indent=2) + "\n")
     environment = Environment(
         loader=PackageLoader("uniedit_hf.synthesis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -45,7 +46,7 @@ def write_report(merged: Merged, settings: Settings) -> Path:
         rejected=list(counts.rejected_examples.values())[:MOST_REJECTED_EXAMPLES],
     )
     path = output_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

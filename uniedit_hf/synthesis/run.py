@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from uniedit_hf.calls.cache import CallCache, Spent
+from uniedit_hf.files import disk_errors_name, write_text
 from uniedit_hf.synthesis.report import write_report
 from uniedit_hf.synthesis.settings import Settings
 from uniedit_hf.synthesis.shard import calls_of, make_shard
@@ -24,6 +25,11 @@ def run(settings: Settings, retry: bool = False) -> Merged | None:
     Raises:
         ValueError: If the source cannot be read, a backend cannot answer, or the folder contains another run.
     """
+    with disk_errors_name(settings.output_dir):
+        return _run(settings, retry)
+
+
+def _run(settings: Settings, retry: bool) -> Merged | None:
     _check_folder(settings)
     if retry:
         _set_failed_aside(settings)
@@ -53,8 +59,7 @@ def _check_folder(settings: Settings) -> None:
             raise ValueError(
                 f"{settings.output_dir} contains files that do not belong to a run: choose an empty output_dir."
             )
-        plan.parent.mkdir(parents=True)
-        plan.write_text(json.dumps({"shards": settings.shards}), encoding="utf-8")
+        write_text(plan, json.dumps({"shards": settings.shards}))
         return
     shards = json.loads(plan.read_text(encoding="utf-8"))["shards"]
     if shards != settings.shards:
@@ -75,7 +80,7 @@ def _set_failed_aside(settings: Settings) -> None:
         finally:
             cache.close()
         if (summary := files.read_summary()) is not None:
-            files.summary.write_text(json.dumps(summary | {"complete": False}), encoding="utf-8")
+            write_text(files.summary, json.dumps(summary | {"complete": False}))
 
 
 def _spent_by_others(settings: Settings, number: int) -> list[Spent]:

@@ -6,11 +6,10 @@ import hashlib
 import heapq
 import io
 import json
-import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from uniedit_hf.calls.messages import EncodedImage, data_url
+from uniedit_hf.files import write_text, written_file, written_folder
 from uniedit_hf.release.parquet import write_encoded_rows
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
 from uniedit_hf.synthesis.prompt_texts import FOLDER
@@ -124,9 +124,7 @@ class ShardWriter:
         self._flush_rejects()
         self.records.close()
         self.rejects.close()
-        unfinished = self.files.summary.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(summary), encoding="utf-8")
-        unfinished.replace(self.files.summary)
+        write_text(self.files.summary, json.dumps(summary))
 
     def _flush_records(self) -> None:
         if self.record_rows:
@@ -278,7 +276,10 @@ class OfficialWriter:
         }
         self.manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def close(self) -> None:
+    def __enter__(self) -> OfficialWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         self.manifest.close()
 
     def _image(self, data: bytes) -> str:
@@ -333,31 +334,40 @@ def merge(settings: Settings) -> Merged:
     if None in summaries:
         raise RuntimeError(f"Shard {summaries.index(None)} of {output_dir} was not made, and nothing says why.")
     merged = Merged(output_dir / "dataset", summaries)
-    fresh = output_dir / "work" / "fresh"
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / "dataset").mkdir(parents=True)
-    official = OfficialWriter(fresh / "official", settings) if settings.export.official else None
-    with pq.ParquetWriter(fresh / "rejects.parquet", REJECTS) as rejects:
-        doubled: list[Rejection] = []
+    with ExitStack() as places:  # all of them appear at the end, or none does
+        dataset = places.enter_context(written_folder(merged.dataset))
+        rejects = places.enter_context(written_file(output_dir / "rejects.parquet"))
+        official = None
+        if settings.export.official:
+            official = OfficialWriter(places.enter_context(written_folder(output_dir / "official")), settings)
+        _write_merged(shards, settings, merged.counts, dataset, rejects, official)
+        expected = sum(summary["records"] + summary["rejects"] for summary in summaries)
+        if merged.counts.records + merged.counts.rejects != expected:
+            raise RuntimeError(
+                f"The shards hold {expected} rows, but {merged.counts.records} records and {merged.counts.rejects} "
+                "rejections were written."
+            )
+    return merged
+
+
+def _write_merged(
+    shards: list[ShardFiles],
+    settings: Settings,
+    counts: Counts,
+    dataset: Path,
+    rejects: Path,
+    official: OfficialWriter | None,
+) -> None:
+    """Writes and counts the rows of all shards."""
+    doubled: list[Rejection] = []
+    with pq.ParquetWriter(rejects, REJECTS) as writer, official or nullcontext():
         records = _without_doubles(_in_order(files.records for files in shards), settings, doubled)
-        _write_dataset(_counted(records, merged.counts, official), fresh / "dataset", settings.export.rows_per_file)
+        _write_dataset(_counted(records, counts, official), dataset, settings.export.rows_per_file)
         rejected = chain(_in_order(files.rejects for files in shards), map(reject_row, doubled))
         while rows := list(islice(rejected, REJECTS_PER_GROUP)):
             for row in rows:
-                merged.counts.reject(row)
-            rejects.write_table(pa.Table.from_pylist(rows, REJECTS))
-    if official is not None:
-        official.close()
-    expected = sum(summary["records"] + summary["rejects"] for summary in summaries)
-    if merged.counts.records + merged.counts.rejects != expected:
-        raise RuntimeError(
-            f"The shards hold {expected} rows, but {merged.counts.records} records and {merged.counts.rejects} "
-            "rejections were written."
-        )
-    for name in ("dataset", "rejects.parquet", *(["official"] if official else [])):
-        _replace(fresh / name, output_dir / name)
-    shutil.rmtree(fresh)
-    return merged
+                counts.reject(row)
+            writer.write_table(pa.Table.from_pylist(rows, REJECTS))
 
 
 def _in_order(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -416,9 +426,3 @@ def _write_dataset(rows: Iterator[dict[str, Any]], folder: Path, rows_per_file: 
         write_encoded_rows(chain([first], islice(rows, rows_per_file - 1)), written[-1])
     for number, path in enumerate(written):
         path.rename(folder / f"train-{number:05d}-of-{len(written):05d}.parquet")
-
-
-def _replace(new: Path, old: Path) -> None:
-    if old.is_dir():
-        shutil.rmtree(old)
-    new.replace(old)

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from uniedit_hf.files import written_file
 from uniedit_hf.pipeline import UniEditPipeline
 
 
@@ -128,9 +129,9 @@ class SampleImagesCallback(TrainerCallback):
         model.train(was_training)
         if state.is_world_process_zero:
             folder = Path(args.output_dir, "samples")
-            folder.mkdir(parents=True, exist_ok=True)
             for number, image in enumerate(images):
-                image.save(folder / f"step-{state.global_step}-row-{number}.png")
+                with written_file(folder / f"step-{state.global_step}-row-{number}.png") as part:
+                    image.save(part, "PNG")
 
     @torch.no_grad()
     def _draw(self, args, pipeline: UniEditPipeline) -> list:

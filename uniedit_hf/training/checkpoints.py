@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from uniedit_hf.files import write_text
+
 
 COMPLETE = "complete.json"
 
@@ -20,9 +22,7 @@ def mark_complete(folder: str | os.PathLike) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != COMPLETE
     }
-    unfinished = folder / (COMPLETE + ".tmp")
-    unfinished.write_text(json.dumps(files, indent=1))
-    os.replace(unfinished, folder / COMPLETE)
+    write_text(folder / COMPLETE, json.dumps(files, indent=1))
 
 
 def what_is_missing(folder: str | os.PathLike) -> str | None:

@@ -14,6 +14,8 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_N
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
+from uniedit_hf.files import disk_errors_name
+
 from .checkpoints import last_whole_checkpoint, what_is_missing
 from .ema import FOLDER as AVERAGE_FOLDER
 from .fsdp import gathered_state
@@ -194,13 +196,11 @@ class CheckpointMixin:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._in_checkpoint = True
         try:
-            super()._save_checkpoint(model, trial)
+            with disk_errors_name(folder):
+                super()._save_checkpoint(model, trial)
+                self._save_progress(folder)
         finally:
             self.args.save_total_limit, self._in_checkpoint = limit, False
-        state = {"data": self.data.state_dict(self.state.global_step), "sums": self.sums.state_dict()}
-        save_state(folder, self.args.process_index, state)
-        if self.args.should_save and self.average is not None and not self.is_fsdp_enabled:
-            self.average.save_state(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._push_checkpoint(folder)
@@ -210,3 +210,10 @@ class CheckpointMixin:
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def _save_progress(self, folder: Path) -> None:
+        """What a run needs to continue exactly: the place in the data, the sums since the last log, the average."""
+        state = {"data": self.data.state_dict(self.state.global_step), "sums": self.sums.state_dict()}
+        save_state(folder, self.args.process_index, state)
+        if self.args.should_save and self.average is not None and not self.is_fsdp_enabled:
+            self.average.save_state(folder)

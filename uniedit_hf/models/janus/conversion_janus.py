@@ -23,6 +23,7 @@ from transformers import (
     LlamaConfig,
 )
 
+from uniedit_hf.files import written_folder
 from uniedit_hf.models.filled import check_filled
 
 from .modeling_janus import JanusForConditionalGeneration
@@ -109,8 +110,9 @@ def convert_official(input_dir: str | Path, output_dir: str | Path) -> None:
         bos_token_id=marks.bos, eos_token_id=marks.eos, pad_token_id=marks.pad, guidance_scale=5.0, temperature=1.0,
         do_sample=True, generation_kwargs={"boi_token_id": marks.begin},
     )  # fmt: skip
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
+    with written_folder(target) as part:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
 
 
 def _tensors(source: Path) -> dict[str, torch.Tensor]:

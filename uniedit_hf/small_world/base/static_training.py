@@ -8,13 +8,14 @@ runs step by step on a CPU.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from uniedit_hf.files import written_file
 
 from .static_model import Weights
 
@@ -208,6 +209,5 @@ def append(path: Path, line: dict) -> None:
 
 def save(path: Path, state: dict) -> None:
     """Writes a file atomically."""
-    unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    with written_file(path) as part:
+        torch.save(state, part)

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from uniedit_hf.files import disk_errors_name
+
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,8 @@ def run(output_dir: str, say: Callable[[str], None] = logger.warning, **settings
     _check_extra()
     from .whole_run import whole_run
 
-    return whole_run(options, started, say)
+    with disk_errors_name(options.output_dir):
+        return whole_run(options, started, say)
 
 
 def _check_extra() -> None:

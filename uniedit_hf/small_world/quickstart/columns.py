@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uniedit_hf.arithmetic import best_arithmetic, one_thread
+from uniedit_hf.files import write_text
 from uniedit_hf.images import open_image
 from uniedit_hf.pipeline import UniEditPipeline
 from uniedit_hf.small_world.scoring import Score
@@ -159,6 +159,4 @@ def scores_of(column: Column, items: Sequence[SmallWorldItem]) -> list[Score]:
 
 
 def _write(path: Path, facts: Any) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(facts) + "\n")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(facts) + "\n")

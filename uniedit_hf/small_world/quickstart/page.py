@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from uniedit_hf.calls.messages import data_url, encoded
+from uniedit_hf.files import write_text
 from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite import ABILITIES, Output, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
@@ -78,7 +79,7 @@ def write_report(
         "seconds": dict(seconds),
         "resumed": resumed,
     }
-    (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_text(folder / "report.json", json.dumps(facts, indent=2) + "\n")
     environment = Environment(
         loader=PackageLoader("uniedit_hf.small_world.quickstart"), autoescape=True, undefined=StrictUndefined
     )
@@ -91,7 +92,7 @@ def write_report(
         minutes=sum(seconds.values()) / 60,
     )
     path = folder / "report.html"
-    path.write_text(page)
+    write_text(path, page)
     return path, facts["verdict"]
 
 

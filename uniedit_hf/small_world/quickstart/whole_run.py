@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uniedit_hf.arithmetic import Arithmetic, best_arithmetic
+from uniedit_hf.files import DiskFullError, write_text
 from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite_items import test_items
 
@@ -94,7 +94,9 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> bool:
             shutil.rmtree(old, ignore_errors=True)
         for name in (PAGE_NAME, "report.json", "items.jsonl", DATA):
             (folder / name).unlink(missing_ok=True)
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+        write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+    except DiskFullError:
+        raise
     except OSError as error:
         raise OSError(f"Cannot write to {folder}: {error.strerror}. Pass another --output_dir.") from error
     return False
@@ -116,9 +118,7 @@ def _data(options: QuickstartRun, folder: Path) -> dict[str, Any]:
     if not (folder / DATA).is_file():
         shutil.rmtree(folder / "data", ignore_errors=True)
         _, counts = make_edits(folder / "data", seed=options.seed, size=options.edits)
-        unfinished = folder / f"{DATA}.part"
-        unfinished.write_text(json.dumps(counts) + "\n")
-        os.replace(unfinished, folder / DATA)
+        write_text(folder / DATA, json.dumps(counts) + "\n")
     return json.loads((folder / DATA).read_text())
 
 
