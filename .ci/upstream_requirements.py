@@ -1,5 +1,6 @@
 """Prints what setup.cfg asks for, without the upper bounds: the newest releases, which `make upstream` tests."""
 
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -22,4 +23,4 @@ def requirements(setup: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(dict.fromkeys(requirements(Path(__file__).parents[1] / "setup.cfg"))))
+    sys.stdout.write("\n".join(dict.fromkeys(requirements(Path(__file__).parents[1] / "setup.cfg"))) + "\n")

@@ -34,6 +34,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from uniedit_hf.files import written_folder
 from uniedit_hf.models.filled import check_filled
 
 from .checkpoint_bagel import (
@@ -300,8 +301,17 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
     config = BagelConfig.from_pretrained(source)
     files = _weight_files(source)
     _check(config, files, source)
-    target.mkdir(parents=True, exist_ok=True)
-    tensors = _open(files)
+    with written_folder(target) as part:
+        _write_weights(config, _open(files), part, to, max_shard_size)
+        _write_image_settings(config, source, part, to)
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, part / name)
+
+
+def _write_weights(
+    config: BagelConfig, tensors: dict[str, torch.Tensor], target: Path, to: Layout, max_shard_size: str
+) -> None:
     if to == "official":
         vae = {name for name in tensors if name.startswith(("encoder.", "decoder."))}
         save_file({name: tensors[name] for name in sorted(set(tensors) - vae)}, target / EMA_FILE)
@@ -310,10 +320,6 @@ def convert(input_dir: str, output_dir: str, to: Layout, max_shard_size: str = "
     else:
         _write_shards(tensors, target, max_shard_size)
         config.save_pretrained(target)
-    _write_image_settings(config, source, target, to)
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def _weight_files(source: Path) -> list[Path]:
