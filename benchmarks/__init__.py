@@ -1,1 +1,1 @@
-"""Programs that measure: each prints one JSON line, and what the README claims stands in RESULTS.md."""
+"""Programs that measure: each prints one JSON line; RESULTS.md has the figures that the README claims."""

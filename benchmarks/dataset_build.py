@@ -27,8 +27,8 @@ BUILD = "from uniedit_hf.cli import main; import sys; sys.exit(main(sys.argv[1:]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--side", type=int, default=64, help="width and height of the pictures")
-    parser.add_argument("--pictures", type=int, default=4000, help="how many different ones")
+    parser.add_argument("--side", type=int, default=64, help="width and height of the images in pixels")
+    parser.add_argument("--pictures", type=int, default=4000, help="number of different images")
     parser.add_argument("--layout", choices=["folder", "tar"], default="folder")
     options = parser.parse_args()
     for rows in options.rows:

@@ -55,9 +55,9 @@ def main() -> None:
         for name in ("source_image", "target_image"):
             stream = stream.cast_column(name, ImageFeature(decode=False))
         rate = timed(stream, options.rows)
-        print(f"stream, pictures unopened  {rate:8.1f} rows/s")
+        print(f"stream, images unopened    {rate:8.1f} rows/s")
         rate = timed((opened(row) for row in stream), options.rows)
-        print(f"stream, pictures opened    {rate:8.1f} rows/s")
+        print(f"stream, images opened      {rate:8.1f} rows/s")
         time_packs(stream, options.packs, options.consumed)
 
 

@@ -1,4 +1,5 @@
-"""How long a visitor of the page waits: first preview and result per tab, the page's weight, and what the queue adds.
+"""Waiting times of a visitor of the page: first preview and result per tab, the page's weight, and what the queue
+adds.
 
 python benchmarks/demo.py --base assets/small_bagel --tuned runs/quickstart/model
 """

@@ -1,7 +1,8 @@
 """How fast a GPU draws, edits and answers with BAGEL: `python -m benchmarks.gpu_inference [--seconds 480]`.
 
 A model of the released shape with random weights, made on the device. Sections run in order of importance until the
-time is up; what is left out is said. Every exact variant is compared with a plain loop (whole rows with masks through
+time is up; sections that are left out are named. Every exact variant is compared with a plain loop (whole rows with
+masks through
 the routed forward) in the same run. The table comes last; all numbers go into a JSON file as they are made.
 
 Without a GPU the same code runs with a tiny shape, which shows that it works and that every variant is equal.
@@ -39,7 +40,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 
 EDITING = {"image_guidance_scale": 2.0, "guidance_interval": (0.0, 1.0), "guidance_renorm": "text_channel"}
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of a norm, relative
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error of a norm
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Bench:
     failures: list[str] = field(default_factory=list)
 
     def add(self, name: str, seconds: float | None = None, note: str = "", error: float | None = None) -> None:
-        """Notes a result and writes all of them down."""
+        """Adds a result and writes all of them to the file."""
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
         if error is not None and not error <= TOLERANCE[self.model.dtype]:
             self.failures.append(f"{name}: relative error {error:.1e}")
@@ -93,7 +94,7 @@ class Bench:
         return time.perf_counter() - start, result
 
     def contexts(self, edits: bool, side: int, number: int = 1) -> dict:
-        """What `generate_latents` takes for requests with prompts of different lengths."""
+        """Inputs of `generate_latents` for requests with prompts of different lengths."""
         samples = []
         for index in range(number):
             views = ("vae", "vit") if edits else ()
@@ -258,7 +259,7 @@ def plain_tokens(bench: Bench, inputs: dict, number: int) -> list[torch.Tensor]:
 
 
 def switches(bench: Bench) -> None:
-    """What is not exact: seconds, and the distance of the latents from the exact ones. With random weights the
+    """Inexact settings: seconds, and the distance of the latents from the exact ones. With random weights the
     distance says little about images."""
     side, timesteps = bench.large, bench.steps[0]
     contexts = bench.contexts(False, side)

@@ -139,7 +139,7 @@ def reporting(report: Report, section: str, way: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         report.add(section, way=way, failed="out of memory")
-    except Exception as error:  # whatever it is, it is told, and the rest of a lent GPU's time is not lost
+    except Exception as error:  # any error is reported, and the other sections still run
         traceback.print_exc()
         report.add(section, way=way, failed=f"{type(error).__name__}: {str(error)[:200]}")
     free()
@@ -294,7 +294,7 @@ def gradients(call: Callable, states, gradient) -> list[torch.Tensor]:
 
 
 def new_shapes(model, shape: Shape, clock: Clock, report: Report) -> None:
-    """What the first forward and backward over a pack of other lengths costs, as every pack of real data has them."""
+    """The cost of the first forward and backward over a pack with new lengths, as in real data."""
     for way in ("split_sdpa", "flex_attention")[: 2 if clock.device.type == "cuda" else 1]:
         with reporting(report, "attention", f"{way}, new shapes"):
             first = [first_call(model, shape.changed(number), way, clock) for number in range(5)]
@@ -384,7 +384,7 @@ def run_trainer(model, way: str, peft, settings, shape: Shape, clock: Clock, rep
 
 
 def planned(model, way: str, peft, args) -> dict[str, float]:
-    """What the memory plan says of a way, to be held against what was measured."""
+    """The memory plan of a way, to compare with the measurement."""
     bits = 4 if way.startswith("QLoRA") else None
     kind = Way(way, model.dtype, str(getattr(args.optim, "value", args.optim)), adapters=peft is not None, bits=bits)
     row = plan_row(model.config, args.max_tokens_per_pack, kind, way.split(", ")[1], args=args, adapters=peft)

@@ -142,7 +142,7 @@ def drawn_pack(model: BagelForConditionalGeneration, shape: Shape) -> DrawnPack:
 
 
 def layout_of(model, pack: DrawnPack, implementation: str | None = None) -> Packed:
-    """What the decoder attends through, made anew as for every pack."""
+    """The decoder's attention layout, made for every pack."""
     implementation = implementation or model.config.text_config._attn_implementation
     flex = implementation == "flex_attention"
     return Packed(block_mask(pack.splits, pack.routing.order) if flex else pack.routing.splits)

@@ -1,9 +1,9 @@
-"""What BAGEL needs while drawing, counted: `python -m benchmarks.inference_memory`.
+"""Memory of BAGEL while drawing, counted: `python -m benchmarks.inference_memory`.
 
 Prints a Markdown table in GiB for a 1024 px edit with both views of its source and three branches: weights by how they
 are stored, the keys and values of the contexts with the room for the image, and what a step keeps at its widest (the
-MLP). Counted from the released configuration without allocating anything; what kernels and the allocator take on top
-is not in it.
+MLP). Counted from the released configuration without allocating anything; memory of kernels and of the allocator is
+not included.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ separate guidance passes.
     python benchmarks/janus.py
 
 Every figure is measured in a process of its own: CPU seconds, and the most memory that the process held beyond what it
-held before. The decoder is small; what the figures hang on is as in the released model: 576 tokens an image, 102,400
+held before. The decoder is small; the sizes that decide the figures are those of the released model: 576 tokens an
+image, 102,400
 words, 16,384 codes.
 """
 

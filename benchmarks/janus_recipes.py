@@ -1,9 +1,9 @@
-"""How Janus-Pro is best shown the source of an edit: conditioning x dropout, over seeds, on the small model.
+"""Compares ways to show Janus-Pro the source of an edit: conditioning x dropout, over seeds, on the small model.
 
     python -m benchmarks.janus_recipes
 
 Every recipe tunes the same base on the same edits, intelligent and plain, and is measured on other edits of training
-images, so that the test images stay unseen by the choice. What is finished is kept, and a stopped run goes on.
+images, so that the test images stay unseen by the choice. Finished parts are kept, and a stopped run resumes.
 Prints a table in Markdown: the mean of the seeds and their range, in percent.
 """
 
@@ -50,7 +50,7 @@ LEARNING_RATE = 3e-4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", help="folder of the model to tune; the project's own if not given")
+    parser.add_argument("--base", help="folder of the model to tune; the project's small base by default")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/janus_recipes"))
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--edits", type=int, default=3000, help="intelligent and as many plain ones")

@@ -7,7 +7,7 @@ official folder in bf16, our layout in bf16, and shards in fp32 as Uni-Edit is r
     weights_gb     size of the loaded weights (the autoencoder stays in fp32)
     peak_rss_gb    most memory the process had at any time, libraries and mapped pages of files included
     peak_anon_gb   the same without pages of files, which the kernel takes back when it needs them
-    used_rss_gb    peak_rss_gb after every weight was used once, which mapped weights enter memory for
+    used_rss_gb    peak_rss_gb after every weight was used once, which brings mapped weights into memory
     before_gb      memory after the imports, before loading
     seconds        time to load, from a warm page cache
 

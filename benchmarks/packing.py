@@ -51,7 +51,7 @@ def packed_length(sample: Sample) -> int:
 
 @dataclass
 class OfficialPacking:
-    """What the official packer made of the rows."""
+    """The result of the official packer."""
 
     packs: int = 0
     tokens: int = 0

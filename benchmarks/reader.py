@@ -157,10 +157,10 @@ def measure(number: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000, help="how many test pictures (default: all 1000)")
+    parser.add_argument("--images", type=int, default=1000, help="number of test images (default: all 1000)")
     options = parser.parse_args()
     if options.images < 1:
-        parser.error(f"--images {options.images}: measure at least one picture.")
+        parser.error(f"--images {options.images}: measure at least one image.")
     figures = measure(options.images)
     print(json.dumps(figures))
     sys.exit(any(figures[name] < bar for name, bar in BARS.items()))

@@ -1,7 +1,8 @@
 """The five-seed tables of recipes that were tuned on a GPU: `python -m benchmarks.recipe_scores runs/joined/recipes`.
 
-Reads the `scores.jsonl` that `uniedit_hf.small_world.base.gpu_recipes` wrote, prints the table of a split (base in per
-cent, then differences to it, over items of the mean of the seeds, with 95 % paired bootstrap intervals), and writes it
+Reads the `scores.jsonl` that `uniedit_hf.small_world.base.gpu_recipes` wrote, prints the table of a split (base in
+percent, then differences to it, over items of the mean of the seeds, with 95 % paired bootstrap intervals), and writes
+it
 to `table-SPLIT.json`. Recipes are chosen on `--split train`, which has fewer items; figures are those of `test`.
 """
 

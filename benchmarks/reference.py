@@ -43,11 +43,11 @@ TOLERANCES = {
 }
 
 # Pillow 13, which drew the expected pixels, shrinks rows before columns where that is less work, and rounds in
-# between; older ones always begin with the columns. Of the expected pixels this is seen in one image: its rows after
+# between; older ones always begin with the columns. Among the expected pixels this affects one image: its rows after
 # shrinking.
 ROWS_FIRST = {"0.small": 32}
 
-# The image transforms whose pixels stand in resize.safetensors: longest side at most, shortest at least, stride.
+# The image transforms whose pixels are in resize.safetensors: longest side at most, shortest at least, stride.
 PIXEL_TRANSFORMS = {"small": (64, 32, 16), "patch14": (70, 28, 14)}
 
 

@@ -1,4 +1,4 @@
-"""What faster, inexact drawing costs in the small world: `python -m benchmarks.shortcuts [--items 100]`.
+"""The cost of faster, inexact drawing in the small world: `python -m benchmarks.shortcuts [--items 100]`.
 
 The small base draws and edits test items exactly and with every shortcut. Prints one JSON line a shortcut: passes (how
 many branches went through the decoder, in percent of the exact ones), the distance of the latents from the exact ones

@@ -8,8 +8,8 @@ Tunes the small base in several ways and measures all of them on the same test i
     gen only  like paper, the understanding expert frozen
     mixed     intelligent edits with answers and drawings beside them (weights 2 : 1 : 1), text loss on
 
-Each run has a folder with its `items.jsonl`; runs that are there are not repeated, so that a stopped benchmark goes
-on. Prints a table in Markdown: the differences to the base, over items of the mean of the seeds, with 95 % paired
+Each run has a folder with its `items.jsonl`; finished runs are not repeated, so that a stopped benchmark resumes.
+Prints a table in Markdown: the differences to the base, over items of the mean of the seeds, with 95 % paired
 bootstrap intervals; `table.json` has the same with the mean of every seed.
 
 The learning rate of the small world was chosen with `--split train --ways paper --seeds 1 --learning_rate RATE`, on

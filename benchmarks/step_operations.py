@@ -1,4 +1,4 @@
-"""Counts what a training step of the small BAGEL asks of torch, in the tree that is on the path:
+"""Counts the torch operations of a training step of the small BAGEL, in the tree that is on the path:
 `PYTHONPATH=TREE python benchmarks/step_operations.py assets/small_bagel [--settings JSON]`.
 
 Prints the tensor operations of a forward and of its backward over one pack of edits, and of the forward those that

@@ -2,7 +2,7 @@
 
     python -m benchmarks.synthesis [--rows 10000 100000]
 
-Every row takes the whole way: read from Parquet, looked at, compared with those before, classified, balanced,
+Every row goes through all stages: read from Parquet, inspected, compared with earlier rows, classified, balanced,
 instructed, screened, edited, verified by two judges, written, merged, reported; four chat calls and one edit, each
 through prompt, cache, budget and limits. Images are 8 x 8 pixels, ten rows ask about each, and results are new
 images, so almost nothing is image work. Prints a JSON line for each number of rows: rows a second of CPU (user and

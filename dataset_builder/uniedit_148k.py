@@ -52,14 +52,14 @@ NO_INSTRUCTION = "no_instr"
 
 @dataclass
 class UniEdit148kConfig(datasets.BuilderConfig):
-    """What is read, and how.
+    """Options of the builder.
 
     Args:
         manifests: Names of the JSONL manifests below `data_dir`; by default those with the configuration's name in it.
         image_root: The folder that image paths are relative to; `data_dir` by default.
         columns: The columns to keep, all by default.
         filters: Rows to keep, in the form of `pyarrow.parquet.filters_to_expression`.
-        strict: Raise at the first faulty row; by default it is left out and logged.
+        strict: Raise at the first invalid row; by default it is skipped and logged.
         official_commit: Commit of the authors' repository to download to `data_dir` first.
     """
 
@@ -113,7 +113,7 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
 
     @cached_property
     def release(self):
-        """What was found in `data_dir`."""
+        """The release found in `data_dir`."""
         if self.config.data_dir is None:
             raise ValueError(
                 "The loading script reads a raw release: pass its folder as data_dir, or load the published Parquet "
@@ -140,7 +140,7 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
             if not isinstance(row, RowError):
                 yield row
             elif self.config.strict:
-                raise ValueError(f"{row.at(part.file, line)} Mend the row, or leave out strict to go on without it.")
+                raise ValueError(f"{row.at(part.file, line)} Correct the row, or leave out strict to skip it.")
             else:
                 logger.warning("Left out %s", row.at(part.file, line))
 
@@ -163,10 +163,10 @@ def read_part(part, images):
 
 
 def official_row(entry, images):
-    """A line of an official manifest as a row. What it does not say is null.
+    """A line of an official manifest as a row. Missing values are null.
 
     Raises:
-        RowError: The line lacks what a row needs, or an image cannot be used.
+        RowError: If a required value is missing, or an image cannot be used.
     """
     instruction = _text(entry, "edit_instruction", required=True)
     if instruction.strip() == NO_INSTRUCTION:
@@ -198,7 +198,7 @@ def checked_row(row):
     """A row of Parquet in the row schema, as it is, if its images can be opened and have the sizes it says.
 
     Raises:
-        RowError: It lacks a column, or an image cannot be used.
+        RowError: If a column is missing, or an image cannot be used.
     """
     lacking = [name for name in row_features() if name not in row]
     if lacking:

@@ -1,4 +1,4 @@
-"""Edits an image after an instruction.
+"""Edits an image by an instruction.
 
     python examples/edit.py --image shop.jpg --instruction "Repaint the door in the color the sign names."
 
@@ -16,12 +16,12 @@ from uniedit_hf import UniEditPipeline
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Edit an image after an instruction.")
+    parser = argparse.ArgumentParser(description="Edit an image by an instruction.")
     parser.add_argument("--model", default="Uni-Edit/Uni-Edit-BAGEL", help="Hub id or folder")
     parser.add_argument("--image", required=True, help="file of the source image")
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--output", default="edited.png", help="file of the edit")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--steps", type=int, help="of the sampler; the model's default if not set (BAGEL only)")
     parser.add_argument("--thinking_budget", type=int, default=0, help="tokens of reasoning before the edit")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tunes a model on your own edits and says whether rows that it has not seen got easier.
+"""Tunes a model on your own edits and measures the loss on held-out rows before and after.
 
     python examples/train_own_dataset.py --rows edits/rows.csv --output_dir runs/own
 
@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tune a model on your own edits.")
     parser.add_argument("--model", default="ByteDance-Seed/BAGEL-7B-MoT", help="Hub id or folder")
     parser.add_argument("--rows", required=True, help="CSV, JSON Lines or Parquet file, or a folder of Parquet")
-    parser.add_argument("--test_rows", type=int, default=8, help="rows that are kept out of training to measure")
+    parser.add_argument("--test_rows", type=int, default=8, help="number of rows held out of training")
     parser.add_argument("--output_dir", default="runs/own")
     parser.add_argument("--max_steps", type=int, default=200)
     parser.add_argument("--max_tokens_per_pack", type=int, default=11520, help="fewer take less memory")

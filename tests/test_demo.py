@@ -158,7 +158,7 @@ def test_words_that_the_models_do_not_know(pair):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("text", "or no picture that can be read"),
+        ("text", "or not an image that can be read"),
         ("huge", "far too large; up to 25 megapixels"),
         ("animation", "This is an animation"),
         ("cut", "This file is damaged"),
@@ -180,7 +180,7 @@ def test_bad_pictures(client, tmp_path, source, kind, message):
         ({"seed": -2}, "less than minimum value -1"),
         ({"steps": 10**6}, "steps|maximum|99"),
         ({"text_guidance": -3}, "guidance|minimum"),
-        ({"source": None}, "upload a picture first"),
+        ({"source": None}, "upload an image first"),
     ],
 )
 def test_bad_requests(client, source, changes, message):
@@ -202,7 +202,7 @@ def call(address: str, name: str, data: list) -> str:
 def test_no_file_of_the_server_is_read(client, address, source, path):
     stolen = {"path": path, "meta": {"_type": "gradio.FileData"}}
     answer = call(address, "edit", [stolen, INSTRUCTION, 7, 6, 2.0, 1.0, 0])
-    assert answer.startswith("event: error") and "Only a picture that was uploaded here can be read" in answer
+    assert answer.startswith("event: error") and "Only an image that was uploaded here can be read" in answer
     assert "root:" not in answer and "passwd" not in answer and str(SPACE.parent) not in answer
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{address}gradio_api/file={urllib.parse.quote(path)}")

@@ -196,7 +196,7 @@ def test_stop(page, way):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("text", "no picture that can be read"), ("huge", "far too large"), ("animation", "This is an animation")],
+    [("text", "not an image that can be read"), ("huge", "far too large"), ("animation", "This is an animation")],
 )
 def test_a_bad_file_gives_a_toast(page, tmp_path, kind, words):
     page.locator("#edit-source input[type=file]").set_input_files(str(save_bad_files(tmp_path)[kind]))
@@ -226,7 +226,7 @@ def test_every_control_has_a_name(page):
     assert unnamed == []
     page.get_by_label("Instruction").fill(INSTRUCTION)
     page.get_by_label("Instruction").press("Enter")
-    page.get_by_test_id("toast-body").get_by_text("upload a picture").first.wait_for()
+    page.get_by_test_id("toast-body").get_by_text("upload an image").first.wait_for()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How far edits do what they should and leave the rest alone: `evaluate.load("metrics/edit_success")`."""
+"""Shares of pixels that an edit changes correctly and preserves: `evaluate.load("metrics/edit_success")`."""
 
 import datasets
 import evaluate
@@ -12,7 +12,7 @@ class EditSuccess(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Shares of pixels: changed as in the target, and kept as in the source.",
             citation="",
-            inputs_description="predictions, references (targets) and sources: pictures of one size each.",
+            inputs_description="predictions, references (targets) and sources: images of one size each.",
             features=datasets.Features({name: datasets.Image() for name in ("predictions", "references", "sources")}),
         )
 

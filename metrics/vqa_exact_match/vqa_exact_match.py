@@ -1,4 +1,4 @@
-"""Answers that are right but for case, blanks and a full stop: `evaluate.load("metrics/vqa_exact_match")`."""
+"""Exact match of answers, ignoring case, blanks and a final period: `evaluate.load("metrics/vqa_exact_match")`."""
 
 import datasets
 import evaluate

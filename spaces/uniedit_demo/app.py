@@ -1,4 +1,4 @@
-"""What the Space runs. The models are those that README.md names, or the variables BASE_MODEL and TUNED_MODEL."""
+"""The Space's program. The models are those named in README.md, or the variables BASE_MODEL and TUNED_MODEL."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """The page that shows a base model and a tuned one side by side.
 
-models.py      the two models, what runs them, and ZeroGPU
-limits.py      what may come in: images, texts, time
-questions.py   the questions that an instruction holds, for the panel "Why"
-handlers.py    what the buttons do: streams of both models, merged
+models.py      the two models, their device, and ZeroGPU
+limits.py      limits of images, texts and time
+questions.py   the questions in an instruction, for the panel "Why"
+handlers.py    functions of the buttons: merged streams of both models
 links.py       settings in the page's address
-layout.py      what stands where
-theme.py       how it looks
-main.py        puts it together and serves it
+layout.py      the layout
+theme.py       the style
+main.py        assembles the page and serves it
 deploy.py      the same as a Space
 """

@@ -27,13 +27,13 @@ def deploy(
     private: bool = False,
     api: HfApi | None = None,
 ) -> str:
-    """Creates the Space if need be, uploads it with the models set, and requests hardware.
+    """Creates the Space if it does not exist, uploads it with the models set, and requests hardware.
 
     Args:
         repo_id: `USER/NAME` of the Space.
         base: Hub id of the base model.
         tuned: Hub id of the tuned model.
-        hardware: As the Hub names it; `None` leaves what there is.
+        hardware: The Hub's name of the hardware; `None` changes nothing.
         private: Whether a new Space is private.
         api: The Hub; that of the environment by default.
 
@@ -41,13 +41,13 @@ def deploy(
         The address of the Space.
 
     Raises:
-        ValueError: If a model is a folder of this machine, which a Space cannot read.
+        ValueError: If a model is a local folder, which a Space cannot read.
         OSError: If the Space's files are not there, as outside a clone of the repository.
     """
     for name in (base, tuned):
         if Path(name).exists() or name.count("/") != 1:
             raise ValueError(
-                f"{name} is not a model on the Hub, and a Space cannot read folders of this machine: push it first, "
+                f"{name} is not a model on the Hub, and a Space cannot read local folders: push it first, "
                 "with trainer.push_to_hub() or hf upload, and give its id."
             )
     api = api or HfApi()

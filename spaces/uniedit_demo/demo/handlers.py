@@ -1,4 +1,4 @@
-"""What the buttons do: a request goes to both models from the same seed, and what comes of it is shown as it comes."""
+"""Functions of the buttons: a request goes to both models with the same seed, and results are shown as they come."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAUSE = 0.1  # seconds between two changes of the page: each costs the server so
 
 @dataclass
 class Side:
-    """What one of the two models has brought so far."""
+    """The results of one of the two models so far."""
 
     result: Image.Image | str | None = None
     thoughts: str = ""
@@ -38,7 +38,7 @@ class Side:
     changed: set[str] = field(default_factory=set)
 
     def take(self, event: Event) -> None:
-        """Takes in what came next, and notes what is to be shown anew."""
+        """Adds an event, and notes which parts changed."""
         if isinstance(event, TextPiece) and event.thought:
             self.thoughts, self.progress = self.thoughts + event.text, "thinking"
             self.changed |= {"thoughts"}
@@ -82,23 +82,23 @@ class Handlers:
         image_guidance: float = 0,
         thinking: int = 0,
     ) -> Iterator[tuple]:
-        """Edits an image after an instruction with the base model and with the tuned model, from the same seed.
+        """Edits an image by an instruction with the base model and with the tuned model, from the same seed.
 
         Args:
             image: The image to edit.
-            instruction: What to change; it may hold questions about the image, as in "if the sign is red, ...".
-            seed: Of the noise, a whole number; -1 draws one.
-            steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
-            text_guidance: How strongly the instruction guides, from 1; 0 takes the models' own.
-            image_guidance: How strongly the image guides, from 1; 0 takes the models' own.
-            thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
+            instruction: What to change; it may contain questions about the image, as in "if the sign is red, ...".
+            seed: Seed of the noise, a whole number; -1 for a random one.
+            steps: Steps of the drawing; 0 for the models' default. Models that draw token by token have none.
+            text_guidance: Guidance scale of the instruction, from 1; 0 for the models' default.
+            image_guidance: Guidance scale of the image, from 1; 0 for the models' default.
+            thinking: Maximum number of reasoning tokens before the drawing; 0 for none.
 
         Returns:
             The images of base and tuned model, their thoughts, the seed, and how it went.
         """
         instruction = self._read(instruction, "an instruction")
         if picture is None:
-            raise refusal("Please upload a picture first.", title="Something is missing")
+            raise refusal("Please upload an image first.", title="Something is missing")
         defaults, chosen = self.pair.defaults, _seed(seed)
         settings = {
             "image": picture,
@@ -116,14 +116,14 @@ class Handlers:
     def generate(
         self, prompt: str, seed: float | None = ANY_SEED, steps: int = 0, text_guidance: float = 0, thinking: int = 0
     ) -> Iterator[tuple]:
-        """Draws an image after a description with the base model and with the tuned model, from the same seed.
+        """Draws an image for a description with the base model and with the tuned model, from the same seed.
 
         Args:
             prompt: What to draw.
-            seed: Of the noise, a whole number; -1 draws one.
-            steps: Steps of the drawing; 0 takes the models' own number. Models that draw token by token have none.
-            text_guidance: How strongly the description guides, from 1; 0 takes the models' own.
-            thinking: Tokens of reasoning before the drawing at most; 0 draws at once.
+            seed: Seed of the noise, a whole number; -1 for a random one.
+            steps: Steps of the drawing; 0 for the models' default. Models that draw token by token have none.
+            text_guidance: Guidance scale of the description, from 1; 0 for the models' default.
+            thinking: Maximum number of reasoning tokens before the drawing; 0 for none.
 
         Returns:
             The images of base and tuned model, their thoughts, the seed, and how it went.
@@ -145,9 +145,9 @@ class Handlers:
         """Answers a question about an image with the base model and with the tuned model.
 
         Args:
-            image: The image that is asked about; none for a question about nothing.
+            image: The image of the question; none for a question without an image.
             question: The question.
-            thinking: Tokens of reasoning before the answer at most; 0 answers at once.
+            thinking: Maximum number of reasoning tokens before the answer; 0 for none.
 
         Returns:
             The answers of base and tuned model, their thoughts, and how it went.
@@ -166,7 +166,7 @@ class Handlers:
         yield base.result, tuned.result, base.thoughts, tuned.thoughts, _done(begun)
 
     def why(self, picture: Image.Image | None, instruction: str) -> str:
-        """Asks both models the questions that an instruction holds, to see which condition held for them.
+        """Asks both models the questions in an instruction, to see which condition was true for them.
 
         Args:
             image: The image that was edited.
@@ -178,7 +178,7 @@ class Handlers:
         instruction = self.limits.check_text(instruction, "an instruction")
         questions = embedded_questions(instruction)
         if not questions or picture is None:
-            return "This instruction asks nothing about the picture, so there is no condition to look up."
+            return "This instruction asks nothing about the image, so there is no condition to look up."
         tokens = min(self.pair.defaults.answer_tokens, 64)
         answers = [
             pipe.answer([picture] * len(questions), questions, max_new_tokens=tokens)

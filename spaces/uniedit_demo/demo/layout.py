@@ -1,4 +1,4 @@
-"""What stands where on the page. No function of it does anything; `main.py` connects them."""
+"""The layout of the page. Its components have no functions; `main.py` connects them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tab:
 
     @property
     def settings(self) -> list:
-        """What a link holds, in the order of `links.COPY`."""
+        """The settings in a link, in the order of `links.COPY`."""
         return [self.text, self.seed, self.steps, self.text_guidance, self.image_guidance, self.thinking]
 
 
@@ -62,7 +62,7 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
     """Image and instruction on the left, both edits on the right."""
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            picture = upload(limits, label="Source picture", height=260, elem_id="edit-source")
+            picture = upload(limits, label="Source image", height=260, elem_id="edit-source")
             text = _text("Instruction", _examples(pair, "edit"))
             run, stop = _buttons("Edit")
             settings = _settings(pair, image_guidance=True)
@@ -126,7 +126,7 @@ def history_gallery() -> gr.Gallery:
 
 
 def privacy(limits: Limits) -> None:
-    """What happens with uploads."""
+    """The note on uploads."""
     gr.Markdown(
         f"Nothing you upload is kept: files are deleted after {limits.keep_seconds // 60} minutes at the latest. "
         "Press Escape to stop.",
@@ -184,9 +184,7 @@ def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
         ]
     with gr.Row(equal_height=True):
         status = gr.Markdown("Nothing drawn yet.", elem_classes="status")
-        used_seed = gr.Number(
-            ANY_SEED, label="Seed of these pictures", precision=0, interactive=False, visible="hidden"
-        )
+        used_seed = gr.Number(ANY_SEED, label="Seed of these images", precision=0, interactive=False, visible="hidden")
         reuse = gr.Button("Keep this seed", size="sm", scale=0, min_width=140)
     return results, status, used_seed, reuse
 

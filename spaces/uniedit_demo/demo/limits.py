@@ -1,4 +1,4 @@
-"""What may come in, and what is said when it may not."""
+"""Limits of requests, and the messages when they are exceeded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uniedit_hf.images import DECODE_ERRORS, FORMATS, is_animation, open_image
 
 
 def refusal(message: str, title: str) -> gr.Error:
-    """What is shown as a toast; the server's log has nothing of a visitor's mistakes."""
+    """An error shown as a toast; visitors' errors are not logged."""
     return gr.Error(message, title=title, print_exception=False)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one user may ask for.
+    """Limits of one user.
 
     Args:
         megapixels: Of an image.
@@ -56,28 +56,28 @@ class Limits:
         """An uploaded image, upright and in RGB.
 
         Raises:
-            gr.Error: If it is no image, too large, an animation or damaged.
+            gr.Error: If it is not an image, too large, an animation or damaged.
         """
         most = f"up to {self.megapixels} megapixels are read. Please save it smaller."
         try:
             with Image.open(path, formats=FORMATS) as picture:  # the header alone
                 pixels = picture.width * picture.height
                 if pixels > self.megapixels * 1e6:
-                    raise refusal(f"This picture has {pixels / 1e6:,.0f} megapixels; {most}", title="Too large")
+                    raise refusal(f"This image has {pixels / 1e6:,.0f} megapixels; {most}", title="Too large")
                 if is_animation(picture):
                     raise refusal(
-                        "This is an animation. Please save one of its pictures as PNG or JPEG and upload that.",
-                        title="One picture, please",
+                        "This is an animation. Please save one of its frames as PNG or JPEG and upload that.",
+                        title="One image, please",
                     )
             return open_image(path)
         except gr.Error:  # ours, which is a ValueError as well
             raise
         except Image.DecompressionBombError as error:
-            raise refusal(f"This picture is far too large; {most}", title="Too large") from error
+            raise refusal(f"This image is far too large; {most}", title="Too large") from error
         except DECODE_ERRORS as error:
             raise refusal(
-                "This file is damaged, or no picture that can be read here. Please upload a PNG, JPEG or WebP file.",
-                title="Not a picture",
+                "This file is damaged, or not an image that can be read here. Please upload a PNG, JPEG or WebP file.",
+                title="Not an image",
             ) from error
 
 
@@ -89,7 +89,7 @@ class Page(gr.Blocks):
             return await super().preprocess_data(*args, **options)
         except InvalidPathError as error:
             raise refusal(
-                "Only a picture that was uploaded here can be read. Please upload it.", title="Not a picture"
+                "Only an image that was uploaded here can be read. Please upload it.", title="Not an image"
             ) from error
 
 
@@ -105,7 +105,7 @@ def upload(limits: Limits, **options) -> gr.Image:
         if payload is None:
             return None
         if payload.path is None:
-            raise refusal("Please upload the picture as a file.", title="Not a picture")
+            raise refusal("Please upload the image as a file.", title="Not an image")
         return limits.open_picture(payload.path)
 
     place.preprocess = preprocess

@@ -25,7 +25,7 @@ COPY = """
 
 @dataclass(frozen=True)
 class Link:
-    """What an address asks for; None where it says nothing that makes sense."""
+    """The settings in an address; None where they are missing or invalid."""
 
     tab: str | None = None
     text: str | None = None
@@ -37,7 +37,7 @@ class Link:
 
 
 def read_link(parameters: Mapping[str, str], longest: int) -> Link:
-    """The settings in an address; what is out of place is left out, since anybody may write one.
+    """The settings in an address; invalid ones are ignored, because anyone may write one.
 
     Args:
         parameters: Of the address.

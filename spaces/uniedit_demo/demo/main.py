@@ -1,4 +1,4 @@
-"""Puts the page together and serves it."""
+"""Assembles the page and serves it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
         trigger_mode="once",
     )
     tab.stop.click(None, cancels=[run], queue=False, api_visibility="private")
-    # once it has really ended, so that whoever reads this can start anew
+    # after it has really ended, so that a new request can start
     run.failure(lambda: "Stopped.", None, tab.status, queue=False, api_visibility="private", show_progress="hidden")
     return run
 
@@ -148,7 +148,7 @@ def launch(
         The page and its address.
 
     Raises:
-        OSError: If a model is not there, or the port is taken.
+        OSError: If a model does not exist, or the port is taken.
         ValueError: If there is no such port, or the models do not belong together.
     """
     limits = limits or Limits()

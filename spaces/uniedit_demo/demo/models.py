@@ -1,4 +1,4 @@
-"""The two models of the page, and what runs them."""
+"""The two models of the page, and their device."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Pair:
             f"Tuned: {self.tuned_name}",
             f"{size} parameters, {str(self.base.model.dtype).removeprefix('torch.')}",
             "GPU" if self.base.device.type == "cuda" else "CPU",
-            f"pictures up to {self.side} px",
+            f"images up to {self.side} px",
         ]
 
 

@@ -1,4 +1,4 @@
-"""The questions that an instruction holds: "if the shape is red, ..." asks "is the shape red?"."""
+"""The questions in an instruction: "if the shape is red, ..." asks "is the shape red?"."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ BRANCH = re.compile(r"\s+(?:then|make|paint|turn|put|move|leave|keep|remove|add|
 
 
 def embedded_questions(instruction: str) -> list[str]:
-    """What an instruction wants to be looked up before anything is drawn: its open questions, then its conditions as
-    questions for yes or no; at most three."""
+    """The questions to answer before anything is drawn: an instruction's open questions, then its conditions as yes/no
+    questions; at most three.
+    """
     found = [match.group().strip() for match in QUESTION.finditer(instruction)]
     for match in CONDITION.finditer(instruction):
         clause = BRANCH.sub("", match.group(1)).strip()

@@ -1,4 +1,4 @@
-"""How the page looks: much space, one accent, system fonts (nothing is fetched from elsewhere)."""
+"""The style of the page: much space, one accent color, system fonts (nothing is fetched from elsewhere)."""
 
 from __future__ import annotations
 
