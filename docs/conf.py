@@ -17,7 +17,9 @@ project, author, copyright = "uniedit_hf", "the maintainers", "the maintainers, 
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme, html_title = "furo", "uniedit_hf"
-html_show_sphinx = False
+html_show_sphinx = html_copy_source = html_show_sourcelink = False
+html_static_path, html_css_files = ["site"], ["wrapped.css"]
+default_role = "code"  # `name` in a docstring
 html_theme_options = {"light_css_variables": {"color-brand-primary": "#2f6f4f", "color-brand-content": "#2f6f4f"}}
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links to headings, as in own_data.md#from-parquet

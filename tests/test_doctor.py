@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import http.server
 import os
 import subprocess
 import sys
 import threading
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +45,33 @@ def test_extras(capsys, monkeypatch, missing):
     for name in missing - {"gradio"}:
         assert name in found["[synthesis]"] and 'pip install "uniedit_hf[synthesis]"' in found["[synthesis]"]
     assert missing or all(value == "installed" for name, value in found.items() if name.startswith("["))
+
+
+def test_without_any_extra(capsys, monkeypatch):
+    """Every extra that needs a package says how to install it, and the screen still fits."""
+
+    def version(name):
+        if name in doctor.PACKAGES:
+            return "1.0"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    found = {name: value for name, value in lines(capsys).items() if name.startswith("[")}
+    assert len(found) > 10
+    for name, value in found.items():
+        assert value.startswith("missing ") and value.endswith(f'pip install "uniedit_hf{name}"'), value
+
+
+def test_it_goes_into_the_issue_template(capsys):
+    """The template has a code block for it that nothing in the output can end, and no line is the user's name."""
+    template = (Path(__file__).parents[1] / ".github" / "ISSUE_TEMPLATE" / "bug.md").read_text(encoding="utf-8")
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    before, _, after = template.partition("**`uniedit doctor`**")
+    assert after.count("```") == 2 and "`uniedit doctor --model NAME`" in after
+    filled = before + after.replace("```\n```", f"```\n{said}```")
+    assert filled.count("```") == template.count("```") and said in filled
+    assert getpass.getuser() not in said.split() and str(Path.home()) not in said
 
 
 def test_a_gpu(capsys, monkeypatch):

@@ -143,6 +143,17 @@ def test_sizes_of_devices(text, bytes_):
     assert memory_of(text) == bytes_
 
 
+def test_a_plan_for_another_device_is_one_for_a_gpu(tmp_path):
+    """A machine without a GPU prints what the documentation says of a card of 48 GB: its arithmetic is in 16 bit."""
+    folder = released(tmp_path)
+    asked = {"output_dir": str(tmp_path), "plan": "show", "plan_memory": "48GB", "report_to": "none"}
+    plan = UniEditTrainer.plan(folder, UniEditConfig(**asked))
+    row = next(row for row in plan.rows if row.way.name == "lora")
+    assert row.fits(plan.card.memory) and round(row.peak / 2**30, 1) == 33.9
+    assert UniEditConfig(**asked).bf16 and not UniEditConfig(**asked | {"bf16": False}).bf16
+    assert not UniEditConfig(output_dir=str(tmp_path), report_to="none").bf16 or torch.cuda.is_available()
+
+
 @pytest.mark.parametrize("text", ["80", "GB", "-1GB", "0GB", "80 MB"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="plan_memory is .* give the memory of each device, as in 80GB or 79.6GiB"):

@@ -66,7 +66,8 @@ class UniEditConfig(TrainingArguments):
             best way that fits, adapters among them. Otherwise dtype, optimizer and activation checkpointing follow
             the plan on a GPU where they are not set, see `uniedit_hf.training.ways`.
         plan_memory (`str`, *optional*):
-            Memory of each device to plan for, such as `"80GB"`, instead of that of the device at hand.
+            Memory of each device to plan for, such as `"80GB"`, instead of that of the device at hand. With
+            `plan="show"` the device is a GPU, even on a machine without one.
         optim (`str`, *optional*):
             As in `TrainingArguments`, or `"flash_adamw"` of the package flashoptim, which keeps a correction of the
             weights to 24 bits.
@@ -225,6 +226,7 @@ class UniEditConfig(TrainingArguments):
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     def __post_init__(self):
+        bf16 = self.bf16
         if self.bf16 is None:
             import torch
 
@@ -240,9 +242,16 @@ class UniEditConfig(TrainingArguments):
             from uniedit_hf.arithmetic import warn_if_bfloat16_is_slow
 
             warn_if_bfloat16_is_slow()
+        if bf16 is None and self._plans_another_device:
+            self.bf16 = True  # nothing runs here, so this machine need not be able to
         self._check_values()
         self._check_losses()
         self._check_inherited()
+
+    @property
+    def _plans_another_device(self) -> bool:
+        """Whether only a plan is wanted, for a device of a given memory: a GPU, even if this machine has none."""
+        return self.plan == "show" and self.plan_memory is not None and not self.use_cpu and not self.fp16
 
     def _resolve_inherited(self) -> None:
         """transformers' own checks, except for two options: it does not support flash_adamw, and for the compiler it
