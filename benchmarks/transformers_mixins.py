@@ -5,8 +5,9 @@ Fetches the source archive of the installed transformers release, takes its `tes
 and one for each test that did not. Tests that the mixins skip by themselves are not counted. Exits with 1 if a test
 failed that `EXPECTED` does not name.
 
-The archive holds the common mixins alone. `--checkout FOLDER`, a checkout of transformers' repository at the same
-release, adds what they import from elsewhere, among it `GenerationTesterMixin`.
+The archive holds the common mixins alone. `--checkout FOLDER`, a checkout of transformers' repository at this release
+or near it, adds what they import from elsewhere: `GenerationTesterMixin`, and the values that `ConfigTester` sets.
+The images that processor tests fetch from the Hub are replaced by one made here.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import transformers
+from PIL import Image
 
 
 CASES = Path(__file__).with_name("transformers_mixin_cases.py")
 
-# What the archive leaves out, and empty stand-ins for it.
+# Modules under `tests/` that the archive leaves out, with empty stand-ins.
 LEFT_OUT = {
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
-    "fetch_hub_objects_for_ci.py": "def url_to_local_path(url):\n    return url\n",
 }
+# Stands in for the helper that downloads test images: all of them are `picture.png`.
+LOCAL_PATHS = """from pathlib import Path
+
+
+def url_to_local_path(url):
+    return str(Path(__file__).with_name("picture.png")) if url.endswith((".png", ".jpg")) else url
+"""
 
 # Tests that fail, each with the reason.
 REFUSES = "a checkpoint that does not fill the model is refused, where transformers leaves weights at random"
@@ -87,13 +95,14 @@ def make_tests(folder: Path, checkout: Path | None) -> None:
     shutil.copytree(archive.with_suffix("").with_suffix("") / "tests", package)
     (package / "__init__.py").touch()
     for name, stand_in in LEFT_OUT.items():
-        own_root = folder if "/" not in name else package
-        source = None if checkout is None else checkout / ("utils" if "/" not in name else "tests") / name
-        target = own_root / name
+        source, target = checkout and checkout / "tests" / name, package / name
         target.parent.mkdir(exist_ok=True)
-        if target.parent != folder:
-            (target.parent / "__init__.py").touch()
-        target.write_text(stand_in if source is None else source.read_text())
+        (target.parent / "__init__.py").touch()
+        target.write_text(source.read_text() if source and source.is_file() else stand_in)
+    if checkout:
+        shutil.copytree(checkout / "utils" / "test_module", folder / "test_module")
+    (folder / "fetch_hub_objects_for_ci.py").write_text(LOCAL_PATHS)
+    Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(folder / "picture.png")
 
 
 def print_report(report: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_models import (
@@ -22,6 +23,9 @@ from trl import SFTConfig, SFTTrainer
 
 from uniedit_hf.models.bagel import BagelForConditionalGeneration
 from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+
+
+COLUMNS = ("input_ids", "token_type_ids")
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +87,11 @@ def test_without_gradients_plain_text_has_the_same_loss(model, texts):
 def test_contexts_have_a_loss_too(model, context):
     labels = context["input_ids"].clone()
     output = model(**context, labels=labels)
-    torch.testing.assert_close(output.loss, plain_loss(output.logits, labels))
+    learned = labels.masked_fill(context["token_type_ids"] > 1, -100)  # ids at image tokens have no meaning
+    assert (learned == -100).any()
+    torch.testing.assert_close(output.loss, plain_loss(output.logits, learned))
     many = model(**context, labels=labels, num_items_in_batch=torch.tensor(10))
-    torch.testing.assert_close(many.loss * 10, output.loss * (labels.shape[1] - 1))
+    torch.testing.assert_close(many.loss * 10, output.loss * (learned[:, 1:] != -100).sum())
 
 
 def test_every_place_has_logits_unless_some_are_chosen(model, texts):
@@ -171,6 +177,41 @@ def test_assisted_generation_behind_texts_alone(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_states_of_every_written_token_are_returned(family, cache):
+    model, inputs = FAMILIES[family].model(), contexts(family)
+    model.set_attn_implementation("eager")
+    asked = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}
+    length = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "cache_implementation": cache}
+    found = model.generate(**inputs, **asked, **length)
+    layers, ids = model.config.text_config.num_hidden_layers, found.sequences
+    assert [len(each) for each in found.hidden_states] == [layers + 1] * 4
+    assert [len(each) for each in found.attentions] == [layers] * 4
+    for step, states in enumerate(found.hidden_states[1:], start=1):
+        written = inputs["input_ids"].shape[1] + step
+        torch.testing.assert_close(model.lm_head(states[-1])[:, -1].argmax(-1), ids[:, written])
+    torch.testing.assert_close(model.generate(**inputs, **length), ids)
+
+
+def test_embeddings_stand_in_for_ids_beside_images(model, context):
+    length = {"max_new_tokens": 5, "do_sample": False}
+    expected = model.generate(**context, **length)[:, context["input_ids"].shape[1] :]
+    inputs = dict(context)
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(model.generate(**inputs, inputs_embeds=embeds, **length), expected)
+    others = model.generate(**context, inputs_embeds=embeds.flip(1), **length)
+    assert not torch.equal(others[:, -5:], expected)
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_janus_embeddings_beside_the_images_of_samples_are_refused(call):
+    model, inputs = tiny_janus(), contexts("janus")
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(ValueError, match="inputs_embeds alone"):
+        getattr(model, call)(**inputs, inputs_embeds=embeds)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("extra", [{}, {"prompt_lookup_num_tokens": 2}])
 def test_a_second_turn_goes_on_where_the_first_ended(family, extra):
     model, inputs = FAMILIES[family].model(), contexts(family)
@@ -186,8 +227,8 @@ def test_a_second_turn_goes_on_where_the_first_ended(family, extra):
     [
         (lambda x: x.pop("token_type_ids"), "no token_type_ids"),
         (lambda x: x.pop("vit_grids"), "no vit_grids"),
-        (lambda x: x.update({name: x[name].repeat(2, 1) for name in ("vit_patches", "vit_grids")}), "places"),
-        (lambda x: x.update(vae_images=[*x["vae_images"], x["vae_images"][0]]), "places"),
+        (lambda x: x.update({name: x[name].repeat(2, 1) for name in ("vit_patches", "vit_grids")}), "positions"),
+        (lambda x: x.update(vae_images=[*x["vae_images"], x["vae_images"][0]]), "positions"),
         (lambda x: x.pop("vae_images"), "0 latent tokens"),
         (lambda x: x.update(pixel_values=torch.zeros(1, 3, 28, 28)), "takes no pixel_values"),
     ],
@@ -200,10 +241,63 @@ def test_images_that_do_not_fit_are_refused(model, change, message, call):
         model(**inputs) if call == "forward" else model.generate(**inputs, max_new_tokens=2)
 
 
+def test_columns_of_another_length_are_refused(model):
+    prompt = dict(contexts("bagel"))
+    joined = prompt | {name: torch.cat([prompt[name]] * 2, 1) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="token_type_ids describes"):
+        model(**joined)
+    joined["token_type_ids"] = torch.cat([prompt["token_type_ids"], torch.ones_like(prompt["token_type_ids"])], 1)
+    with pytest.raises(ValueError, match="make one chat of them"):
+        model(**joined)
+
+
+@pytest.mark.parametrize("sizes", [((64, 48), (64, 48)), ((64, 48), (48, 84))])
+def test_image_features_are_those_that_the_decoder_takes(model, sizes):
+    images = [picture(*size, number) for number, size in enumerate(sizes)]
+    processor = tiny_bagel_processor()
+    inputs = processor(images=[images], text=["what colour is this"])
+    features = model.get_image_features(
+        inputs["vit_patches"], vit_grids=inputs["vit_grids"], output_hidden_states=True
+    )
+    places = inputs["token_type_ids"] == 2
+    with torch.no_grad():
+        embeds = model.embed_context(**{name: inputs[name] for name in (*COLUMNS, "vit_patches", "vit_grids")})
+    torch.testing.assert_close(torch.cat(features.pooler_output), embeds[places], rtol=1e-4, atol=1e-4)
+    assert [len(each) for each in features.pooler_output] == inputs["vit_grids"].prod(1).tolist()
+    assert {each.shape for each in features.hidden_states} == {features.last_hidden_state.shape}
+    last = model.model.vit_model.vision_model.post_layernorm(features.hidden_states[-1])
+    torch.testing.assert_close(last, features.last_hidden_state)
+    by_pixels = model.get_image_features(**processor.image_processor(images))
+    torch.testing.assert_close(by_pixels.last_hidden_state, features.last_hidden_state)
+    assert isinstance(model.get_image_features(**processor.image_processor(images), return_dict=False), tuple)
+    with pytest.raises(ValueError, match="no images"):
+        model.get_image_features()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accelerate_dispatches_empty_models(family, tmp_path):
+    whole, inputs = FAMILIES[family].model(), contexts(family)
+    whole.save_pretrained(tmp_path, save_original_format=False)
+    with init_empty_weights():
+        empty = type(whole)(whole.config)
+    assert {each.device.type for each in empty.parameters()} == {"meta"}
+    found = load_checkpoint_and_dispatch(empty, tmp_path, device_map={"": "cpu"}).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(found(**inputs).logits, whole(**inputs).logits)
+
+
+def test_accelerate_is_told_why_official_names_stay_empty(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with init_empty_weights():
+        empty = BagelForConditionalGeneration(model.config)
+    with pytest.raises(ValueError, match="save_original_format=False"):
+        load_checkpoint_and_dispatch(empty, tmp_path, device_map={"": "cpu"})
+
+
 def test_more_janus_images_than_places_are_refused():
     model, inputs = tiny_janus(), dict(contexts("janus"))
     inputs["siglip_images"] = torch.cat([inputs["siglip_images"]] * 2)
-    with pytest.raises(ValueError, match="places"):
+    with pytest.raises(ValueError, match="positions"):
         model(**inputs)
 
 

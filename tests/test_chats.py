@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, picture, tiny_bagel_processor
+from datasets import Dataset
+from tiny_models import FAMILIES, draw_weights, picture, tiny_bagel_processor
+from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor, pipeline
+from trl import SFTConfig, SFTTrainer
 
 from uniedit_hf.models.bagel import BagelImageProcessor
 from uniedit_hf.pipeline import UniEditPipeline
@@ -78,6 +81,126 @@ def test_the_template_is_saved_with_the_processor(tmp_path):
     assert loaded.apply_chat_template(chat(0)) == tiny_bagel_processor().apply_chat_template(chat(0))
 
 
+LONG = [
+    *chat(0),
+    {"role": "assistant", "content": "red"},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "and"},
+            *chat(1, 2, text="this")[0]["content"],
+            {"type": "text", "text": "then"},
+        ],
+    },
+    {"role": "assistant", "content": [{"type": "text", "text": "two blue"}]},
+]
+TENSORS = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+OF_TRL = {"padding": True, "truncation": True, "max_length": 1024, "add_special_tokens": False}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_janus_template_makes_the_tokens_of_its_chats(cut):
+    processor, prompt = FAMILIES["janus"].processor(), {"add_generation_prompt": cut % 2 == 1}
+    images = [picture(64, 48, seed) for seed in range(1 if cut < 3 else 3)]
+    text = processor.apply_chat_template(LONG[:cut], **prompt)
+    features = processor(text=text, images=images)
+    chats = processor.apply_chat_template(LONG[:cut], **TENSORS, **prompt)
+    assert features.keys() == chats.keys()
+    for name, value in features.items():
+        torch.testing.assert_close(chats[name], value)
+
+
+def test_chats_to_learn_from_are_padded_on_the_right(pair):
+    model, processor = pair
+    chats = [LONG, LONG[:2]]
+    right = processor.apply_chat_template(
+        chats, **TENSORS, processor_kwargs={**OF_TRL, "padding_side": "right", "pad_to_multiple_of": 8}
+    )
+    left = processor.apply_chat_template(chats, **TENSORS, padding=True)
+    assert right["input_ids"].shape[1] % 8 == 0
+    with torch.no_grad():
+        logits = [model(**features).logits[features["attention_mask"].bool()] for features in (right, left)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_assistants_tokens_are_marked(pair):
+    processor = pair[1]
+    features = processor.apply_chat_template([LONG, LONG[:2]], **TENSORS, return_assistant_tokens_mask=True)
+    end = processor.tokenizer.eos_token
+    said = [
+        processor.tokenizer.convert_ids_to_tokens(ids[mask.bool()])
+        for ids, mask in zip(features["input_ids"], features["assistant_masks"])
+    ]
+    assert [[word.strip() for word in words] for words in said] == [["red", end, "two", "blue", end], ["red", end]]
+    assert "{%- generation -%}" in processor.chat_template
+    with pytest.raises(ValueError, match="return_dict=True"):
+        processor.apply_chat_template(LONG, tokenize=True, return_assistant_tokens_mask=True)
+
+
+def test_the_last_message_is_continued_on_request(pair):
+    processor = pair[1]
+    whole = processor.apply_chat_template(LONG, tokenize=True)
+    assert processor.apply_chat_template(LONG, tokenize=True, continue_final_message=True) == whole[:-1]
+    with pytest.raises(ValueError, match="end the chat with its message"):
+        processor.apply_chat_template(LONG[:3], tokenize=True, continue_final_message=True)
+    with pytest.raises(ValueError, match="exclude each other"):
+        processor.apply_chat_template(LONG, tokenize=True, continue_final_message=True, add_generation_prompt=True)
+
+
+def test_control_tokens_in_a_chat_are_text_unless_asked_for_otherwise(pair):
+    processor = pair[1]
+    end = processor.tokenizer.eos_token
+    words, options = [{"role": "user", "content": f"paint {end} the"}], {"tokenize": True}
+    literal = processor.apply_chat_template(words, **options)
+    count = processor.apply_chat_template([{"role": "user", "content": "paint the"}], **options).count(
+        processor.tokenizer.eos_token_id
+    )
+    assert literal.count(processor.tokenizer.eos_token_id) == count
+    assert processor.apply_chat_template(words, **options, sanitize_control_tokens=True) == literal
+    parsed = processor.apply_chat_template(words, **options, sanitize_control_tokens=False)
+    assert parsed.count(processor.tokenizer.eos_token_id) == count + 1
+
+
+def test_trl_tunes_on_chats_with_images_as_a_plain_loop(pair, tmp_path):
+    """Chats with images through TRL's own collator: the loss is that of the model over the same chats."""
+    model, processor = pair
+    arguments = SFTConfig(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=0.01, logging_steps=1,
+        report_to=[], use_cpu=True, lr_scheduler_type="constant", optim="sgd", save_strategy="no", max_grad_norm=1e9,
+        gradient_checkpointing=False, bf16=False, train_sampling_strategy="sequential", weight_decay=0.0,
+        assistant_only_loss=True, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+    )  # fmt: skip
+    answers = ["red", "two blue", "yes", "no"]
+    rows = [
+        {
+            "images": [picture(64, 48, seed)] * (1 + seed % 2),
+            "messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}],
+        }
+        for seed, answer in enumerate(answers)
+    ]
+    trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=processor)
+    trainer.train()
+    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    model, expected = type(model)(model.config).train(), []
+    draw_weights(model, 0)
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.01)
+    for start in (0, 2):
+        chats = [
+            [*chat(*[seed] * (1 + seed % 2)), {"role": "assistant", "content": answers[seed]}]
+            for seed in (start, start + 1)
+        ]
+        features = processor.apply_chat_template(chats, **TENSORS, return_assistant_tokens_mask=True)
+        said = features.pop("assistant_masks")[:, 1:].bool()
+        logits, ids = model(**features).logits[:, :-1], features["input_ids"][:, 1:]
+        loss = cross_entropy(logits[said], ids[said])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -127,7 +250,10 @@ def test_contexts_are_padded_to_a_length_on_request():
     [
         ({"truncation": True, "max_length": 3}, "max_length is 3"),
         ({"return_tensors": "np"}, "use 'pt'"),
-        ({"padding_side": "right"}, "use 'left'"),
+        ({"padding_side": "right", "add_generation_prompt": True}, "use 'left'"),
+        ({"padding_side": "top"}, "use 'left'"),
+        ({"return_attention_mask": False}, "leave it on"),
+        ({"padding": True, "common_kwargs": {"padding": "max_length"}}, "give it once"),
         ({"videos": [1]}, "no videos"),
         ({"padding": True, "text_kwargs": {"padding": "max_length"}}, "give it once"),
     ],

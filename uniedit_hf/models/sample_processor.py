@@ -6,7 +6,7 @@ Shapes: B rows of contexts, L tokens of a row, T tokens of an image, h and w pix
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from uniedit_hf.images import open_image, pixels_to_pil
-from uniedit_hf.models.chats import call_options, chat_sample, is_batch
+from uniedit_hf.models.chats import CallOptions, ChatCalls
 from uniedit_hf.recipes import PAPER, Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
 
@@ -44,7 +44,7 @@ class PreparedImage(NamedTuple):
     data: torch.Tensor
 
 
-class SampleProcessor:
+class SampleProcessor(ChatCalls):
     """Packs, contexts and guidance branches of samples. Must come before `ProcessorMixin` among the bases of a
     family's processor, which implements the methods that raise `NotImplementedError` here, and sets the attributes.
 
@@ -357,97 +357,37 @@ class SampleProcessor:
         """Contexts to write text after: the inputs of `generate()`."""
         return self.contexts([samples] if isinstance(samples, Sample) else list(samples), "write")
 
-    def with_image_settings(self, **settings) -> SampleProcessor:
-        """A processor with changed settings of its image processor.
-
-        Raises:
-            TypeError: If there is no such setting.
-        """
-        if settings:
-            names = ", ".join(sorted(settings))
-            raise TypeError(f"{type(self).__name__} takes no {names} with samples or chats: leave it out.")
-        return self
-
-    def contexts_as(self, samples: Sequence[Sample], options: dict[str, Any]) -> BatchFeature:
-        """`contexts` with the usual options of transformers, see `CallOptions`."""
-        chosen = call_options(options, self.tokenizer)
-        processor = self.with_image_settings(**chosen.images)
-        purpose = "write" if chosen.add_generation_prompt else "read"
-        return processor.contexts(samples, purpose, chosen.row_length)
-
-    def apply_chat_template(
-        self, conversation, chat_template=None, *, tokenize=False, return_dict=False, return_tensors="auto",
-        add_generation_prompt=False, continue_final_message=False, processor_kwargs=None, **kwargs,
-    ):  # fmt: skip
-        """A chat, or a list of chats, as text, or with `tokenize` as inputs of `generate()`.
-
-        Tokens are those of the segments that `UniEditPipeline.answer` reads; texts are made by the template.
-
-        Args:
-            conversation: Messages with roles and contents, see `uniedit_hf.models.chats`.
-            chat_template: Only for text.
-            tokenize: Whether to return tokens.
-            return_dict: Whether to return images and masks with the ids.
-            return_tensors: Without `"pt"` and `return_dict`, ids are lists.
-            add_generation_prompt: Whether the assistant's answer comes next.
-            continue_final_message: Only for text.
-            processor_kwargs: Arguments of `__call__`.
-            kwargs: Likewise, or for text those of transformers.
-
-        Raises:
-            ValueError: If a message cannot be read, or an option has no meaning.
-        """
-        if not tokenize:
-            return super().apply_chat_template(
-                conversation, chat_template, add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message, **kwargs,
-            )  # fmt: skip
-        if chat_template is not None or continue_final_message or kwargs.pop("return_assistant_tokens_mask", False):
-            raise ValueError(
-                "Chats become tokens as their segments do, so chat_template, continue_final_message and "
-                "return_assistant_tokens_mask have no effect with tokenize=True: leave them out."
-            )
-        chats = conversation if is_batch(conversation) else [conversation]
-        samples = [chat_sample(chat, self.open_source) for chat in chats]
-        options = {"add_generation_prompt": add_generation_prompt, **(processor_kwargs or {}), **kwargs}
-        if return_tensors != "auto":
-            options["return_tensors"] = return_tensors
-        features = self.contexts_as(samples, options)
-        if return_dict:
-            return features
-        ids = features["input_ids"]
-        if return_tensors == "pt":
-            return ids
-        return ids.tolist() if is_batch(conversation) else ids[0].tolist()
-
     def contexts(
-        self,
-        samples: Sequence[Sample],
-        purpose: Purpose,
-        row_length: Callable[[Sequence[int]], int] = max,
+        self, samples: Sequence[Sample], purpose: Purpose, options: CallOptions | None = None
     ) -> BatchFeature:
-        """Samples as rows, padded on the left: the context columns (B, L), `attention_mask` (B, L) and the images.
+        """Samples as padded rows: the context columns (B, L), `attention_mask` (B, L) and the images.
 
         Args:
             samples: One sample per row.
             purpose: The purpose of the contexts.
-            row_length: Computes L from the lengths of all rows.
+            options: How rows are padded, and whether to return `assistant_masks`; by default to the longest row, on
+                the left.
 
         Raises:
-            ValueError: If there is no sample, or a view is unknown.
+            ValueError: If there is no sample, a view is unknown, or as `CallOptions.row_length`.
             ImageError: If an image cannot be used.
         """
         if not samples:
             raise ValueError("There is nothing to do: the list of requests is empty.")
+        options = options or CallOptions()
         images = [self.prepare_images(sample) for sample in samples]
         rows = [self.lay_out(self.in_own_terms(sample), each, purpose) for sample, each in zip(samples, images)]
-        length = row_length([len(row["input_ids"]) for row in rows])
-        features: dict[str, Any] = {
-            name: torch.from_numpy(
-                np.stack([np.pad(row[name], (length - len(row[name]), 0), constant_values=value) for row in rows])
-            )
-            for name, value in self.context_padding.items()
-        }
+        padding = self.context_padding
+        if options.continue_final_message:
+            rows = [_unended(row, sample) for row, sample in zip(rows, samples)]
+        if options.return_assistant_tokens_mask:
+            padding = padding | {"assistant_masks": 0}
+            rows = [row | {"assistant_masks": _said(row["labels"])} for row in rows]
+        length = options.row_length([len(row["input_ids"]) for row in rows])
+        features: dict[str, Any] = {}
+        for name, value in padding.items():
+            columns = [_padded(row[name], length, value, options.padding_side) for row in rows]
+            features[name] = torch.from_numpy(np.stack(columns))
         features["attention_mask"] = (features["token_type_ids"] != PADDING).long()
         return BatchFeature(features | self.image_features([image for each in images for image in each]))
 
@@ -478,6 +418,24 @@ class SampleProcessor:
         features = self.contexts(rows, "draw")
         features["branches"] = torch.tensor(branches)
         return features
+
+
+def _padded(column: np.ndarray, length: int, value: int, side: str) -> np.ndarray:
+    missing = length - len(column)
+    return np.pad(column, (missing, 0) if side == "left" else (0, missing), constant_values=value)
+
+
+def _unended(row: dict[str, np.ndarray], sample: Sample) -> dict[str, np.ndarray]:
+    """The row of a sample that ends with a text of the assistant, without the end marker."""
+    last = sample.segments[-1]
+    if not (isinstance(last, TextSegment) and last.loss):
+        raise ValueError("continue_final_message continues what the assistant said: end the chat with its message.")
+    return {name: column[:-1] for name, column in row.items()}
+
+
+def _said(labels: np.ndarray) -> np.ndarray:
+    """1 at the tokens of the assistant, from the labels, which stand one earlier."""
+    return np.concatenate([[0], labels[:-1] != IGNORED]).astype(np.int64)
 
 
 def _identity(segment: Segment) -> tuple:

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from uniedit_hf.models.assisted import is_assisted, mark_read, unread
 from uniedit_hf.split_attention import NAME as SPLITS
 
+from .configuration_bagel import LATENT, VIT
 from .decoder_bagel import EAGER, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
 from .reading_bagel import IMAGES, text_positions
@@ -137,8 +138,15 @@ class BagelTextGenerationMixin:
         logits = self.lm_head(read.last_hidden_state[:, kept(keep)])
         return BagelOutput(None, logits, read.past_key_values, read.hidden_states, read.attentions)
 
-    def with_loss(self, output: BagelOutput, labels: torch.Tensor, **options) -> BagelOutput:
-        """Adds the mean cross entropy of the next tokens, as in transformers' causal models."""
+    def with_loss(
+        self, output: BagelOutput, labels: torch.Tensor, token_type_ids: torch.Tensor | None, **options
+    ) -> BagelOutput:
+        """Adds the mean cross entropy of the next tokens, as in transformers' causal models.
+
+        Image tokens carry no loss: their ids have no meaning.
+        """
+        if token_type_ids is not None:
+            labels = labels.masked_fill((token_type_ids == VIT) | (token_type_ids == LATENT), -100)
         size = self.config.text_config.vocab_size
         loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=size, **options)
         if torch.is_grad_enabled():  # parameters used only for drawing stay in the graph
@@ -191,6 +199,7 @@ class BagelTextGenerationMixin:
                 kwargs = self._read_ahead(input_ids, images, kwargs)
             mark_read(kwargs.get("past_key_values"))
         elif images:
+            images["inputs_embeds"] = kwargs.get("inputs_embeds")
             kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
         return super().generate(input_ids, **kwargs)
 
@@ -221,6 +230,7 @@ class BagelTextGenerationMixin:
         here = input_ids.device == self.device
         if not is_first_iteration and next_sequence_length == 1 and positions is not None and here:
             names = ("past_key_values", "attention_mask", "use_cache", "logits_to_keep")
+            names += ("output_hidden_states", "output_attentions")
             step = {name: kwargs[name] for name in names if name in kwargs}
             return step | {"input_ids": input_ids[:, -1:], "position_ids": positions[:, -1:]}
         if is_first_iteration:

@@ -286,6 +286,10 @@ class BagelForConditionalGeneration(
         if generation_config is not None or CheckpointFolder(name, kwargs).has("generation_config.json"):
             super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name, **kwargs)
 
+    def get_image_features(self, *args, **kwargs):
+        """See `BagelModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
     # --- images and latents -------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -453,4 +457,4 @@ class BagelForConditionalGeneration(
         context |= {"past_key_values": past_key_values, "use_cache": use_cache}
         context |= self.model.asked_outputs(output_hidden_states, output_attentions)
         output = self.logits_of(context, logits_to_keep)
-        return output if labels is None else self.with_loss(output, labels, **kwargs)
+        return output if labels is None else self.with_loss(output, labels, token_type_ids, **kwargs)

@@ -60,6 +60,25 @@ class BagelPreTrainedModel(PreTrainedModel):
         model.freeze_fixed_parts()
         return (model, info) if output_loading_info else model
 
+    def to(self, *args, **kwargs):
+        """As in torch.
+
+        Raises:
+            ValueError: If the model moves to a device without having been filled, as accelerate leaves it when a
+                checkpoint has official names.
+        """
+        try:
+            return super().to(*args, **kwargs)
+        except NotImplementedError as error:
+            empty = [name for name, parameter in self.named_parameters() if parameter.is_meta]
+            if not empty:
+                raise
+            raise ValueError(
+                f"{len(empty)} weights were never loaded, {empty[0]} among them. load_checkpoint_and_dispatch of "
+                "accelerate reads only checkpoints saved with save_original_format=False: save it so, or load it with "
+                "from_pretrained(..., device_map=...)."
+            ) from error
+
     def freeze_fixed_parts(self) -> None:
         """The position tables and the autoencoder are never trained."""
         for module in self.modules():

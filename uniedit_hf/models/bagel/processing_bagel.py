@@ -32,11 +32,14 @@ from .stored_views import check_size, unpack_view
 # Every text between its markers, every image at its place, as in `lay_out`; roles are not written.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}<|im_start|>{{ message['content'] }}<|im_end|>"
-    "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'text' -%}<|im_start|>{{ part['text'] }}<|im_end|>"
-    "{%- else -%}<|vision_start|><|vision_end|>{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
+    "{%- if message['content'] is string -%}{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
+    "{%- else -%}{%- set parts = message['content'] or [] -%}{%- endif -%}"
+    "{%- for part in parts -%}"
+    "{%- if part['type'] != 'text' -%}<|vision_start|><|vision_end|>"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "<|im_start|>{%- generation -%}{{ part['text'] + '<|im_end|>' }}{%- endgeneration -%}"
+    "{%- else -%}<|im_start|>{{ part['text'] }}<|im_end|>{%- endif -%}"
+    "{%- endfor -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>{%- endif -%}"
 )
@@ -391,9 +394,8 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of the inputs of a training forward."""
-        names = [*self.token_columns, "attention_mask", "vit_patches", "vit_grids", "vae_images"]
-        return [*names, "timesteps", "noise", "posterior_noise"]
+        """Names of what a call with an image returns."""
+        return [*self.context_padding, "attention_mask", "vit_patches", "vit_grids"]
 
 
 def _marker(tokenizer, token: str) -> int:

@@ -5,12 +5,14 @@ Shapes: B rows, L tokens a row, V patches of all ViT views, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from uniedit_hf.attention import Grid, Splits, context_mask, dense_mask
@@ -54,6 +56,20 @@ def refuse_states(output_hidden_states: bool | None, output_attentions: bool | N
         )
 
 
+def check_lengths(length: int, columns: dict[str, torch.Tensor | None]) -> None:
+    """Refuses columns (B, L) of another length than the tokens.
+
+    Raises:
+        ValueError: Naming the column.
+    """
+    for name, column in columns.items():
+        if column is not None and column.shape[1] != length:
+            raise ValueError(
+                f"{name} describes {column.shape[1]} tokens, but there are {length}: give all columns as "
+                "BagelProcessor returned them. To join a prompt and a completion, make one chat of them."
+            )
+
+
 def has_images(features: dict[str, Any]) -> bool:
     """Whether there are images among the arguments of a forward."""
     return any(features.get(name) is not None for name in IMAGES)
@@ -67,6 +83,19 @@ def text_positions(embeds: torch.Tensor, attention_mask: torch.Tensor | None, ca
         return (attention_mask.cumsum(-1) - 1 - saved).clamp(min=0)[:, -length:]
     past = 0 if cache is None else cache.get_seq_length()
     return (torch.arange(length, device=embeds.device) + past - saved).expand(rows, -1)
+
+
+@contextmanager
+def recorded(layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Collects the hidden states (T, size) of one row before the first layer and behind every layer."""
+    states: list[torch.Tensor] = []
+    hooks = [layers[0].register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][0]))]
+    hooks += [each.register_forward_hook(lambda module, inputs, output: states.append(output[0])) for each in layers]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class BagelReadingMixin:
@@ -126,8 +155,14 @@ class BagelReadingMixin:
                 f"{type(self).__name__} has no autoencoder to read vae_images with: use "
                 "BagelForConditionalGeneration, or give the latents of its encode_images()."
             )
+        if input_ids is not None:
+            check_lengths(input_ids.shape[1], {"token_type_ids": token_type_ids})
         if inputs_embeds is None or has_images(images):
             inputs_embeds = self.embed_views(input_ids, token_type_ids, **images, inputs_embeds=inputs_embeds)
+        check_lengths(
+            inputs_embeds.shape[1],
+            {"position_ids": position_ids, "split_ids": split_ids, "token_type_ids": token_type_ids},
+        )
         splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True)
@@ -135,6 +170,54 @@ class BagelReadingMixin:
             past_key_values = DynamicCache(config=self.config.text_config)
         asked = self.asked_outputs(output_hidden_states, output_attentions)
         return self.read(inputs_embeds, attention_mask, position_ids, token_type_ids, splits, past_key_values, **asked)
+
+    @can_return_tuple
+    @torch.no_grad()
+    def get_image_features(
+        self,
+        vit_patches: torch.Tensor | None = None,
+        vit_grids: torch.Tensor | None = None,
+        pixel_values: Sequence[torch.Tensor] | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """What the understanding encoder makes of images.
+
+        Args:
+            vit_patches: (V, patch * patch * 3) of all images in order, with
+            vit_grids: (images, 2) their rows and columns, as BagelProcessor returns both; or
+            pixel_values: images (3, h, w), as BagelImageProcessor returns them.
+            output_hidden_states: Whether to return those before and behind every layer, (V, vision size) each.
+            kwargs: `return_dict`.
+
+        Returns:
+            `last_hidden_state` (V, vision size), and `pooler_output`, for each image its tokens (T, D) as the decoder
+            takes them.
+
+        Raises:
+            ValueError: If there are no images, or patches without grids.
+            TypeError: If there is an argument that means nothing here.
+        """
+        check_known(self, kwargs)
+        patch = self.config.vision_config.patch_size
+        if pixel_values is not None:
+            vit_grids = torch.tensor([[each.shape[1] // patch, each.shape[2] // patch] for each in pixel_values])
+            vit_patches = torch.cat([patchify(each, patch) for each in pixel_values])
+        if vit_patches is None or vit_grids is None:
+            raise ValueError("There are no images: give vit_patches with vit_grids, or pixel_values.")
+        grids, side = vit_grids.tolist(), self.vit_pos_embed.side
+        sizes = [rows * columns for rows, columns in grids]
+        seen, states, tokens = [], [], []
+        # one image at a time, whose hidden states come in its own order
+        for image, grid in zip(vit_patches.to(self.device).split(sizes), grids):
+            index = grid_index(*grid, side, image.device)
+            with recorded(self.vit_model.vision_model.encoder.layers) as layers:
+                seen.append(self.vit_model(image, [grid], index))
+            states.append(layers)
+            tokens.append(self.connector(seen[-1]) + self.vit_pos_embed(index))
+        asked = self.asked_outputs(output_hidden_states, None)["output_hidden_states"]
+        hidden = tuple(torch.cat(layer) for layer in zip(*states)) if asked else None
+        return BaseModelOutputWithPooling(torch.cat(seen), tuple(tokens), hidden)
 
     def asked_outputs(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
         """Which other outputs to return: those that the caller asks for, or else the configuration."""

@@ -67,12 +67,36 @@ class Piece:
         return isinstance(self.segment, TextSegment) and self.segment.loss
 
 
-def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
+# The same words as a chat template, with a placeholder for each image.
+CHAT_TEMPLATE = (
+    "{%- set seen = namespace(last='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}{%- set parts = [{'type': 'text', 'text': message['content']}] -%}"
+    "{%- else -%}{%- set parts = message['content'] or [] -%}{%- endif -%}"
+    "{%- for part in parts -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- if seen.last != '' -%}{{ '\\n\\n<|Assistant|>:' }}{%- set seen.last = '' -%}{%- endif -%}"
+    "{%- generation -%}{{ ' ' + part['text'] | trim + eos_token }}{%- endgeneration -%}"
+    "{%- else -%}"
+    "{%- if seen.last == '' -%}{{ '<|User|>: ' }}"
+    "{%- elif part['type'] != 'text' and seen.last != 'text' -%}"
+    "{%- elif part['type'] == seen.last -%}{{ ' ' }}"
+    "{%- else -%}{{ '\\n' }}{%- endif -%}"
+    "{%- if part['type'] == 'text' -%}{{ part['text'] | trim }}{%- set seen.last = 'text' -%}"
+    "{%- else -%}{{ '<image_placeholder>' }}{%- set seen.last = 'image' -%}{%- endif -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}{%- endfor -%}"
+    "{%- if add_generation_prompt and seen.last != '' -%}{{ '\\n\\n<|Assistant|>:' }}{%- endif -%}"
+)
+
+
+def pieces(sample: Sample, system_prompt: bool, is_answered: bool = True) -> list[Piece]:
     """The segments of a sample with the words around them.
 
     Args:
         sample: The sample.
         system_prompt: Whether it begins with the system prompt of a text conversation.
+        is_answered: Whether the assistant's turn begins after the user's last segment.
     """
     found = []
     segments: Sequence = [None, *sample.segments, None]
@@ -89,7 +113,8 @@ def pieces(sample: Sample, system_prompt: bool) -> list[Piece]:
             before = "\n" if isinstance(earlier, TextSegment) else ""
         if earlier is None and system_prompt:
             before = DEFAULT_SYSTEM_PROMPT + before
-        after = TURN if not this.loss and (later is None or later.loss) else ""
+        is_turn = not this.loss and (is_answered if later is None else later.loss)
+        after = TURN if is_turn else ""
         found.append(Piece(this, before, after, earlier is None))
     return found
 
@@ -122,10 +147,16 @@ class JanusRow:
         return {name: np.asarray(values, dtype=np.int64) for name, values in columns.items()}
 
 
-def lay_out(sample: Sample, tokenize: Callable[[str], list[int]], marks: Markers, system_prompt: bool) -> JanusRow:
-    """All tokens of a sample."""
+def lay_out(
+    sample: Sample,
+    tokenize: Callable[[str], list[int]],
+    marks: Markers,
+    system_prompt: bool,
+    is_answered: bool = True,
+) -> JanusRow:
+    """All tokens of a sample, see `pieces`."""
     row = JanusRow()
-    for piece in pieces(sample, system_prompt):
+    for piece in pieces(sample, system_prompt, is_answered):
         if piece.begins:
             row.extend([marks.bos])
         if piece.segment.dropped:

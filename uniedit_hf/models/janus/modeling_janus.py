@@ -214,7 +214,7 @@ class JanusForConditionalGeneration(
         if token_type_ids is None or attention_mask is not None:  # some tokenizers return token types as well
             views = {"siglip_images": siglip_images, "vq_images": vq_images, "vq_tokens": vq_tokens}
             if any(each is not None for each in views.values()):
-                self._check_context(token_type_ids, pixel_values)
+                self._check_context(token_type_ids, pixel_values, inputs_embeds)
                 inputs_embeds = self._embed_context(input_ids, token_type_ids, **views, vq_made_by=vq_made_by)
                 input_ids = None
             kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "position_ids": position_ids}
@@ -227,7 +227,12 @@ class JanusForConditionalGeneration(
         return self._losses(hidden, labels[0], token_type_ids[0], tokens, vq_loss)
 
     @staticmethod
-    def _check_context(token_type_ids, pixel_values) -> None:
+    def _check_context(token_type_ids, pixel_values, inputs_embeds) -> None:
+        if inputs_embeds is not None:
+            raise ValueError(
+                "There are inputs_embeds beside the token_type_ids of samples, whose images are put between embedded "
+                "ids: give input_ids, or inputs_embeds alone."
+            )
         if token_type_ids is None:
             raise ValueError(
                 "There are images but no token_type_ids, which say where the images are: pass everything that "
@@ -335,6 +340,7 @@ class JanusForConditionalGeneration(
             names = ("siglip_images", "vq_images", "vq_tokens", "vq_made_by")
             images = {name: kwargs.pop(name) for name in names if name in kwargs}
             inputs = kwargs.pop("input_ids", inputs)
+            self._check_context(kwargs["token_type_ids"], None, kwargs.get("inputs_embeds"))
             embeds = self.embed_context(inputs, kwargs.pop("token_type_ids"), **images)
             if is_assisted(kwargs, self.generation_config):
                 kwargs["past_key_values"] = self._read_ahead(embeds, attention_mask)

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BatchFeature
-from transformers.models.janus.processing_janus import JanusProcessor as TransformersJanusProcessor
+from transformers.models.janus.processing_janus import (
+    JanusProcessor as TransformersJanusProcessor,
+    JanusProcessorKwargs,
+)
 
 from uniedit_hf.images import ImageError, open_image
 from uniedit_hf.models.sample_processor import PreparedImage, Purpose, SampleProcessor
 from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import DRAWING, UNDERSTANDING, ImageSegment, Sample, TextSegment
 
-from .layout import PADDING, Markers, lay_out, piece_length, pieces
+from .layout import CHAT_TEMPLATE, PADDING, Markers, lay_out, piece_length, pieces
 
 
 NOT_ENCODED = -1  # marks a VQ view given as pixels instead of stored tokens
@@ -40,6 +43,26 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
     conditioning = Conditioning(source_views=(UNDERSTANDING, DRAWING), drawing_dropout=0.5, full_dropout=0.05)
     dropped_segments_keep_tokens = True
     token_columns = ("input_ids", "token_type_ids", "position_ids", "labels")
+    valid_processor_kwargs = JanusProcessorKwargs  # of text and images
+    tokenizes_templates = True
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        chat_template: str | None = None,
+        use_default_system_prompt: bool = False,
+        num_image_tokens: int = 576,
+        **kwargs,
+    ):
+        super().__init__(
+            image_processor,
+            tokenizer,
+            chat_template=chat_template or CHAT_TEMPLATE,
+            use_default_system_prompt=use_default_system_prompt,
+            num_image_tokens=num_image_tokens,
+            **kwargs,
+        )
 
     @property
     def side(self) -> int:
@@ -207,11 +230,11 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
     def lay_out(self, sample: Sample, images: Sequence[PreparedImage], purpose: Purpose) -> dict[str, np.ndarray]:
         """Tokens of a sample. Positions restart with every sample, which separates the samples of a pack."""
         marks = self.markers
-        if purpose == "train":
+        if purpose in ("train", "read"):
             system_prompt = self._begins_with_prompt(sample)
         else:
             system_prompt = purpose == "write" and self.use_default_system_prompt
-        row = lay_out(sample, self.token_ids, marks, system_prompt)
+        row = lay_out(sample, self.token_ids, marks, system_prompt, is_answered=purpose != "read")
         if purpose != "train" and not sample.segments:
             row.extend([marks.bos])
         if purpose == "draw":
@@ -243,6 +266,13 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             return self.contexts_as(found, kwargs) if kwargs else self.contexts(found, "write")
         return TransformersJanusProcessor.__call__(self, samples if text is None else text, images, **kwargs)
 
+    def chat_features(self, features: BatchFeature) -> BatchFeature:
+        """As transformers' processor returns a chat: all images of chats are `pixel_values`."""
+        features.pop("token_type_ids")
+        if "siglip_images" in features:
+            features["pixel_values"] = features.pop("siglip_images")
+        return features
+
     @property
     def context_padding(self) -> dict[str, int]:
         """The token columns of a context, with their values at padding."""
@@ -259,17 +289,3 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
         without_text = [replace(x, dropped=x.dropped or isinstance(x, TextSegment)) for x in sample.segments]
         empty = [replace(segment, dropped=True) for segment in sample.segments]
         return sample, sample.with_segments(without_text), sample.with_segments(empty)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names of the inputs of a training forward, and of transformers' forward."""
-        ours = [
-            *self.token_columns,
-            "attention_mask",
-            "siglip_images",
-            "vq_images",
-            "vq_tokens",
-            "vq_loss",
-            "vq_made_by",
-        ]
-        return list(dict.fromkeys([*super().model_input_names, *ours]))
