@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def ways(work: Path, version: str) -> dict[str, tuple[str, str]]:
-    """What to import and what to pass to `load_dataset`, by what it shows."""
+    """The import and the arguments of `load_dataset` for each way."""
     ours = "import uniedit_hf"
     found = {
         "a built folder": ("", repr(str(work / "out"))),

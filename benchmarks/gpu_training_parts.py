@@ -33,11 +33,11 @@ def peak_rate() -> float:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is measured.
+    """The shape of what is measured.
 
     Args:
         full: Whether it is the released width, on a GPU.
-        layers: Of the decoder.
+        layers: Layers of the decoder.
         vit: (rows, columns) of the ViT view of an edit of the decoder section.
         text: Tokens of its instruction, markers included.
         latent: (rows, columns) of its latents.
@@ -45,7 +45,7 @@ class Shape:
         side: Pixels of the images of the trainer section.
         pack_tokens: Tokens of its packs at most.
         accumulation: Packs of its steps.
-        workers: Of its loader.
+        workers: Workers of its loader.
         least_seconds: That a way of the decoder section may take.
         trainer_seconds: That a way of the trainer section may take.
     """

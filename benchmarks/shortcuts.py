@@ -1,9 +1,9 @@
 """The cost of faster, inexact drawing in the small world: `python -m benchmarks.shortcuts [--items 100]`.
 
-The small base draws and edits test items exactly and with every shortcut. Prints one JSON line a shortcut: passes (how
-many branches went through the decoder, in percent of the exact ones), the distance of the latents from the exact ones
-(of how far they came from their noise, mean over items), and the shares of right drawings and plain edits with 95 %
-intervals. Seconds on a GPU are measured by `benchmarks.gpu_inference`.
+The small base draws and edits test items exactly and with every shortcut. Prints one JSON line per shortcut. Passes
+are the branches that went through the decoder, in percent of the exact ones. The distance is that of the latents from
+the exact ones, relative to the distance from their noise, as a mean over items. Shares of right drawings and plain
+edits have 95 % intervals. Seconds on a GPU are measured by `benchmarks.gpu_inference`.
 """
 
 from __future__ import annotations

@@ -129,9 +129,9 @@ def run_all(
     """Base and all ways, all seeds, as far as they are not there yet.
 
     Args:
-        options: Of `arguments`.
+        options: Options of `arguments`.
         write_data: Writes the data of a seed: folder, seed, number of edits.
-        recipe: What a way tunes with.
+        recipe: The data and settings of a way.
 
     Returns:
         The test items and, for the base and every way, the scores [seeds, items].

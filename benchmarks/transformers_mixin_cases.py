@@ -24,7 +24,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 
 def contexts(processor, view: str, width: int, height: int) -> dict:
-    """What a processor makes of two contexts of equal length."""
+    """A processor's output for two contexts of equal length."""
     texts = ("what color is this", "paint the circle red")
     samples = [
         Sample([ImageSegment(picture(width, height, seed), view), TextSegment(text)])

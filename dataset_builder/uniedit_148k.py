@@ -202,7 +202,7 @@ def checked_row(row):
     """
     lacking = [name for name in row_features() if name not in row]
     if lacking:
-        raise RowError("lacking column", f"there is no column {lacking[0]!r}: expected the row schema.")
+        raise RowError("missing column", f"there is no column {lacking[0]!r}: expected the row schema.")
     for side in ("source", "target"):
         image = row[f"{side}_image"]
         if image is None or image["bytes"] is None:

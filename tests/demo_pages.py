@@ -41,7 +41,7 @@ def served(pair: Pair, limits: Limits | None = None, **options) -> Iterator[tupl
 
 
 def save_bad_files(folder: Path) -> dict[str, Path]:
-    """Files that are no image to edit, by what is wrong with them."""
+    """Files that cannot be edited, by what is wrong with them."""
     paths = {name: folder / f"{name}.png" for name in ("text", "huge", "cut")}
     paths["text"].write_text("I am a text.")
     Image.new("L", (20_000, 10_000)).save(paths["huge"])  # 200 megapixels of black in some kilobytes

@@ -59,7 +59,7 @@ FIXED = re.compile(r"vae\.|model\.(vit|latent)_pos_embed\.")
 
 @pytest.mark.parametrize("names", [["edit", "answer"], ["edit"], ["drawing"], ["answer"], ["text"], ["reading"]])
 def test_every_trained_parameter_gets_a_gradient(model, processor, names):
-    """Whatever a pack lacks, as distributed training needs it; and only what the losses reach is moved."""
+    """Whatever is missing in a pack, as distributed training needs it; and only what the losses reach is moved."""
     found = gradients(model.train(), pack(processor, *names))
     assert {name for name, _ in model.named_parameters() if not FIXED.match(name)} == found.keys()
     assert [name for name, gradient in found.items() if gradient is None] == []

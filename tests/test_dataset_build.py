@@ -1,5 +1,5 @@
 """From a raw release to Parquet: every good row byte for byte, every fault with its line and reason, and a build that
-was killed goes on to the same files."""
+was killed resumes to the same files."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_every_help(installed, outside):
 
 
 def test_the_demo_without_a_clone(installed, outside):
-    """It says what lacks, as the quickstart does; its own modules are there."""
+    """It says what is missing, as the quickstart does; its own modules are there."""
     run(installed / "python", "-c", "from uniedit_hf.demo import main, deploy", **outside)
     for command, lacking in (("demo", "There is no tuned model"), ("quickstart", "it comes with a clone of the repo")):
         result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Packing loses nothing, repeats nothing, fits its budget, is a function of its seed, and goes on where it stopped."""
+"""Packing loses nothing, repeats nothing, fits its budget, is a function of its seed, and resumes where it stopped."""
 
 from __future__ import annotations
 

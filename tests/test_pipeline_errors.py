@@ -184,7 +184,7 @@ def test_bad_requests(pipe, drawn, call, message):
     ],
 )
 def test_one_bad_request_of_many_is_named_before_any_is_drawn(pipe, drawn, settings, message):
-    """The bad one stands in the last batch of three."""
+    """The bad one is in the last batch of three."""
     with pytest.raises(ValueError, match=message) as error:
         pipe.generate(["a red circle"] * 5, seed=0, **{"num_timesteps": 2, "size": (32, 32)} | settings)
     assert_one_sentence(error)

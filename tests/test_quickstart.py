@@ -190,7 +190,7 @@ def test_tasks_are_planned_in_order_side_by_side():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=[pytest.mark.slow])])
 def test_a_stopped_run_is_resumed(folder, tmp_path, number):
-    """The command is stopped while it tunes; the same command goes on from there and gives the same models."""
+    """The command is stopped while it tunes; the same command resumes there and gives the same models."""
     steps = SMALL | {"steps": 25, "items": 2}
     command = [sys.executable, "-m", "uniedit_hf.cli", "quickstart", "--output_dir", str(tmp_path), "--jobs", "2"]
     command += [word for name, value in steps.items() for word in (f"--{name}", str(value))]

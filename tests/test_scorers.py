@@ -241,7 +241,7 @@ MARKS = {"consistency": 1, "reasoning": 5, "plausibility": 5}
         ({"category": PLAIN}, MARKS, True, "uniedit", 5, False),  # the missing flag counts as true
         ({"category": PLAIN}, MARKS, True, "upstream", 5, False),
         ({"category": PLAIN}, MARKS, False, "upstream", 3.8, False),
-        ({"category": PLAIN, "consistency_free": None}, MARKS, True, "uniedit", 3.8, False),  # null is no NaN
+        ({"category": PLAIN, "consistency_free": None}, MARKS, True, "uniedit", 3.8, False),  # null is not NaN
         ({"category": PLAIN, "consistency_free": False}, MARKS, True, "upstream", 3.8, True),  # False is taken as free
         ({"category": FREE, "consistency_free": True}, {"reasoning": 5, "plausibility": 5}, True, None, 5, True),
         ({"category": FREE, "consistency_free": True}, {"reasoning": 5, "plausibility": 5}, True, "uniedit", 5, False),

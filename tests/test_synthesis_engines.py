@@ -66,7 +66,7 @@ def compare(server, folder, rows: int, executor: str) -> None:
     assert server.calls == 2 * calls
     assert result_of(folder / "datatrove" / "out") == result_of(folder / "local" / "out")
     assert local.counts.records + local.counts.rejects == rows
-    # The cache is of the same kind too: the local engine goes on where datatrove was, without a call.
+    # The cache is of the same kind too: the local engine resumes where datatrove was, without a call.
     shutil.rmtree(folder / "datatrove" / "out" / "work" / "shards")
     run(settings_from(settings(server, folder / "datatrove", rows), "it"))
     assert server.calls == 2 * calls

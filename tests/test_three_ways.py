@@ -1,4 +1,4 @@
-"""The benchmark of the three ways of asking, with few edits, steps and items: it goes on where it was stopped."""
+"""The benchmark of the three ways of asking, with few edits, steps and items: it resumes where it was stopped."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_examples_run_on_a_small_model(data, tmp_path, capsys, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_adapters_on_quantised_weights(data, tmp_path, capsys, bits):
-    """In a folder whose name is no plain word."""
+    """In a folder whose name is not a plain word."""
     quantised = pytest.importorskip("bitsandbytes").nn
     out = tmp_path / "mit Leerzeichen und ü"
     flags = ["--config", str(EXAMPLES[0].parent / "bagel_qlora.yaml"), "--load_in_4bit", str(bits == 4)]

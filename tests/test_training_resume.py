@@ -1,4 +1,4 @@
-"""A run that was killed, torn or told to stop goes on to the same result, bit by bit."""
+"""A run that was killed, torn or told to stop resumes to the same result, bit by bit."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ def check_same_folders(here: Path, there: Path):
 
 def killed_and_gone_on(options: dict, kills: int, seed: int) -> list[Path | None]:
     """Kills a run at random moments, often while it saves, goes on each time, and in the end lets it finish. Returns
-    what it went on from."""
+    what it resumed from.
+    """
     draw = random.Random(seed)
     begun = []
     for _ in range(kills):

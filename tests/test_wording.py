@@ -1,8 +1,12 @@
-"""The documentation is in plain American English: the habits that made it hard to read do not come back."""
+"""Pages and code are in plain American English: the habits that made them hard to read do not come back."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
+from inspect import cleandoc
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,29 @@ HABITS = {
     "use American spelling": r"(?:colour|grey|behaviour|neighbour|favour|licence|centre|artefact)s?\b"
     r"|\b\w*(?:normal|quant|token|recogn|initial|optim|serial|summar|general)is(?:e[sd]?|ing|ation|er)\b",
 }
+PROGRAMS = [
+    path
+    for folder in ("uniedit_hf", "benchmarks", "dataset_builder", "spaces", "examples", "metrics", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if not any(
+        each.is_symlink() for each in path.parents
+    )  # a link in a clone leads to a folder that is listed as well
+]
+# Texts for models are data: a change of them changes results.
+DATA = (
+    "uniedit_hf/evaluation/judge_prompts.py",
+    "uniedit_hf/evaluation/suites/rise.py",
+    "uniedit_hf/models/bagel/processing_bagel.py",
+    "uniedit_hf/small_world/wording.py",
+    "uniedit_hf/small_world/easy_vqa.py",
+    "uniedit_hf/synthesis/stages/verify.py",
+    "uniedit_hf/calls/cache.py",  # the SQL of a stored file
+    "tests/",
+)
+RIDDLES = {
+    "name the thing: a docstring does not begin with 'What'": r"\A\s*(?:What|Who|Whoever|Whatever|Of)\b",
+    "name the thing: not 'argument: Of the ...'": r"^ +[\w`][\w`, *]*: (?:Of|What|Whose) ",
+}
 LONGEST = 40  # words of a sentence
 # (page, text): why it stays.
 DELIBERATE = {("CHANGELOG.md", "image, not picture,"): "names the word that was replaced"}
@@ -43,6 +70,23 @@ def habits_of(text: str) -> list[str]:
     """'remedy: found' for each habit in `text`."""
     found = [(remedy, hit) for remedy, habit in HABITS.items() for hit in re.finditer(habit, prose(text), re.I)]
     return [f"{remedy}: {hit.group()}" for remedy, hit in found]
+
+
+def documentation(source: str) -> list[str]:
+    """The docstrings and the comments of a program."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    docstrings = [node.value.value for node in nodes if isinstance(node.value, ast.Constant)]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return [text for text in docstrings if isinstance(text, str)] + comments
+
+
+def messages(source: str) -> list[str]:
+    """The string literals of a program that are sentences, its docstrings left out."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    literals = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node.value for node in literals if id(node) not in docstrings and " " in node.value]
 
 
 def sentences(text: str) -> list[str]:
@@ -66,6 +110,22 @@ def test_a_page_has_none_of_the_habits(page):
 )
 def test_no_sentence_is_longer_than_a_reader_can_hold(page):
     assert [each for each in sentences(page.read_text(encoding="utf-8")) if len(each.split()) > LONGEST] == []
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_program_has_none_of_the_habits(path):
+    source, name = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
+    for where, deliberate in DELIBERATE:
+        source = source.replace(deliberate, "") if where == name else source
+    texts = documentation(source)
+    found = [habit for text in texts for habit in habits_of(text)]
+    found += [habit for text in (() if name.startswith(DATA) else messages(source)) for habit in habits_of(text)]
+    if not name.startswith("tests/"):
+        hits = [(remedy, re.search(riddle, text, re.M)) for text in texts for remedy, riddle in RIDDLES.items()]
+        found += [f"{remedy}: {hit.group()}" for remedy, hit in hits if hit]
+    prose = [re.sub(r"^(?:Shapes:|>).*?(?:\n\n|\Z)", "", cleandoc(text), flags=re.M | re.S) for text in texts]
+    found += [each for text in prose for each in sentences(text) if len(each.split()) > LONGEST]
+    assert found == []
 
 
 def test_exceptions_are_few_and_used():

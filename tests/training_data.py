@@ -77,7 +77,7 @@ def edit_rows(count: int = 24, **changes) -> Dataset:
 
 
 def dataset_of(rows: Sequence[dict[str, Any]]) -> Dataset:
-    """Rows as a data set; columns that the first row lacks are left out."""
+    """Rows as a data set; columns that are missing in the first row are left out."""
     return Dataset.from_list(list(rows), Features({name: EDIT_FEATURES[name] for name in rows[0]}))
 
 

@@ -91,7 +91,7 @@ def disk_errors_name(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _full_disk(error: BaseException | None) -> str | None:
-    """What the system said, if a full disk is behind an error or behind what it was raised from."""
+    """The system's error if a full disk caused an error, directly or through its causes."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return os.strerror(error.errno)

@@ -104,7 +104,7 @@ class StreamPacker:
         max_tokens: Maximum number of tokens in a pack.
         window: Number of samples that wait before a pack is made. A larger window fills packs better and takes more
             memory.
-        oversized: What to do with a sample longer than `max_tokens`: `"raise"` an `OversizedSampleError`, or `"skip"`
+        oversized: How to handle a sample longer than `max_tokens`: `"raise"` an `OversizedSampleError`, or `"skip"`
             it and list it in `skipped`.
     """
 
@@ -191,7 +191,7 @@ def plan_packs(
         seed: The plan is a function of it and of the other arguments.
         window: Number of samples that a pack is chosen from.
         multiple_of: The number of packs is a multiple of this.
-        oversized: What to do with samples longer than `max_tokens`: `"raise"` an `OversizedSampleError` that names
+        oversized: How to handle samples longer than `max_tokens`: `"raise"` an `OversizedSampleError` that names
             all of them, or `"skip"` them and list them in the plan.
 
     Raises:

@@ -19,7 +19,7 @@ class OcrEngine:
     """rapidocr. It is not made for several threads at a time.
 
     Args:
-        needed_by: What to name in the error if it is not installed.
+        needed_by: The feature to name in the error if it is not installed.
 
     Raises:
         ImportError: It is not installed.
@@ -46,8 +46,9 @@ def words_of(text: str) -> list[str]:
 
 
 def text_match(wanted: str, found: str) -> float:
-    """How much of the wanted text was found, 0 to 1, whatever stands around it: of a short text how much its most
-    similar place has in common with it, of a long one the share that is found in runs of a few letters, in order."""
+    """The share of the wanted text that was found, 0 to 1, ignoring text around it: for a short text the similarity of
+    its most similar place, for a long one the share found in runs of a few letters, in order.
+    """
     sought, read = "".join(words_of(wanted)), "".join(words_of(found))
     if not sought:
         return float(wanted.strip() in found)

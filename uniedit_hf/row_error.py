@@ -10,8 +10,8 @@ class RowError(ValueError):
     """A row that cannot become a sample, or a row of a data set. Callers stop at it or set it aside.
 
     Args:
-        reason: What is wrong, in a sentence; or in a few words, to be counted, with a `detail`.
-        detail: What was found, what was expected and the remedy.
+        reason: The error, in a sentence; or in a few words, to be counted, with a `detail`.
+        detail: Found and expected value, and the remedy.
         row_id: The `id` of the row; empty if unknown.
         file: The name of the file it was read from.
         line: Its line from 1 (for Parquet, its row).

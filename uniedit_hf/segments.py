@@ -98,7 +98,7 @@ class Sample:
     """One edit, one question and answer, one text-to-image pair, or a multi-turn interleaving of them.
 
     Args:
-        segments: What the model reads and writes, in order.
+        segments: The texts and images that the model reads and writes, in order.
         id: A stable name; every random draw of the sample is a function of it (see `uniedit_hf.randomness`).
     """
 

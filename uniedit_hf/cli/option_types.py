@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a number may be.
+    """The range of a number.
 
     Args:
         least: The smallest number.

@@ -42,7 +42,7 @@ class CommandParser(TrlParser):
 
     Args:
         command: The words after `uniedit`.
-        summary: What the command does, in a line.
+        summary: A line about the command.
         run: The function to call; the annotations of its parameters are the dataclasses of the options.
         show_inherited: Whether the help also shows options declared outside the package of `run`.
     """

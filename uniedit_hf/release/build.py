@@ -55,7 +55,7 @@ class Output:
 
 @dataclass
 class BuildReport:
-    """What a build made.
+    """The result of a build.
 
     Args:
         found: Files that were found in the source, and files that were not used.

@@ -29,7 +29,7 @@ Reply with JSON only: {{"reason": "...", "score": N}}, where N is from 0 (not do
 
 
 class Mark(Answer):
-    """What the judge fills in."""
+    """The form of the judge's answer."""
 
     reason: str
     score: Annotated[int, Field(ge=0, le=HIGHEST)]
@@ -39,7 +39,7 @@ class JudgeReward:
     """The mark of a judge, as a number from 0 to 1; `None` where the judge gave none that can be used.
 
     Args:
-        prompt: What is asked, with `{instruction}` and other columns of the row in braces.
+        prompt: The question, with `{instruction}` and other columns of the row in braces.
         cache: Folder in which replies are kept, so that the same image is not paid for twice.
         budget: `calls`, `tokens` and `money` at most, those of the cache included.
         settings: `model`, `base_url`, `api_key_env` and further settings of `OpenAiChat`.

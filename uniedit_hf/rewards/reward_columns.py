@@ -1,4 +1,4 @@
-"""What rewards have in common: opening images that a model may have broken, and comparing pixels."""
+"""Shared parts of rewards: opening images that a model may have broken, and comparing pixels."""
 
 from __future__ import annotations
 

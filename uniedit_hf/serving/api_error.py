@@ -18,7 +18,7 @@ class ApiError(HTTPException):
 
     Args:
         status: The HTTP status.
-        message: What was found, what was expected, and the remedy.
+        message: Found and expected value, and the remedy.
         code: A word for programs, such as `"model_not_found"`.
         param: The field of the request that is wrong.
         headers: Additional headers of the response.

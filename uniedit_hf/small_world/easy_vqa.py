@@ -67,7 +67,7 @@ class VqaRow:
 
     @property
     def attribute(self) -> Literal["shape", "color"]:
-        """What the question asks about."""
+        """The attribute that the question asks about."""
         return "color" if self.value in PALETTE else "shape"
 
     @property

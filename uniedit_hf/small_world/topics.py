@@ -164,7 +164,7 @@ _EDITS_OF = {name: tuple(a for a in ALL_ACTIONS if isinstance(a, _CLASSES[name])
 
 
 def _yes_no_topic(row: VqaRow) -> Topic:
-    # "is no circle present?" would contain the word of a negative answer, so it is never quoted.
+    # `is no circle present?` would contain the word of a negative answer, so it is never quoted.
     leads = [] if "no" in row.question.split() else [row.question]
     proposition, opposite = (Is(row.attribute, row.value, negated) for negated in (row.negated, not row.negated))
     sorts = sorted_out([proposition, opposite])

@@ -21,7 +21,7 @@ class Record:
     Args:
         id: A stable hash of source, question, answer and instruction.
         source_image: The image before the edit, as encoded bytes.
-        instruction: What the model is asked to do.
+        instruction: The instruction for the model.
         target_image: The image after the edit, as encoded bytes.
         task_category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         question: The question that the instruction embeds.
@@ -63,7 +63,7 @@ class Rejection:
         reason: The reason, in a few words, to be counted.
         id: The row's stable id.
         stage: The stage that rejected it.
-        detail: What was found.
+        detail: The finding.
         reply: The verbatim reply of the model.
         question: The row's question.
         position: The row in the source, and the turn in the row.
@@ -98,7 +98,7 @@ class Draft(BaseModel):
         category: One of `uniedit_hf.schema.TASK_CATEGORIES`.
         short_answer: The bare answer.
         choices: All random choices.
-        instruction: What the model is asked to do.
+        instruction: The instruction for the model.
         rephrased: The text that replaces the instruction, if the edit is asked for in another way; the id is that of
             `instruction`.
         expected: The correct result in words, for editors and judges.

@@ -163,7 +163,7 @@ def _allowed_checkpointing(args: UniEditConfig) -> Sequence[Checkpointing]:
 
 
 def _memory_for_activations(args: UniEditConfig, card: Card) -> int:
-    """What a run may fill to save recomputation: a GPU's memory, or of a CPU's, which others use, half."""
+    """Memory that a run may fill to save recomputation: all of a GPU's, or half of a CPU's, which is shared."""
     return card.memory // (2 * args.world_size) if card.kind == "cpu" else card.memory
 
 

@@ -41,7 +41,7 @@ def checkpointing_mode(asked: bool | str) -> bool | str:
 
 
 def missing_compiler(use_cpu: bool) -> str | None:
-    """What `torch.compile` needs but this machine does not have."""
+    """The requirement of `torch.compile` that is missing on this machine, or None."""
     gpu = torch.cuda.is_available() and not use_cpu
     if gpu and not has_triton():
         return "the package triton"

@@ -28,7 +28,7 @@ class StepClock:
     read.
 
     Args:
-        device: Where the steps run.
+        device: The device of the steps.
     """
 
     def __init__(self, device: torch.device):
@@ -66,7 +66,7 @@ class Meters:
         model: The model in training.
         recompute: Whether the layers of the decoder run again in the backward pass.
         text_loss: Whether the text loss has a weight.
-        device: Where the steps run.
+        device: The device of the steps.
     """
 
     def __init__(self, model, recompute: bool, text_loss: bool, device: torch.device):

@@ -212,7 +212,9 @@ class CheckpointMixin:
             )
 
     def _save_progress(self, folder: Path) -> None:
-        """What a run needs to continue exactly: the place in the data, the sums since the last log, the average."""
+        """The state with which a run continues exactly: the place in the data, the sums since the last log, the
+        average.
+        """
         state = {"data": self.data.state_dict(self.state.global_step), "sums": self.sums.state_dict()}
         save_state(folder, self.args.process_index, state)
         if self.args.should_save and self.average is not None and not self.is_fsdp_enabled:

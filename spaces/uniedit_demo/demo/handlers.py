@@ -65,7 +65,7 @@ class Handlers:
 
     Args:
         pair: The models.
-        limits: Of what one user may ask for.
+        limits: Limits of one user.
     """
 
     def __init__(self, pair: Pair, limits: Limits):
@@ -86,7 +86,7 @@ class Handlers:
 
         Args:
             image: The image to edit.
-            instruction: What to change; it may contain questions about the image, as in "if the sign is red, ...".
+            instruction: The change; it may contain questions about the image, as in "if the sign is red, ...".
             seed: Seed of the noise, a whole number; -1 for a random one.
             steps: Steps of the drawing; 0 for the models' default. Models that draw token by token have none.
             text_guidance: Guidance scale of the instruction, from 1; 0 for the models' default.
@@ -119,7 +119,7 @@ class Handlers:
         """Draws an image for a description with the base model and with the tuned model, from the same seed.
 
         Args:
-            prompt: What to draw.
+            prompt: A description of the image.
             seed: Seed of the noise, a whole number; -1 for a random one.
             steps: Steps of the drawing; 0 for the models' default. Models that draw token by token have none.
             text_guidance: Guidance scale of the description, from 1; 0 for the models' default.

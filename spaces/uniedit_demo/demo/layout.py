@@ -118,7 +118,7 @@ def generate_tab(pair: Pair) -> Tab:
 
 
 def history_gallery() -> gr.Gallery:
-    """What was drawn on this visit."""
+    """The images drawn on this visit."""
     return gr.Gallery(
         label="This visit: base left, tuned right", columns=4, height="auto", format="png", object_fit="contain",
         interactive=False, visible=False, elem_classes="gallery", buttons=["download", "fullscreen"],

@@ -22,9 +22,9 @@ class Limits:
     """Limits of one user.
 
     Args:
-        megapixels: Of an image.
-        upload_megabytes: Of a file.
-        characters: Of a text.
+        megapixels: Megapixels of an image.
+        upload_megabytes: Megabytes of a file.
+        characters: Characters of a text.
         waiting: Requests in the queue.
         seconds: For one request.
         keep_seconds: How long uploaded and drawn files stay at most.

@@ -40,7 +40,7 @@ def read_link(parameters: Mapping[str, str], longest: int) -> Link:
     """The settings in an address; invalid ones are ignored, because anyone may write one.
 
     Args:
-        parameters: Of the address.
+        parameters: Parameters of the address.
         longest: Characters of the text.
     """
     tab, text = parameters.get("tab"), parameters.get("text")

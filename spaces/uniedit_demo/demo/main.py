@@ -23,7 +23,7 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
 
     Args:
         pair: The models that it shows.
-        limits: Of what one user may ask for.
+        limits: Limits of one user.
         gpu: Makes decorators for functions that need the GPU for so many seconds; see `models.zero_gpu`.
     """
     limits = limits or Limits()
@@ -137,10 +137,10 @@ def launch(
 
     Args:
         base: Folder or Hub id of the base model.
-        tuned: Of the tuned one.
+        tuned: Folder or Hub id of the tuned model.
         host: The address to listen at; 0.0.0.0 for everybody on the network.
         port: The port; the first free one from 7860 if not given.
-        limits: Of what one user may ask for.
+        limits: Limits of one user.
         gpu: See `build`.
         wait: Whether to serve until Ctrl-C.
 

@@ -23,11 +23,11 @@ class Defaults:
 
     Args:
         steps: Steps of a drawing.
-        text_guidance: Of edits and drawings.
-        image_guidance: Of edits.
-        edit_renorm: Of the guidance of edits.
+        text_guidance: Text guidance scale of edits and drawings.
+        image_guidance: Image guidance scale of edits.
+        edit_renorm: Renormalization of the guidance of edits.
         drawing_interval: Flow times at which drawings are guided.
-        temperature: Of models that draw token by token.
+        temperature: Temperature of models that draw token by token.
         answer_tokens: The longest answer.
         thinking: The largest budget of thoughts.
     """
@@ -92,7 +92,7 @@ class Pair:
         return list(dict.fromkeys(word for word in unknown if any(sign.isalnum() for sign in word)))
 
     def what_runs(self) -> list[str]:
-        """What is running, in a few words each."""
+        """The running models, in a few words each."""
         millions = sum(parameter.numel() for parameter in self.base.model.parameters()) / 1e6
         size = f"{millions / 1000:.1f} billion" if millions >= 1000 else f"{millions:.1f} million"
         return [

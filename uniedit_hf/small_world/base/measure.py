@@ -63,7 +63,7 @@ def measure(
     Args:
         pipe: The model.
         images: Test images, uint8 (n, 64, 64, 3).
-        scenes: What they show.
+        scenes: Their scenes.
         count: Items for each ability.
         views: The views of the source for which edits are measured, from `VIEWS` of its family; all by default.
     """

@@ -167,7 +167,7 @@ def train_until(
     """Trains until `seconds` are spent in total, with a log and checkpoints in `folder`.
 
     Args:
-        trainer: What to train; resumed from `folder/state.pt` by the caller.
+        trainer: The trainer; resumed from `folder/state.pt` by the caller.
         seconds: Total seconds of training.
         spent: Seconds of training before this call.
         schedule: Schedule of the rate.

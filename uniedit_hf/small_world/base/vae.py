@@ -162,7 +162,7 @@ def measure(
     Args:
         round_trip: Encodes and decodes pixels (n, 3, 64, 64).
         images: uint8 (n, 64, 64, 3).
-        scenes: What they show.
+        scenes: Their scenes.
     """
     squared, right, near = [], [], []
     for part in range(0, len(images), 50):

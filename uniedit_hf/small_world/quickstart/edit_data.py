@@ -69,7 +69,7 @@ def plain_settings(folder: Path, *, seed: int, of: Path) -> Settings:
 
 
 def data_folder(folder: Path, name: str) -> Path:
-    """Where the data set of that name is."""
+    """The folder of the data set of that name."""
     return folder / name / "dataset"
 
 

@@ -76,9 +76,9 @@ def tune(
     resume: bool = False,
     **settings,
 ) -> list[dict[str, float]]:
-    """Tunes a BAGEL by the paper's recipe (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE
-    frozen, both experts trained) and a Janus-Pro by its own (docs/janus.md), with the small world's learning rate,
-    warm-up, pack size and average, and saves the averaged weights, as in the released BAGEL.
+    """Tunes a model and saves its averaged weights, as in the released BAGEL. A BAGEL is tuned by the paper's recipe
+    (image loss only, source by the ViT view, text dropout 0.1, ViT and VAE frozen, both experts trained), a Janus-Pro
+    by its own (docs/janus.md). Learning rate, warm-up, pack size and average are those of the small world.
 
     Args:
         base: Folder of the model.
