@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install quickstart demo docs test test-slow test-browser lmms lint clean
+# The newest releases of what setup.cfg names, without its upper bounds, in an environment of their own.
+UPSTREAM := .venv-upstream
+
+.PHONY: install quickstart demo docs test test-slow test-browser upstream lmms lint clean
 
 install: $(VENV)/installed
 
@@ -36,6 +39,14 @@ test-slow: install
 test-browser: install
 	$(RUN) -m pip install --quiet "playwright>=1.60" --constraint constraints.txt
 	$(RUN) -m pytest -q -m slow tests/test_demo_browser.py
+
+upstream:
+	$(PYTHON) -m venv $(UPSTREAM)
+	$(PYTHON) .ci/upstream_requirements.py > $(UPSTREAM)/requirements.txt
+	$(UPSTREAM)/bin/python -m pip install --upgrade --requirement $(UPSTREAM)/requirements.txt
+	$(UPSTREAM)/bin/python -m pip install --no-deps --editable .
+	$(UPSTREAM)/bin/python -m pytest -q tests/test_compat.py
+	$(UPSTREAM)/bin/python -m pytest -q $(PARALLEL)
 
 # lmms-eval's own pins (wandb, av, protobuf) do not go with the tested versions, so it comes without its dependencies, and
 # with those that its evaluator and the tasks of uniedit_hf/evaluation/lmms/ import.

@@ -174,7 +174,7 @@ class UniEditPipeline:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             if not api.file_exists(filename="README.md", **place):
-                base = inner_model(self.model).config._name_or_path or None
+                base = inner_model(self.model).config.name_or_path or None
                 adapted = bool(getattr(self.model, "peft_config", None))
                 pushed_card(repo_id, self.loaded_from, base, adapted, token).save(Path(folder) / "README.md")
             return api.upload_folder(folder_path=folder, commit_message=commit_message, **place, **kwargs)

@@ -19,6 +19,8 @@ from types import ModuleType
 
 import wrapt
 
+from uniedit_hf.compat import add_auto_row, add_config_row, look_up_in
+
 
 AUTO = "transformers.models.auto"
 MODEL_TYPE = "bagel"
@@ -55,20 +57,17 @@ def register_when_imported() -> None:
 
 def _add_configuration(module: ModuleType) -> None:
     sys.modules[f"transformers.models.{MODEL_TYPE}"] = import_module(f"uniedit_hf.models.{MODEL_TYPE}")
-    module.CONFIG_MAPPING_NAMES[MODEL_TYPE] = CONFIGURATION
+    add_config_row(module.CONFIG_MAPPING, module.CONFIG_MAPPING_NAMES, MODEL_TYPE, CONFIGURATION)
 
 
 def _add_classes(module: ModuleType) -> None:
     table = module.__name__.removeprefix(f"{AUTO}.")
     for name in JANUS_MAPPINGS[table]:
-        vars(module)[name]._modules[JANUS] = import_module(f"uniedit_hf.models.{JANUS}")
+        look_up_in(vars(module)[name], JANUS, import_module(f"uniedit_hf.models.{JANUS}"))
     if table == "processing_auto":
         wrapt.wrap_function_wrapper(module, "processor_class_from_name", _processor_class)
     for name, classes in MAPPINGS[table].items():
-        mapping = vars(module)[name]
-        mapping._model_mapping[MODEL_TYPE] = classes
-        # Made from the table of configurations when transformers was imported, possibly before our row was added.
-        mapping._reverse_config_mapping[CONFIGURATION] = MODEL_TYPE
+        add_auto_row(vars(module)[name], MODEL_TYPE, CONFIGURATION, classes)
 
 
 def _processor_class(find, module, arguments, options):

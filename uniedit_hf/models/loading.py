@@ -9,6 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
+from uniedit_hf.compat import forget_adapters
 from uniedit_hf.hub import DOWNLOAD_OPTIONS
 
 from .bagel.checkpoint_bagel import CheckpointFolder
@@ -90,9 +91,7 @@ def merge_adapters(model):
         layer = model.get_submodule(name)
         layer.merge(safe_merge=True)
         model.set_submodule(name, layer.get_base_layer())
-    del model.peft_config
-    model._hf_peft_config_loaded = False
-    vars(model).pop("_weight_conversions", None)  # attributes with the adapters' names; those of the class apply again
+    forget_adapters(model)
     return model
 
 

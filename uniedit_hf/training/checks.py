@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from peft import PeftModel
 
+from uniedit_hf.compat import stream_steps
 from uniedit_hf.models.family import check_family
 
 from .config import UniEditConfig
@@ -168,20 +169,14 @@ def check_stream(parts: Sequence[TrainingPart], args: UniEditConfig) -> None:
             f"dataloader_num_workers is {args.dataloader_num_workers}, but the stream has {stream.num_shards} file(s) "
             f"to share out: set dataloader_num_workers={stream.num_shards} or less, or store it in more files."
         )
-    buffer = _shuffle_buffer(stream._ex_iterable)
+    buffers = (step.buffer_size for step in stream_steps(stream) if isinstance(step, BufferShuffledExamplesIterable))
+    buffer = max(buffers, default=1)
     if buffer > 1 and args.save_strategy != "no":
         raise ValueError(
             f"The stream is shuffled through a buffer of {buffer} rows, which no checkpoint stores, so the run could "
             "not be resumed exactly: shuffle the rows once and store them so, use shuffle(buffer_size=1), which "
             "shuffles the files, or set save_strategy='no'."
         )
-
-
-def _shuffle_buffer(iterable) -> int:
-    """The largest shuffle buffer in a chain of iterables; `datasets` has no public API for it."""
-    largest = iterable.buffer_size if isinstance(iterable, BufferShuffledExamplesIterable) else 1
-    sources = [vars(iterable).get("ex_iterable"), *vars(iterable).get("ex_iterables", [])]
-    return max([largest, *(_shuffle_buffer(source) for source in sources if source is not None)])
 
 
 def check_adapters(model, args: UniEditConfig, peft_config, quantization_config) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from uniedit_hf.compat import embeddings_pass_gradients
 from uniedit_hf.models.workload import Workload, encoder_operations, rows_of
 
 
@@ -160,7 +161,7 @@ def _inputs_with_gradient(model: nn.Module, family: str) -> set[str]:
             places.setdefault(_place(name, family, number), []).append((name, module))
     needed: set[str] = set()
     reached: dict[str, bool] = {}  # chain -> whether anything in it was trained so far
-    if vars(model).get("_require_grads_hooks") or vars(model).get("_require_grads_hook"):
+    if embeddings_pass_gradients(model):
         reached["embed_tokens"] = True  # transformers lets the embeddings pass a gradient where adapters recompute
     for place in sorted(places):
         stage, chain = place[0], place[-1]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from datasets import Dataset, IterableDataset
 
+from uniedit_hf.compat import stream_steps
+
 
 # The files of a stream, and the prepared copies that `load_dataset` keeps, both name repository and revision.
 STREAMED = re.compile(r"^hf://datasets/(?P<owner>[^/]+)/(?P<name>[^/@]+)@(?P<revision>[^/]+)/")
@@ -47,13 +49,5 @@ def _files(dataset: Dataset | IterableDataset) -> Iterator[str]:
     if isinstance(dataset, Dataset):
         yield from (each["filename"] for each in dataset.cache_files)
     else:
-        yield from _streamed(dataset._ex_iterable)
-
-
-def _streamed(iterable) -> Iterator[str]:
-    """The files at the ends of a chain of iterables; `datasets` has no public API for them."""
-    held = vars(iterable)
-    yield from (file for file in held.get("kwargs", {}).get("files", ()) if isinstance(file, str))
-    for source in (held.get("ex_iterable"), *held.get("ex_iterables", ())):
-        if source is not None:
-            yield from _streamed(source)
+        for step in stream_steps(dataset):
+            yield from (file for file in vars(step).get("kwargs", {}).get("files", ()) if isinstance(file, str))

@@ -157,7 +157,7 @@ class HubMixin:
             self._card(model_name, dataset_name, tags, report, curve, metadata).save(folder / "README.md")
 
     def _card(self, model_name=None, dataset_name=None, tags=None, report=None, curve=LOSS_CURVE, metadata=None):
-        base = inner_model(self.model).config._name_or_path
+        base = inner_model(self.model).config.name_or_path
         return model_card(
             self.args,
             model_name=model_name or (self.hub_model_id or Path(self.args.output_dir).name).split("/")[-1],

@@ -111,7 +111,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         **unsupported,
     ):
         checks.check_arguments(unsupported)
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else model.config.name_or_path
         args = args or UniEditConfig(output_dir=f"{Path(name).name or 'model'}-UniEdit")
         checks.check_devices(args)
         checks.check_sharding(args)

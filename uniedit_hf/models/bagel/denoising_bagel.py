@@ -20,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map
 from transformers import Cache
 
+from uniedit_hf.compat import execution_device
+
 from .decoder_bagel import Regions, rotary_tables
 from .encoders_bagel import grid_index
 from .flow import guide, schedule
@@ -139,7 +141,7 @@ def denoise(decoder: nn.Module, branches: Branches, gen: torch.Tensor, regions: 
 
 def on_device_of(layer: nn.Module, values: Any) -> Any:
     """Tensors, or containers of them, on the device that accelerate has assigned to the layer."""
-    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    device = execution_device(layer)
     return values if device is None else tree_map(lambda each: None if each is None else each.to(device), values)
 
 

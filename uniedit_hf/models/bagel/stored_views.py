@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Image, Value
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from uniedit_hf.compat import content_id
 from uniedit_hf.images import ImageError
 from uniedit_hf.segments import StoredView
 
@@ -108,7 +109,7 @@ def store_views(
 
     stored = stored.map(
         encode, with_indices=True, features=undecoded, desc="latents and features",
-        new_fingerprint=_name_of(dataset._fingerprint, dtype, processor, encoders),
+        new_fingerprint=_name_of(content_id(dataset), dtype, processor, encoders),
     )  # fmt: skip
     return stored.cast(features)
 

@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, List, Value
 from torch.nn import functional
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from uniedit_hf.compat import content_id
 from uniedit_hf.models.precision import Fp32Weights
 
 
@@ -96,7 +97,7 @@ def store_image_tokens(dataset: Dataset, model, processor, batch_size: int = 16)
 
     stored = stored.map(
         encode, with_indices=True, batched=True, batch_size=batch_size, features=_undecoded(features, columns),
-        new_fingerprint=f"{dataset._fingerprint}-{model.image_tokenizer}", desc="image tokens",
+        new_fingerprint=f"{content_id(dataset)}-{model.image_tokenizer}", desc="image tokens",
     )  # fmt: skip
     return stored.cast(features)
 
