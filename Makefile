@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # The newest releases of what setup.cfg names, without its upper bounds, in an environment of their own.
 UPSTREAM := .venv-upstream
 
-.PHONY: install quickstart demo docs test test-slow test-browser upstream lmms lint clean
+.PHONY: install quickstart demo stored-example docs test test-slow test-browser upstream lmms lint clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,10 @@ quickstart: install
 
 demo: install
 	$(VENV)/bin/uniedit demo
+
+# What the page of the demo opens with: run it when the shipped base changes.
+stored-example: quickstart
+	$(RUN) -m uniedit_hf.demo.stored_example
 
 # The site of docs/, in build/docs. A warning is an error.
 docs: install

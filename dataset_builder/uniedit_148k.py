@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from uniedit_hf.images import ImageError, open_image
 from uniedit_hf.release.image_store import ImageStore
 from uniedit_hf.release.official_release import OfficialRelease
-from uniedit_hf.release.raw import find_release, read_lines, read_table
+from uniedit_hf.release.raw import CONFIGS, find_release, read_lines, read_table
 from uniedit_hf.row_error import RowError
 from uniedit_hf.schema import TASK_CATEGORIES, row_features, stable_id
 
@@ -48,6 +48,8 @@ HOMEPAGE = "https://arxiv.org/abs/2605.21487"
 
 # The official pipeline writes this where its model gave no instruction.
 NO_INSTRUCTION = "no_instr"
+# The columns of Parquet that every row needs.
+NEEDED = ("id", "source_image", "instruction", "target_image")
 
 
 @dataclass
@@ -122,7 +124,9 @@ class UniEdit148k(datasets.ArrowBasedBuilder):
         if self.config.official_commit is not None:
             OfficialRelease(self.config.official_commit, Path(self.config.data_dir)).download()
         names = self.config.manifests
-        return find_release(self.config.data_dir, None if names is None else {self.config.name: names})
+        name = self.config.name
+        own = CONFIGS[0] if name in CONFIGS else name
+        return find_release(self.config.data_dir, None if names is None else {name: names}, own)
 
     @cached_property
     def images(self):
@@ -195,14 +199,16 @@ def official_row(entry, images):
 
 
 def checked_row(row):
-    """A row of Parquet in the row schema, as it is, if its images can be opened and have the sizes it says.
+    """A row of Parquet, as it is, if its images can be opened and have the sizes it says. Columns that it does not
+    have are null but for `id`, `instruction` and the images, which every row needs.
 
     Raises:
-        RowError: If a column is missing, or an image cannot be used.
+        RowError: If a needed column is missing, or an image cannot be used.
     """
-    lacking = [name for name in row_features() if name not in row]
+    lacking = [name for name in NEEDED if name not in row]
     if lacking:
-        raise RowError("missing column", f"there is no column {lacking[0]!r}: expected the row schema.")
+        raise RowError("missing column", f"there is no column {lacking[0]!r}: a row needs {', '.join(NEEDED)}.")
+    row = dict.fromkeys(row_features()) | row
     for side in ("source", "target"):
         image = row[f"{side}_image"]
         if image is None or image["bytes"] is None:

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -25,10 +26,15 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from uniedit_hf.demo.handlers import Handlers, _cell, compare, merged, remember  # noqa: E402
+from uniedit_hf.demo.handlers import Handlers, _cell, compare, merged  # noqa: E402
+from uniedit_hf.demo.history import remember, source_of  # noqa: E402
 from uniedit_hf.demo.limits import Limits  # noqa: E402
 from uniedit_hf.demo.links import read_link  # noqa: E402
+from uniedit_hf.demo.notices import is_drawing, notice  # noqa: E402
 from uniedit_hf.demo.questions import as_question, embedded_questions  # noqa: E402
+from uniedit_hf.demo.request_examples import nearest, read_examples, read_stored  # noqa: E402
+from uniedit_hf.demo.stored_example import is_right, store  # noqa: E402
+from uniedit_hf.pipeline import UniEditPipeline  # noqa: E402
 from uniedit_hf.streams import Finished  # noqa: E402
 
 
@@ -42,9 +48,19 @@ def pair():
 
 
 @pytest.fixture(scope="module")
-def address(pair):
-    with served(pair) as (_, address):
-        yield address
+def running(pair):
+    with served(pair) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page_of(running):
+    return running[0]
+
+
+@pytest.fixture(scope="module")
+def address(running) -> str:
+    return running[1]
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +158,95 @@ def test_every_tab_of_a_pair_of_janus(source):
         assert (pixels(drawings[number]) == np.asarray(pipe.generate("a red circle", **settings))).all()
         assert answers[number] == pipe.answer(image, "what is this", **answered)
         assert _cell(pipe.answer(image, "is the circle red?", **answered)) in table[2]
-    hidden = {each.label for each in page.blocks.values() if getattr(each, "visible", True) is False}
+    hidden = {getattr(each, "label", None) for each in page.blocks.values() if getattr(each, "visible", True) is False}
     assert {"Steps", "Think first", "Thoughts"} <= hidden
 
 
-def test_words_that_the_models_do_not_know(pair):
+def test_the_outputs_of_the_api_have_names(client):
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    drawn = ["Base", "Tuned", "Thoughts of base", "Thoughts of tuned", "Seed of these images", "Status"]
+    assert [each["label"] for each in named["/edit"]["returns"]] == drawn
+    assert [each["label"] for each in named["/generate"]["returns"]] == drawn
+    assert [each["label"] for each in named["/ask"]["returns"]] == [*drawn[:4], "Status"]
+    assert [each["label"] for each in named["/why"]["returns"]] == ["Why"]
+
+
+def test_the_page_opens_with_a_finished_example(page_of, monkeypatch):
+    """Before anything is pressed, and without a model at work; an address with settings shows those instead."""
+    for name in ("edit", "answer", "generate"):
+        monkeypatch.setattr(UniEditPipeline, name, lambda *_, **__: pytest.fail("a model works"))
+    shown = opened(page_of)
+    assert isinstance(shown["Base"], Image.Image) and shown["Instruction"] == read_examples(True, "edit")[0].text
+    assert shown["Source image"].is_file() and shown["Status"].startswith("Stored example")
+    assert opened(page_of, tab="ask", text="what is this") == {"Question": "what is this"}
+
+
+def opened(page, **parameters) -> dict:
+    """What opening an address fills, by the label of what is filled; of labels that tabs share, the first."""
+    fill = next(each for each in page.fns.values() if each.targets[0][1] == "load")
+    filled = fill.fn(SimpleNamespace(query_params=parameters))
+    found = {}
+    for part, value in filled.items():
+        found.setdefault(getattr(part, "label", None), value)
+    found.pop(None, None)
+    return found
+
+
+@pytest.mark.parametrize("tab", ["edit", "ask", "generate"])
+def test_the_stored_example_is_one_of_the_list(tab):
+    """By the rule of stored_example.py; which pictures those are depends on the shipped base."""
+    stored, examples = read_stored(tab), read_examples(True, tab)
+    assert stored.example in examples and (tab == "edit" or stored.example == examples[0])
+    if tab == "ask":
+        assert all(isinstance(answer, str) and answer for answer in stored.results)
+    else:
+        assert {image.mode for image in stored.results} == {"RGB"} and stored.seed == 0
+
+
+def test_the_program_that_stores_the_example(pair, tmp_path):
+    said = store(pair, "tiny", "tiny, tuned", tmp_path)
+    example = read_examples(True, "edit")[0]
+    assert said == f"Stored: {example.text} (no example is right)"
+    stored = read_stored("edit", tmp_path)
+    settings = {"seed": 0, "num_timesteps": 12, "text_guidance_scale": 2.5, "image_guidance_scale": 1.0}
+    expected = pair.base.edit(str(example.picture), example.text, guidance_renorm="global", **settings)
+    assert (np.asarray(stored.results[0]) == np.asarray(expected)).all()
+    assert "tiny and tiny, tuned, seed 0" in stored.status
+
+
+def test_what_is_right_is_read_from_pixels():
+    source = Image.open(SPACE / "demo" / "examples" / "red_circle.png").convert("RGB")
+    expected = {"shape": "circle", "color": "red", "area": [0.8, 1.25]}
+    assert is_right(source, source, expected)
+    assert not is_right(source, source, expected | {"color": "green"})
+    assert not is_right(source, source, expected | {"area": [1.25, 9]})
+    assert not is_right(Image.new("RGB", source.size, "white"), source, expected)
+    assert not is_right(source.transpose(Image.Transpose.FLIP_LEFT_RIGHT), source, expected), "it moved"
+
+
+def test_what_small_models_do_not_know_is_said_before_anything_is_drawn(pair):
     assert pair.unknown_words("paint the <b>elephant</b>, paint THE red elephant!") == ["b", "elephant", "THE"]
-    with pytest.warns(UserWarning, match="do not know: elephant. See the examples."):
-        next(Handlers(pair, Limits()).generate("a red elephant"))
+    folder = SPACE / "demo" / "examples"
+    photo, drawing = (Image.open(folder / name).convert("RGB") for name in ("cat.jpg", "red_circle.png"))
+    assert notice(pair, drawing, "make it a red circle") is None
+    said = notice(pair, photo, "paint the <b>house</b>")
+    assert "not a drawing of shapes" in said and "b, house" in said and "<b>" not in said
+    assert "uniedit demo --base ByteDance-Seed/BAGEL-7B-MoT" in said and f"{pair.side}-pixel" in said
+    examples = read_examples(True, "edit")
+    assert nearest("turn it into a triangle, make it a triangle", examples) == 2
+    assert nearest("", examples) == 0
+    *_, last = Handlers(pair, Limits()).generate("a red elephant", steps=3)
+    assert last[-1].endswith("unknown words: elephant")
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "coffee.jpg", "rocket.jpg"])
+def test_photos_are_not_drawings(name):
+    assert not is_drawing(Image.open(SPACE / "demo" / "examples" / name).convert("RGB"))
+
+
+@pytest.mark.parametrize("path", sorted((SPACE / "demo" / "examples").glob("*.png")), ids=lambda path: path.stem)
+def test_examples_and_results_are_drawings(path):
+    assert is_drawing(Image.open(path).convert("RGB"))
 
 
 # ---- bad input
@@ -177,9 +274,14 @@ def test_bad_pictures(client, tmp_path, source, kind, message):
         ({"instruction": ""}, "write an instruction first"),
         ({"instruction": " \n"}, "write an instruction first"),
         ({"instruction": "a" * 100_000}, "100,000 characters; up to 2,000"),
-        ({"seed": -2}, "less than minimum value -1"),
-        ({"steps": 10**6}, "steps|maximum|99"),
-        ({"text_guidance": -3}, "guidance|minimum"),
+        ({"seed": -2}, "Seed is -2: please use a number from -1"),
+        ({"steps": 10**6}, "Steps is 1000000: please use a number from 1 to 99"),
+        ({"text_guidance": -3}, "Text guidance is -3: please use a number from 1 to 10"),
+        ({"steps": None}, "Steps is empty: please use a number from 1 to 99"),
+        ({"image_guidance": None}, "Image guidance is empty"),
+        ({"thinking": None}, "Think first is empty"),
+        ({"steps": "many"}, "Steps is 'many'"),
+        ({"seed": True}, "Seed is 'True'"),
         ({"source": None}, "upload an image first"),
     ],
 )
@@ -324,14 +426,23 @@ def test_links():
     assert read_link({"tab": "../etc"}, 10).tab is None
 
 
-def test_comparison_and_history():
+def test_the_comparison():
     first, second = picture(64, 48), picture(32, 32, seed=1)
     assert [each.size for each in compare("Source and tuned", first, None, second)] == [(32, 32)] * 2
     assert compare("Base and tuned", first, None, second) is None
-    history, _ = [], None
+
+
+def test_the_history_restores_a_request():
+    first, second = picture(64, 48), picture(32, 32, seed=1)
+    history = []
     for number in range(14):
-        history, _ = remember(history, first, second, f"edit {number}", number)
-    assert len(history) == 12 and history[0][1] == "edit 13 (seed 13)" and history[0][0].size == (96, 48)
+        given = (first, second, second, number, f"edit {number}", -1, 11, 2.5, None, 0)
+        history, gallery = remember("edit", history, *given)
+    assert len(history) == 12 and history[0].caption == "edit 13 (seed 13)" and history[0].tile.size == (96, 48)
+    assert history[0].values == ("edit 13", 13, 11, 2.5, None, 0), "with the seed that was used"
+    assert (np.asarray(source_of(history[0])) == np.asarray(second)).all()
+    assert len(gallery.value.root) == 12 if hasattr(gallery.value, "root") else gallery.visible
+    assert remember("edit", [], None, None, None, 0, "x", 0)[0] == []
 
 
 def test_the_examples_are_there():

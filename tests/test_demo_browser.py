@@ -83,6 +83,45 @@ def shot(page, name: str) -> None:
     page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
+def test_the_first_screen_shows_a_finished_example(page):
+    """Before anything is pressed: request, both results, whose they are, and the examples above the fold."""
+    page.locator(".results .pair img:visible").nth(1).wait_for()
+    assert page.get_by_label("Instruction").input_value() and status(page).startswith("Stored example")
+    boxes = [
+        each.bounding_box() for each in page.locator(".results .pair img:visible, .examples button:visible").all()
+    ]
+    assert len(boxes) >= 4 and all(box["y"] + box["height"] <= 900 for box in boxes)
+    texts = page.locator(".examples button:visible").all_inner_texts()
+    assert not any("..." in text or "…" in text for text in texts), "whole texts"
+    shot(page, "opened")
+
+
+def test_a_photo_is_doubted_where_the_result_would_be(page):
+    page.locator("#edit-source").get_by_label("Remove Image").click()
+    page.locator("#edit-source input[type=file]").set_input_files(str(EXAMPLE.with_name("cat.jpg")))
+    page.locator(".results .notice:visible").get_by_text("not a drawing of shapes").wait_for()
+    shot(page, "photo")
+    page.locator(".notice:visible button").click()
+    page.locator(".notice").first.wait_for(state="hidden")
+
+
+def test_a_link_holds_the_seed_and_a_tile_its_request(page, address):
+    page.locator(".examples button:visible").last.click()
+    text = page.locator(".examples button:visible").last.inner_text().strip()
+    page.get_by_role("button", name="Edit", exact=True).click()
+    page.get_by_text("Finished").first.wait_for()
+    seed = re.search(r"seed (\d+)", status(page))[1]
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.locator("button:visible", has_text="Copy link").click()
+    page.locator(".link-note:visible").get_by_text(f"Link copied: it holds text, settings and seed {seed}").wait_for()
+    assert f"seed={seed}" in page.evaluate("window.copied")
+    page.get_by_label("Instruction").fill("something else")
+    page.locator(".gallery .thumbnail-lg").first.click()
+    page.wait_for_function(f"[...document.querySelectorAll('textarea')].some(t => t.value == {text!r})")
+    assert page.locator(".gallery .preview img").first.bounding_box()["height"] > 200, "it opens large"
+    shot(page, "tile")
+
+
 def start_edit(page, picture=EXAMPLE, steps: int | None = None) -> None:
     page.locator("#edit-source input[type=file]").set_input_files(str(picture))
     page.get_by_label("Instruction").fill(INSTRUCTION)
@@ -225,6 +264,7 @@ def test_every_control_has_a_name(page):
     )
     assert unnamed == []
     page.get_by_label("Instruction").fill(INSTRUCTION)
+    page.locator("#edit-source").get_by_label("Remove Image").click()
     page.get_by_label("Instruction").press("Enter")
     page.get_by_test_id("toast-body").get_by_text("upload an image").first.wait_for()
 
@@ -239,4 +279,7 @@ def test_other_screens(page, request):
     start_edit(page)
     page.get_by_text("Finished").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing to scroll sideways"
+    phone = request.node.callspec.id == "phone"
+    assert page.locator(".keyboard").is_visible() != phone, "nobody is told to press a key that is not there"
+    assert not phone or page.locator("#masthead").bounding_box()["x"] <= 20, "narrow margins"
     shot(page, request.node.callspec.id)

@@ -176,7 +176,11 @@ def test_the_quickstarts_models(tmp_path, monkeypatch):
         (["--tuned", "no/such/folder", "--base", "no/such/folder"], "no/such/folder"),
         ([], "There is no tuned model at runs/quickstart/model"),
         (["--base", "a/b", "--tuned", "a/b", "--port", "99999"], "port is 99999: use a number from 1 to 65535"),
-        (["--base", "a/b", "--tuned", "a/b", "--host", "nowhere.invalid", "--port", "7860"], "choose another port"),
+        (["--base", "a/b", "--tuned", "a/b", "--host", "nowhere.invalid", "--port", "7860"], "not an address of this"),
+        (
+            ["--base", "a/b", "--tuned", "a/b", "--host", "192.0.2.1"],
+            "192.0.2.1, which is not an address of",
+        ),
     ],
 )
 def test_mistakes(arguments, message, tmp_path, monkeypatch, capsys):

@@ -32,6 +32,9 @@ class DatasetBuildOptions:
     image_root: str | None = field(
         default=None, metadata={"help": "folder of the image paths; the source by default", "metavar": "FOLDER"}
     )
+    config_name: str | None = field(
+        default=None, metadata={"help": "configuration of rows of your own, as in my-edits", "metavar": "NAME"}
+    )
     rows_per_file: Count = field(default=512, metadata={"help": "manifest lines per Parquet file"})
     num_proc: Count = field(default=1, metadata={"help": "number of worker processes"})
 
@@ -49,5 +52,6 @@ def run(options: DatasetBuildOptions) -> None:
         image_root=options.image_root,
         rows_per_file=options.rows_per_file,
         num_proc=options.num_proc,
+        config_name=options.config_name,
     )
     print(report)

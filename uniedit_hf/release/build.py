@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Features
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
@@ -33,7 +35,7 @@ from uniedit_hf.dataset_builder.uniedit_148k import ROWS_PER_PART, VERSION, read
 from uniedit_hf.files import disk_errors_name, write_text
 from uniedit_hf.release.dataset_card import write_card
 from uniedit_hf.release.image_store import ImageStore
-from uniedit_hf.release.parquet import write_rows
+from uniedit_hf.release.parquet import features_of, write_rows
 from uniedit_hf.release.raw import Part, RawRelease, find_release
 from uniedit_hf.row_error import RowError
 
@@ -95,6 +97,7 @@ def build(
     image_root: str | os.PathLike | None = None,
     rows_per_file: int = ROWS_PER_PART,
     num_proc: int = 1,
+    config_name: str | None = None,
 ) -> BuildReport:
     """Builds every configuration of a raw release. Files that an earlier build of the same source finished are kept.
 
@@ -107,18 +110,21 @@ def build(
         image_root: The folder that image paths are relative to; `source` by default.
         rows_per_file: Manifest lines per Parquet file.
         num_proc: Number of worker processes.
+        config_name: Configuration of rows of your own, see `find_release`.
 
     Raises:
         ValueError: If nothing was found, no row can be used, a row is invalid with `strict`, or the folder contains
             the build of another source.
     """
     output_dir = Path(output_dir)
+    if config_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", config_name):
+        raise ValueError(f"config_name is {config_name!r}: use letters, digits, '.', '_' and '-', as in my-edits.")
     if Path(os.path.realpath(output_dir)).is_relative_to(os.path.realpath(source)):
         raise ValueError(
             f"{output_dir} is in the source {source}, where its files would be read as rows the next time: choose a "
             "folder outside."
         )
-    release = find_release(source, manifests)
+    release = find_release(source, manifests, config_name)
     outputs = _outputs(release, rows_per_file)
     if not outputs:
         raise ValueError(
@@ -228,7 +234,12 @@ def _finished(
             missing.append(output)
         else:
             yield output, result
-    write = partial(_write, images=images, output_dir=output_dir)
+    tables = {output.part.file for output in outputs if output.part.is_table}
+    features = {
+        config: features_of(sorted({each.part.file for each in outputs if each.config == config} & tables))
+        for config in {output.config for output in outputs}
+    }
+    write = partial(_write, images=images, output_dir=output_dir, features=features)
     if num_proc == 1:
         yield from ((output, write(output)) for output in missing)
         return
@@ -247,11 +258,11 @@ def _finished(
             pool.shutdown(cancel_futures=True)
 
 
-def _write(output: Output, images: ImageStore, output_dir: Path) -> dict[str, Any]:
+def _write(output: Output, images: ImageStore, output_dir: Path, features: Mapping[str, Features]) -> dict[str, Any]:
     faults: list[RowError] = []
     path = output_dir / output.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = write_rows(_good_rows(output.part, images, faults), path)
+    count = write_rows(_good_rows(output.part, images, faults), path, features[output.config])
     result = {"rows": count, "faults": [fault.record() for fault in faults]}
     _write_json(_journal(output, output_dir), result)
     return result

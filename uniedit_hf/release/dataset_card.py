@@ -17,9 +17,9 @@ from uniedit_hf.files import write_text, written_file
 from uniedit_hf.images import open_image
 from uniedit_hf.release.bare_name import NAME
 from uniedit_hf.release.official_release import OFFICIAL_REPO
-from uniedit_hf.release.parquet import IMAGES
+from uniedit_hf.release.parquet import IMAGES, features_of
 from uniedit_hf.release.statistics import PUBLISHED_SHARES, SIDES, UNKNOWN, Statistics, parquet_files, statistics
-from uniedit_hf.schema import TASK_CATEGORIES, row_features
+from uniedit_hf.schema import TASK_CATEGORIES
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
@@ -69,7 +69,7 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
     own = title.lower() != NAME  # another data set, to which the paper's shares do not apply
     _example_sheet(folder)
     card = DatasetCard.from_template(
-        _metadata(counted, terms, title if own else "Uni-Edit 148k"),
+        _metadata(counted, terms, title if own else "Uni-Edit 148k", parquet_files(folder)),
         template_path=str(TEMPLATE),
         name=title,
         repo_id=repo_id or NAME,
@@ -77,7 +77,7 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
         version=VERSION,
         counted=counted,
         categories=[*TASK_CATEGORIES, UNKNOWN],
-        published=dict.fromkeys(PUBLISHED_SHARES, {}) if own else PUBLISHED_SHARES,
+        published={each.config: {} if own else PUBLISHED_SHARES.get(each.config, {}) for each in counted},
         sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
         terms=terms,
         upstream=OFFICIAL_REPO,
@@ -90,7 +90,9 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
     return path
 
 
-def _metadata(counted: list[Statistics], terms: Terms, title: str) -> DatasetCardData:
+def _metadata(
+    counted: list[Statistics], terms: Terms, title: str, files: dict[str, dict[str, list[Path]]]
+) -> DatasetCardData:
     total = max(result.total for result in counted)
     data = DatasetCardData(
         pretty_name=title,
@@ -105,7 +107,7 @@ def _metadata(counted: list[Statistics], terms: Terms, title: str) -> DatasetCar
         size_categories=[next(name for limit, name in SIZE_CATEGORIES.items() if total < limit)],
         tags=["image-editing", "unified-multimodal-models", "arxiv:2605.21487"],
     )
-    infos = DatasetInfosDict({result.config: _info(result) for result in counted})
+    infos = DatasetInfosDict({result.config: _info(result, files[result.config]) for result in counted})
     infos.to_dataset_card_data(data)
     for info in data["dataset_info"] if isinstance(data["dataset_info"], list) else [data["dataset_info"]]:
         # A list of fixed length under the only name that datasets 3 also has.
@@ -124,13 +126,17 @@ def _metadata(counted: list[Statistics], terms: Terms, title: str) -> DatasetCar
     return data
 
 
-def _info(result: Statistics) -> DatasetInfo:
+def _info(result: Statistics, files: dict[str, list[Path]]) -> DatasetInfo:
     splits = SplitDict()
     for split, count in result.rows.items():
         splits.add(SplitInfo(split, num_examples=count, num_bytes=result.num_bytes[split]))
     size = sum(result.num_bytes.values())
     return DatasetInfo(
-        features=row_features(), splits=splits, download_size=size, dataset_size=size, config_name=result.config
+        features=features_of(path for split in files.values() for path in split[:1]),
+        splits=splits,
+        download_size=size,
+        dataset_size=size,
+        config_name=result.config,
     )
 
 

@@ -32,20 +32,49 @@ def arrow_schema(features: Features) -> pa.Schema:
     return schema.with_metadata({"huggingface": described})
 
 
-def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
+def own_columns(schema: pa.Schema) -> list[str]:
+    """The columns of a Parquet file beside those of the row schema."""
+    return [name for name in schema.names if name not in row_features()]
+
+
+def features_of(files: Iterable[str | Path]) -> Features:
+    """The row schema, and after it the columns that Parquet files have of their own.
+
+    Raises:
+        ValueError: Files have a column of one name and different types.
+    """
+    features = row_features()
+    for file in files:
+        schema = pq.read_schema(file)
+        found = Features.from_arrow_schema(schema)
+        for name in own_columns(schema):
+            if features.setdefault(name, found[name]) != found[name]:
+                raise ValueError(
+                    f"{file}: column {name} is {found[name]}, in another file it is {features[name]}: use one type."
+                )
+    return features
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path, features: Features | None = None) -> int:
     """Writes rows with embedded images: small row groups, a page index, content-defined chunks. The file appears
     when it is complete.
+
+    Args:
+        rows: The rows; a column that a row does not have is null.
+        path: The file.
+        features: The row schema with columns of its own after it; the row schema alone if not given.
 
     Returns:
         The number of rows.
     """
-    features = row_features()
-    return write_encoded_rows((features.encode_example(row) for row in rows), path)
+    features = features or row_features()
+    whole = ({name: row.get(name) for name in features} for row in rows)
+    return write_encoded_rows((features.encode_example(row) for row in whole), path, features)
 
 
-def write_encoded_rows(rows: Iterable[dict[str, Any]], path: Path) -> int:
+def write_encoded_rows(rows: Iterable[dict[str, Any]], path: Path, features: Features | None = None) -> int:
     """`write_rows` for rows as stored in Parquet: categories as numbers, images as bytes and path."""
-    schema = arrow_schema(row_features())
+    schema = arrow_schema(features or row_features())
     small = [field.name for field in schema if field.name not in IMAGES]
     options = {
         "use_dictionary": small,

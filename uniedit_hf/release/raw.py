@@ -2,8 +2,9 @@
 
 Two kinds are read. The official one: JSONL manifests at the top, `*148k*.jsonl` and `*40k*.jsonl`, and images in
 folders, tar or zip shards. Our own: Parquet in the row schema, at the top or in a folder with the name of a
-configuration, as synthesis and `uniedit dataset build` write it. The layout of the official repository was not known
-when this was written, so nothing is guessed silently: `RawRelease.report` says what was found.
+configuration, as synthesis and `uniedit dataset build` write it; rows that belong to neither published configuration
+get a name of their own. The layout of the official repository
+was not known when this was written, so nothing is guessed silently: `RawRelease.report` says what was found.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from uniedit_hf.row_error import RowError
 
 
 CONFIGS = ("148k", "40k")
+OWN_CONFIG = "default"  # of rows that synthesis made, if no name is given
 SPLITS = ("train", "validation", "test")
 ARCHIVES = (".tar", ".zip")
 PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z", ".rar")
@@ -69,6 +71,7 @@ class RawRelease:
         archives: Tar and zip files, at any depth.
         images: Number of image files outside archives.
         unplaced: Files that were not used, with the reason.
+        own_config: The configuration of rows whose place names none.
     """
 
     source: Path
@@ -77,11 +80,12 @@ class RawRelease:
     archives: list[Path] = field(default_factory=list)
     images: int = 0
     unplaced: list[tuple[str, str]] = field(default_factory=list)
+    own_config: str | None = None
 
     @property
     def configs(self) -> list[str]:
         """The configurations that have rows."""
-        return [config for config in CONFIGS if config in self.manifests or config in self.tables]
+        return in_order({*self.manifests, *self.tables})
 
     def splits(self, config: str) -> list[str]:
         """The splits of a configuration; the official release has only `train`.
@@ -126,13 +130,24 @@ class RawRelease:
         return " ".join(lines)
 
 
-def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str]] | None = None) -> RawRelease:
+def in_order(configs: Iterable[str]) -> list[str]:
+    """Names of configurations, the published ones first."""
+    return sorted(configs, key=lambda name: (CONFIGS.index(name) if name in CONFIGS else len(CONFIGS), name))
+
+
+def find_release(
+    source: str | os.PathLike,
+    manifests: Mapping[str, Sequence[str]] | None = None,
+    own_config: str | None = None,
+) -> RawRelease:
     """Looks through a folder.
 
     Args:
         source: The folder.
         manifests: Names of the manifests of each configuration, relative to the folder; by default they are found by
             name.
+        own_config: The configuration of Parquet files outside a folder named after one, and of manifests whose name
+            says none; by default `default` for a folder of synthesis, and 148k for Parquet files elsewhere.
 
     Raises:
         RawReleaseError: If there is no such folder, or a named manifest is missing.
@@ -140,7 +155,9 @@ def find_release(source: str | os.PathLike, manifests: Mapping[str, Sequence[str
     source = Path(source)
     if not source.is_dir():
         raise RawReleaseError(f"There is no folder {source}: expected the folder of a raw release.")
-    release = RawRelease(_rows_of_synthesis(source))
+    release = RawRelease(_rows_of_synthesis(source), own_config=own_config)
+    if own_config is None and release.source != source:
+        release.own_config = OWN_CONFIG
     source = release.source
     for config, names in (manifests or {}).items():
         for name in names:
@@ -223,17 +240,17 @@ def _place(release: RawRelease, path: Path, others: Counter[str]) -> None:
     elif ending == ".jsonl" and any(path in files for files in release.manifests.values()):
         return
     elif ending == ".jsonl" and len(place.parts) == 1:
-        config = next((each for each in CONFIGS if re.search(rf"(?<!\d){each}", path.name.lower())), None)
+        named = (each for each in CONFIGS if re.search(rf"(?<!\d){each}", path.name.lower()))
+        config = next(named, release.own_config)
         if config is None:
-            release.unplaced.append(
-                (str(place), "name has neither 148k nor 40k; say which with manifest_148k or _40k")
-            )
+            reason = "name has neither 148k nor 40k: use manifest_148k, manifest_40k or config_name"
+            release.unplaced.append((str(place), reason))
         else:
             release.manifests.setdefault(config, []).append(path)
     elif ending == ".jsonl":
         release.unplaced.append((str(place), "manifests must be at the top of the folder"))
     elif ending == ".parquet":
-        config = place.parts[0] if place.parts[0] in CONFIGS else CONFIGS[0]
+        config = place.parts[0] if place.parts[0] in CONFIGS else release.own_config or CONFIGS[0]
         split = next((each for each in SPLITS if path.name.startswith(f"{each}-")), "train")
         release.tables.setdefault(config, {}).setdefault(split, []).append(path)
     elif ending in PACKED:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from uniedit_hf.release.parquet import IMAGES
-from uniedit_hf.release.raw import CONFIGS
+from uniedit_hf.release.raw import CONFIGS, SPLITS, in_order
 from uniedit_hf.schema import TASK_CATEGORIES
 
 
@@ -49,7 +49,7 @@ class Statistics:
     """Counts over one configuration.
 
     Args:
-        config: `148k` or `40k`.
+        config: Its name: `148k`, `40k` or one of your own.
         rows: Number of rows of each split.
         num_bytes: Size of the Parquet files of each split.
         categories: Number of rows of each task category; `not known` for null.
@@ -103,13 +103,14 @@ def parquet_files(folder: Path) -> dict[str, dict[str, list[Path]]]:
         ValueError: If there are none.
     """
     found: dict[str, dict[str, list[Path]]] = {}
-    for config in CONFIGS:
+    built = {file.parent.name for split in SPLITS for file in folder.glob(f"[!.]*/{split}-*.parquet")}
+    for config in in_order(built):
         for file in sorted((folder / config).glob("*.parquet")):
             found.setdefault(config, {}).setdefault(file.name.partition("-")[0], []).append(file)
     if not found:
         raise ValueError(
-            f"There is no built data set in {folder}: expected Parquet files in {' or '.join(CONFIGS)}; make them "
-            "with `uniedit dataset build`."
+            f"There is no built data set in {folder}: expected Parquet files such as {CONFIGS[0]}/train-*.parquet; "
+            "make them with `uniedit dataset build`."
         )
     return found
 

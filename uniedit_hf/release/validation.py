@@ -17,8 +17,7 @@ from tqdm.auto import tqdm
 from uniedit_hf.files import write_text
 from uniedit_hf.images import ImageError, open_image
 from uniedit_hf.release.decontamination import Benchmarks, Match, read_benchmarks
-from uniedit_hf.release.parquet import IMAGES
-from uniedit_hf.release.raw import CONFIGS
+from uniedit_hf.release.parquet import IMAGES, own_columns
 from uniedit_hf.release.statistics import (
     PUBLISHED_ROWS,
     PUBLISHED_SHARES,
@@ -101,7 +100,7 @@ def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Valida
     ]
     total = sum(_num_rows(file) for splits in found.values() for files in splits.values() for file in files)
     with tqdm(total=total, unit=" rows", desc="Validating") as progress:
-        for config in [config for config in CONFIGS if config in found]:
+        for config in found:
             checks = _ConfigChecks(config, result, looked_for)
             for split, files in found[config].items():
                 for file in files:
@@ -121,7 +120,7 @@ def write_report(result: Validation, path: Path) -> None:
         result=result,
         reasons=Counter(problem.reason for problem in result.problems).most_common(),
         categories=[*TASK_CATEGORIES, UNKNOWN],
-        published=PUBLISHED_SHARES,
+        published={counts.config: PUBLISHED_SHARES.get(counts.config, {}) for counts in result.counted},
         sides=[*(f"up to {side}" for side in SIDES), f"over {SIDES[-1]}"],
     )
     write_text(path, page)
@@ -148,6 +147,7 @@ class _ConfigChecks:
         self.edits: set[bytes] = set()
         self.repeated = 0
         self.unchanged = 0
+        self.own_columns: list[str] = []
 
     def read(self, file: Path, split: str, progress: tqdm) -> None:
         name = f"{self.counts.config}/{file.name}"
@@ -157,6 +157,7 @@ class _ConfigChecks:
                 if difference:
                     self._problem(name, 0, "schema", difference)
                     return
+                self.own_columns = own_columns(parquet.schema_arrow)
                 self.counts.rows[split] = self.counts.rows.get(split, 0) + parquet.metadata.num_rows
                 self.counts.num_bytes[split] = self.counts.num_bytes.get(split, 0) + file.stat().st_size
                 number = 0
@@ -171,13 +172,16 @@ class _ConfigChecks:
     def finish(self) -> None:
         counts, notes = self.counts, self.result.notes
         self.result.counted.append(counts)
-        config, published = counts.config, PUBLISHED_ROWS[counts.config]
-        notes.append(f"{config}: {counts.total:,} rows; the paper has about {published:,}.")
+        config, published = counts.config, PUBLISHED_ROWS.get(counts.config)
+        of_paper = f"; the paper has about {published:,}" if published else ""
+        notes.append(f"{config}: {counts.total:,} rows{of_paper}.")
         far = [
             f"{category} {counts.share(category):.1f} % (published {share:.1f} %)"
-            for category, share in PUBLISHED_SHARES[config].items()
+            for category, share in PUBLISHED_SHARES.get(config, {}).items()
             if abs(counts.share(category) - share) > SHARE_TOLERANCE
         ]
+        if self.own_columns:
+            notes.append(f"{config}: columns of its own: {', '.join(self.own_columns)}.")
         if far:
             notes.append(f"{config}: shares that differ by more than {SHARE_TOLERANCE:g} points: {', '.join(far)}.")
         if counts.same_shape < counts.total:
@@ -236,7 +240,7 @@ class _ConfigChecks:
 
 
 def _schema_difference(schema: pa.Schema) -> str | None:
-    """The difference between a file's columns and the schema, in a sentence."""
+    """The difference between a file's columns and the schema, in a sentence; own columns are allowed."""
     expected = row_features().arrow_schema
     for column in expected:
         if column.name not in schema.names:
@@ -244,8 +248,7 @@ def _schema_difference(schema: pa.Schema) -> str | None:
         found = schema.field(column.name).type
         if found != column.type:
             return f"column {column.name} is of type {found}: expected {column.type}."
-    extra = [name for name in schema.names if name not in expected.names]
-    return f"there is a column {extra[0]}, which is not in the row schema." if extra else None
+    return None
 
 
 def _num_rows(file: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,13 @@ from uniedit_hf.streams import Event, Finished, Preview, TextPiece
 
 from .limits import Limits, refusal
 from .models import Pair
+from .notices import doubts_of
 from .questions import embedded_questions
 
 
 COMPARISONS = ("Base and tuned", "Source and base", "Source and tuned")
-HISTORY = 12  # images that a visitor's history holds
-THUMBNAIL = 256  # their longest side, in pixels
 SIDES = ("Base", "Tuned")
 ANY_SEED = -1
-UNKNOWN = 5  # words at most that are named as unknown
 PAUSE = 0.1  # seconds between two changes of the page: each costs the server some 20 ms
 
 
@@ -163,7 +160,8 @@ class Handlers:
         for base, tuned, status in self._progress("stream_answer", settings, sides):
             yield base.show("result"), tuned.show("result"), base.show("thoughts"), tuned.show("thoughts"), status
         base, tuned = sides
-        yield base.result, tuned.result, base.thoughts, tuned.thoughts, _done(begun)
+        status = _done(begun, doubts=doubts_of(self.pair, picture, question))
+        yield base.result, tuned.result, base.thoughts, tuned.thoughts, status
 
     def why(self, picture: Image.Image | None, instruction: str) -> str:
         """Asks both models the questions in an instruction, to see which condition was true for them.
@@ -190,12 +188,8 @@ class Handlers:
     # --- what came in ---------------------------------------------------------------------------------------------
 
     def _read(self, text: str, what: str) -> str:
-        """The text within limits; says which of its words mean nothing to the models."""
-        text = self.limits.check_text(text, what)
-        if words := self.pair.unknown_words(text):
-            named = html.escape(", ".join(words[:UNKNOWN]))
-            gr.Warning(f"These small models do not know: {named}. See the examples.", title="Unknown words")
-        return text
+        """The text within limits."""
+        return self.limits.check_text(text, what)
 
     def _thinking_budget(self, tokens: float) -> int:
         if tokens and not self.pair.thinks:
@@ -206,6 +200,7 @@ class Handlers:
 
     def _draw(self, verb: str, settings: dict) -> Iterator[tuple]:
         begun, seed, sides = time.perf_counter(), settings["seed"], (Side(), Side())
+        doubts = doubts_of(self.pair, settings.get("image"), settings.get("instruction") or settings.get("prompt"))
         yield None, None, "", "", seed, "Beginning ..."
         # a family that draws without steps or renormalization has no such settings
         known = self.pair.base.known_settings | {"image", "instruction", "prompt", "seed", "thinking_budget"}
@@ -217,7 +212,8 @@ class Handlers:
         facts = [f"seed {seed}"]
         if "num_timesteps" in settings:
             facts.append(f"{settings['num_timesteps'] - 1} steps")
-        yield base.result, tuned.result, base.thoughts, tuned.thoughts, seed, _done(begun, ", ".join(facts))
+        status = _done(begun, ", ".join(facts), doubts=doubts)
+        yield base.result, tuned.result, base.thoughts, tuned.thoughts, seed, status
 
     def _progress(self, verb: str, settings: dict, sides: tuple[Side, Side]) -> Iterator[tuple[Side, Side, str]]:
         """Both sides as they change, but not more often than every `PAUSE` seconds, with a line that says how far they
@@ -272,17 +268,6 @@ def compare(choice: str, source: Image.Image | None, base: Image.Image | None, t
     return first.resize(second.size, Image.Resampling.BICUBIC), second
 
 
-def remember(history: list, base: Image.Image | None, tuned: Image.Image | None, text: str, seed: float):
-    """The history with a new image, base left and tuned right, and the same as the gallery's value."""
-    if base is not None and tuned is not None:
-        both = Image.new("RGB", (base.width + tuned.width, max(base.height, tuned.height)), "white")
-        both.paste(base, (0, 0))
-        both.paste(tuned, (base.width, 0))
-        both.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-        history = [(both, f"{text[:80]} (seed {seed:.0f})"), *history][:HISTORY]
-    return history, gr.Gallery(history, visible=bool(history))
-
-
 def _seed(seed: float | None) -> int:
     if seed is None or seed == ANY_SEED:
         return secrets.randbits(31)
@@ -293,8 +278,8 @@ def _seed(seed: float | None) -> int:
     return int(seed)
 
 
-def _done(begun: float, *facts: str) -> str:
-    return " · ".join(["Finished", *facts, f"{time.perf_counter() - begun:.1f} s"])
+def _done(begun: float, *facts: str, doubts: list[str]) -> str:
+    return " · ".join(["Finished", *facts, f"{time.perf_counter() - begun:.1f} s", *doubts])
 
 
 def _cell(text: str) -> str:

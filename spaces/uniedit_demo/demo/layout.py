@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 
 from .handlers import ANY_SEED, COMPARISONS, SIDES
-from .limits import Limits, upload
+from .limits import Limits, number, upload
 from .models import SMALL_WORLD, Pair
+from .request_examples import Example, read_examples
 
 
-EXAMPLES = Path(__file__).with_name("examples")
+@dataclass
+class Share:
+    """Copies a link, and says so."""
+
+    button: gr.Button
+    note: gr.Markdown
+
+
+@dataclass
+class Examples:
+    """Requests to press, one button each."""
+
+    requests: list[Example]
+    buttons: list[gr.Button]
+
+
+@dataclass
+class Notice:
+    """What the small models do not know of a request, with the nearest example to press."""
+
+    box: gr.Column
+    words: gr.Markdown
+    nearest: gr.Button
+    number: gr.State
 
 
 @dataclass
@@ -29,7 +51,9 @@ class Tab:
     results: list
     thoughts: list[gr.Textbox]
     status: gr.Markdown
-    link: gr.Button
+    share: Share
+    examples: Examples
+    notice: Notice
     picture: gr.Image | None = None
     seed: gr.Number | None = None
     steps: gr.Slider | None = None
@@ -41,6 +65,7 @@ class Tab:
     slider: gr.ImageSlider | None = None
     fold: gr.Accordion | None = None
     why: gr.Markdown | None = None
+    finished: object = None  # the event of a finished drawing
 
     @property
     def settings(self) -> list:
@@ -60,60 +85,69 @@ def masthead(pair: Pair) -> None:
 
 def edit_tab(pair: Pair, limits: Limits) -> Tab:
     """Image and instruction on the left, both edits on the right."""
+    examples = _examples(pair, "edit")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
             picture = upload(limits, label="Source image", height=260, elem_id="edit-source")
-            text = _text("Instruction", _examples(pair, "edit"))
+            text = _text("Instruction", examples)
             run, stop = _buttons("Edit")
             settings = _settings(pair, image_guidance=True)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
-            results, status, used_seed, reuse = _pictures()
+            notice = _notice()
+            results, status, used_seed, reuse, share = _pictures()
             comparison, slider, fold = _comparison(COMPARISONS)
             with gr.Accordion("Why: what the models see", open=False):
                 why = gr.Markdown(
-                    "After an edit, both models answer the questions that the instruction holds.", elem_classes="why"
-                )
+                    "After an edit, both models answer the questions that the instruction holds.",
+                    label="Why", elem_classes="why",
+                )  # fmt: skip
             thoughts = _thoughts(pair)
-    _show_examples(pair, "edit", [picture, text])
     return Tab(
         "edit", run, stop, text, results=results, thoughts=thoughts, status=status, picture=picture, reuse=reuse,
-        used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, why=why, **settings,
+        used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, why=why, share=share, examples=examples,
+        notice=notice, **settings,
     )  # fmt: skip
 
 
 def ask_tab(pair: Pair, limits: Limits) -> Tab:
     """Image and question on the left, both answers on the right."""
+    examples = _examples(pair, "ask")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            picture = upload(limits, label="Picture", height=260, elem_id="ask-source")
-            text = _text("Question", _examples(pair, "ask"))
+            picture = upload(limits, label="Image", height=260, elem_id="ask-source")
+            text = _text("Question", examples)
             run, stop = _buttons("Ask")
-            with gr.Accordion("Settings", open=False):
-                thinking, link = _thinking(pair), _link()
+            with gr.Accordion("Settings", open=False, visible=pair.thinks):
+                thinking = _thinking(pair)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
+            notice = _notice()
             with gr.Row(elem_classes="pair"):
                 results = [gr.Textbox(label=name, lines=4, interactive=False, buttons=["copy"]) for name in SIDES]
-            status = gr.Markdown("", elem_classes="status")
+            status = _status("Nothing asked yet.")
+            with gr.Row(elem_classes="actions"):
+                button = _action("Copy link")
+            share = Share(button, _link_note())
             thoughts = _thoughts(pair)
-    _show_examples(pair, "ask", [picture, text])
-    return Tab("ask", run, stop, text, thinking, results, thoughts, status, link, picture=picture)
+    return Tab("ask", run, stop, text, thinking, results, thoughts, status, share, examples, notice, picture=picture)
 
 
 def generate_tab(pair: Pair) -> Tab:
     """A description on the left, both drawings on the right."""
+    examples = _examples(pair, "generate")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            text = _text("Description", _examples(pair, "generate"))
+            text = _text("Description", examples)
             run, stop = _buttons("Generate")
             settings = _settings(pair, image_guidance=False)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
-            results, status, used_seed, reuse = _pictures()
+            notice = _notice()
+            results, status, used_seed, reuse, share = _pictures()
             comparison, slider, fold = _comparison(COMPARISONS[:1])
             thoughts = _thoughts(pair)
-    _show_examples(pair, "generate", [text])
     return Tab(
         "generate", run, stop, text, results=results, thoughts=thoughts, status=status, reuse=reuse,
-        used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, **settings,
+        used_seed=used_seed, comparison=comparison, slider=slider, fold=fold, share=share, examples=examples,
+        notice=notice, **settings,
     )  # fmt: skip
 
 
@@ -126,10 +160,10 @@ def history_gallery() -> gr.Gallery:
 
 
 def privacy(limits: Limits) -> None:
-    """The note on uploads."""
-    gr.Markdown(
-        f"Nothing you upload is kept: files are deleted after {limits.keep_seconds // 60} minutes at the latest. "
-        "Press Escape to stop.",
+    """What happens with uploads."""
+    gr.HTML(
+        f"<p>Nothing you upload is kept: files are deleted after {limits.keep_seconds // 60} minutes at the latest. "
+        "<span class='keyboard'>Press Escape to stop.</span></p>",
         elem_id="privacy",
     )
 
@@ -137,8 +171,35 @@ def privacy(limits: Limits) -> None:
 # --- pieces ---------------------------------------------------------------------------------------------------------
 
 
-def _text(label: str, examples: list[list[str]]) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=examples[0][-1], lines=1, max_lines=6)
+def _text(label: str, examples: Examples) -> gr.Textbox:
+    return gr.Textbox(label=label, placeholder=examples.requests[0].text, lines=1, max_lines=6)
+
+
+def _examples(pair: Pair, tab: str) -> Examples:
+    """Examples that suit the models, as buttons with the whole text."""
+    requests = read_examples(pair.side <= SMALL_WORLD, tab)
+    with gr.Row(elem_classes="examples"):
+        buttons = [gr.Button(each.text, icon=each.picture, size="sm", min_width=0) for each in requests]
+    return Examples(requests, buttons)
+
+
+def _notice() -> Notice:
+    with gr.Column(visible=False, elem_classes="notice") as box:
+        words = gr.Markdown("", label="What these models do not know")
+        nearest = gr.Button("", size="sm")
+    return Notice(box, words, nearest, gr.State(0))
+
+
+def _action(text: str) -> gr.Button:
+    return gr.Button(text, size="sm", scale=0, min_width=130)
+
+
+def _link_note() -> gr.Markdown:
+    return gr.Markdown("", label="Link", elem_classes="link-note")
+
+
+def _status(text: str) -> gr.Markdown:
+    return gr.Markdown(text, label="Status", elem_classes="status")
 
 
 def _buttons(verb: str) -> tuple[gr.Button, gr.Button]:
@@ -158,23 +219,22 @@ def _settings(pair: Pair, image_guidance: bool) -> dict:
         guidance = gr.Slider(1, 10, value=defaults.text_guidance, step=0.1, label="Text guidance")
         image = None
         if image_guidance:
-            image = gr.Slider(1, 10, value=defaults.image_guidance, step=0.1, label="Image guidance")
-        settings = {"thinking": _thinking(pair), "link": _link()}
+            image = number(gr.Slider(1, 10, value=defaults.image_guidance, step=0.1, label="Image guidance"))
+        settings = {"thinking": _thinking(pair)}
+    for each in (seed, steps, guidance):
+        number(each)
     return settings | {"seed": seed, "steps": steps, "text_guidance": guidance, "image_guidance": image}
 
 
-def _link() -> gr.Button:
-    return gr.Button("Copy a link to these settings", size="sm", variant="secondary")
-
-
 def _thinking(pair: Pair) -> gr.Slider:
-    return gr.Slider(
+    slider = gr.Slider(
         0, pair.defaults.thinking, value=0, step=1, label="Think first", info="Tokens of reasoning at most; 0 is off.",
         visible=pair.thinks,
     )  # fmt: skip
+    return number(slider)
 
 
-def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
+def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button, Share]:
     with gr.Row(elem_classes="pair"):
         results = [
             gr.Image(
@@ -182,11 +242,12 @@ def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button]:
             )
             for name in SIDES
         ]
-    with gr.Row(equal_height=True):
-        status = gr.Markdown("Nothing drawn yet.", elem_classes="status")
-        used_seed = gr.Number(ANY_SEED, label="Seed of these images", precision=0, interactive=False, visible="hidden")
-        reuse = gr.Button("Keep this seed", size="sm", scale=0, min_width=140)
-    return results, status, used_seed, reuse
+    status = _status("Nothing drawn yet.")
+    used_seed = gr.Number(ANY_SEED, label="Seed of these images", precision=0, interactive=False, visible="hidden")
+    with gr.Row(elem_classes="actions"):
+        reuse, link = _action("Keep this seed"), _action("Copy link")
+    share = Share(link, _link_note())
+    return results, status, used_seed, reuse, share
 
 
 def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider, gr.Accordion]:
@@ -209,15 +270,4 @@ def _comparison(choices: tuple[str, ...]) -> tuple[gr.Radio, gr.ImageSlider, gr.
 def _thoughts(pair: Pair) -> list[gr.Textbox]:
     with gr.Accordion("Thoughts", open=False, visible=pair.thinks):
         with gr.Row(elem_classes="pair"):
-            return [gr.Textbox(label=side, lines=3, interactive=False) for side in SIDES]
-
-
-def _examples(pair: Pair, tab: str) -> list[list[str]]:
-    """Examples that suit the models: a text, or an image's file and a text."""
-    kind = "small" if pair.side <= SMALL_WORLD else "large"
-    rows = json.loads((EXAMPLES / "examples.json").read_text())[kind][tab]
-    return [[*(str(EXAMPLES / picture) for picture in pictures), text] for *pictures, text in rows]
-
-
-def _show_examples(pair: Pair, tab: str, inputs: list) -> None:
-    gr.Examples(_examples(pair, tab), inputs, label="Examples", api_visibility="private")
+            return [gr.Textbox(label=f"Thoughts of {side.lower()}", lines=3, interactive=False) for side in SIDES]

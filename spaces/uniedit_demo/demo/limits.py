@@ -93,6 +93,35 @@ class Page(gr.Blocks):
             ) from error
 
 
+def number(place: gr.Slider | gr.Number) -> gr.Slider | gr.Number:
+    """A slider or number that refuses what is not a number of its range in a user's words, and with its name.
+
+    0 means the models' own value where a slider begins at 1. An empty seed draws a new one.
+    """
+    optional = isinstance(place, gr.Number)
+
+    def preprocess(payload: float | None) -> float | None:
+        if payload is None and optional:
+            return None
+        if not isinstance(payload, int | float) or isinstance(payload, bool):
+            raise refusal(f"{place.label} is {_shown(payload)}: {_range(place)}", title="Not a number")
+        if payload != 0 and not place.minimum <= payload <= (place.maximum or float("inf")):
+            raise refusal(f"{place.label} is {payload}: {_range(place)}", title="Out of range")
+        return payload
+
+    place.preprocess = preprocess
+    return place
+
+
+def _shown(payload) -> str:
+    return "empty" if payload is None else f"{str(payload)[:40]!r}"
+
+
+def _range(place: gr.Slider | gr.Number) -> str:
+    most = "" if place.maximum is None else f" to {place.maximum}"
+    return f"please use a number from {place.minimum}{most}."
+
+
 def upload(limits: Limits, **options) -> gr.Image:
     """A place to upload an image within limits; `options` are those of gr.Image.
 

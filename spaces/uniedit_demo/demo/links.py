@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import gradio as gr
-
 
 TABS = ("edit", "ask", "generate")
 
-# Copies the address of the page with the settings of a tab; the arguments are the tab and its settings in order.
+# Copies the address of the page with the settings of a tab and the seed of its results, and says so. The arguments are
+# the tab, its settings in order, and the seed that was used. A page without https has no clipboard: it shows the link.
 COPY = """
-(tab, text, seed, steps, text_guidance, image_guidance, thinking) => {
+async (tab, text, seed, steps, text_guidance, image_guidance, thinking, used_seed) => {
   const link = new URL(window.location.href.split('?')[0]);
+  if (seed === null || seed < 0) seed = used_seed;
   const values = {tab, text, seed, steps, text_guidance, image_guidance, thinking};
   for (const [name, value] of Object.entries(values))
     if (value !== null && value !== undefined && value !== '') link.searchParams.set(name, value);
-  navigator.clipboard?.writeText(link.href).catch(() => {});
-  return link.href;
+  const held = seed >= 0 && seed !== null ? `text, settings and seed ${seed}` : 'text and settings';
+  try {
+    await navigator.clipboard.writeText(link.href);
+    return `Link copied: it holds ${held}, but no image.`;
+  } catch {
+    return `Copy this link; it holds ${held}, but no image: <${link.href}>`;
+  }
 }
 """
 
@@ -61,8 +66,3 @@ def _number(parameters: Mapping[str, str], name: str, kind: type, low: float, hi
     except ValueError:
         return None
     return value if low <= value <= high else None
-
-
-def or_skip(value):
-    """The value, or what leaves a component as it is."""
-    return gr.skip() if value is None else value

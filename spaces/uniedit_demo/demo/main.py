@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from importlib.util import find_spec
 
 import gradio as gr
 
 from . import layout
-from .handlers import Handlers, compare, remember
+from .handlers import Handlers, compare
+from .history import remember, source_of
 from .limits import Limits, Page
-from .links import COPY, TABS, or_skip, read_link
+from .links import COPY, TABS, Link, read_link
 from .models import SMALL_WORLD, Decorate, Pair, load_pair, zero_gpu
+from .notices import notice
+from .request_examples import Example, nearest, read_stored
 from .theme import CSS, HEAD, SMALL_PICTURES, theme
 
 
 QUEUE = "models"  # all that needs a model waits in one queue, served in order
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
@@ -34,7 +39,6 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
         delete_cache=(60, limits.keep_seconds),
     ) as page:
         layout.masthead(pair)
-        history = gr.State([], time_to_live=limits.keep_seconds)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Edit", id="edit"):
                 edit = layout.edit_tab(pair, limits)
@@ -42,33 +46,38 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
                 ask = layout.ask_tab(pair, limits)
             with gr.Tab("Generate", id="generate"):
                 generate = layout.generate_tab(pair)
-        gallery = layout.history_gallery()
-        layout.privacy(limits)
-        _connect_edit(edit, handlers, on_gpu, history, gallery)
+        parts = [edit, ask, generate]
+        _connect_edit(edit, handlers, on_gpu)
         _connect_ask(ask, handlers, on_gpu)
-        _connect_generate(generate, handlers, on_gpu, history, gallery)
-        _connect_links(page, tabs, [edit, ask, generate], limits)
+        _connect_generate(generate, handlers, on_gpu)
+        for tab in parts:
+            _connect_examples(tab, pair)
+        _connect_history(tabs, parts, limits)
+        _connect_links(page, tabs, parts, limits)
+        layout.privacy(limits)
     return page.queue(max_size=limits.waiting, default_concurrency_limit=None)
 
 
-def _connect_edit(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate, history, gallery) -> None:
+def _connect_edit(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
     settings = [tab.seed, tab.steps, tab.text_guidance, tab.image_guidance, tab.thinking]
     run = _run(tab, on_gpu(handlers.edit), [tab.picture, tab.text, *settings], [tab.used_seed])
-    _after_drawing(tab, run, tab.picture, history, gallery)
+    _after_drawing(tab, run, tab.picture)
     run.success(
         on_gpu(handlers.why), [tab.picture, tab.text], tab.why, api_name="why", concurrency_limit=1,
         concurrency_id=QUEUE, show_progress="hidden",
     )  # fmt: skip
+    tab.finished = run
 
 
 def _connect_ask(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
     _run(tab, on_gpu(handlers.ask), [tab.picture, tab.text, tab.thinking], [])
 
 
-def _connect_generate(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate, history, gallery) -> None:
+def _connect_generate(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
     settings = [tab.seed, tab.steps, tab.text_guidance, tab.thinking]
     run = _run(tab, on_gpu(handlers.generate), [tab.text, *settings], [tab.used_seed])
-    _after_drawing(tab, run, gr.State(None), history, gallery)
+    _after_drawing(tab, run, gr.State(None))
+    tab.finished = run
 
 
 def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
@@ -91,36 +100,88 @@ def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
     return run
 
 
-def _after_drawing(tab: layout.Tab, run, source, history, gallery) -> None:
-    """Slider, history and seed of finished images."""
+def _after_drawing(tab: layout.Tab, run, source) -> None:
+    """Slider and seed of finished images."""
     pictures = [tab.comparison, source, *tab.results]
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    run.success(compare, pictures, tab.slider, **private)
-    run.success(lambda: gr.Accordion(open=True), None, tab.fold, **private)
-    tab.comparison.change(compare, pictures, tab.slider, **private)
-    run.success(remember, [history, *tab.results, tab.text, tab.used_seed], [history, gallery], **private)
+    run.success(compare, pictures, tab.slider, **PRIVATE)
+    run.success(lambda: gr.Accordion(open=True), None, tab.fold, **PRIVATE)
+    tab.comparison.change(compare, pictures, tab.slider, **PRIVATE)
     tab.reuse.click(None, tab.used_seed, tab.seed, js="(seed) => seed", api_visibility="private")
 
 
-def _connect_links(page: gr.Blocks, tabs: gr.Tabs, parts: list[layout.Tab], limits: Limits) -> None:
-    """An address with settings fills the page, and buttons copy such an address."""
+def _connect_history(tabs: gr.Tabs, parts: list[layout.Tab], limits: Limits) -> None:
+    """A finished request becomes a tile; a pressed tile opens large and restores its request."""
+    history = gr.State([], time_to_live=limits.keep_seconds)
+    gallery = layout.history_gallery()
     nothing = gr.State(None)
     for tab in parts:
-        inputs = [gr.State(tab.name), *(each if each is not None else nothing for each in tab.settings)]
-        tab.link.click(None, inputs, None, js=COPY, api_visibility="private")
-    filled = [[each for each in tab.settings if each is not None] for tab in parts]
+        if tab.finished is not None:
+            values = [tab.used_seed, *(each if each is not None else nothing for each in tab.settings)]
+            given = [history, *tab.results, tab.picture or nothing, *values]
+            tab.finished.success(partial(remember, tab.name), given, [history, gallery], **PRIVATE)
 
-    def fill(request: gr.Request):
+    def restore(entries: list, event: gr.SelectData) -> dict:
+        drawn = entries[event.index]
+        tab = next(each for each in parts if each.name == drawn.tab)
+        values = {part: value for part, value in zip(tab.settings, drawn.values) if part is not None}
+        source = {tab.picture: source_of(drawn)} if tab.picture is not None else {}
+        return {tabs: gr.Tabs(selected=tab.name)} | values | source
+
+    filled = [each for tab in parts for each in (*tab.settings, tab.picture) if each is not None]
+    gallery.select(restore, history, [tabs, *filled], **PRIVATE)
+
+
+def _connect_examples(tab: layout.Tab, pair: Pair) -> None:
+    """A pressed example fills the request. What small models do not know is said where the result would be."""
+    request = [tab.text] if tab.picture is None else [tab.text, tab.picture]
+
+    def fill(example: Example) -> dict:
+        return dict(zip(request, (example.text, example.picture)))
+
+    for example, button in zip(tab.examples.requests, tab.examples.buttons):
+        button.click(partial(fill, example), None, request, queue=False, **PRIVATE)
+    box, words, button, number = tab.notice.box, tab.notice.words, tab.notice.nearest, tab.notice.number
+    button.click(lambda which: fill(tab.examples.requests[which]), number, request, queue=False, **PRIVATE)
+
+    def look(text: str | None, picture=None) -> dict:
+        said = notice(pair, picture, text)
+        if said is None:
+            return {box: gr.Column(visible=False)}
+        which = nearest(text or "", tab.examples.requests)
+        return {box: gr.Column(visible=True), words: said, button: tab.examples.requests[which].text, number: which}
+
+    changes = [tab.run.click, tab.text.submit, tab.text.blur]
+    changes += [tab.picture.change] if tab.picture is not None else [tab.text.change]
+    gr.on(changes, look, request, [box, words, button, number], queue=False, **PRIVATE)
+
+
+def _connect_links(page: gr.Blocks, tabs: gr.Tabs, parts: list[layout.Tab], limits: Limits) -> None:
+    """An address with settings fills the page, and buttons copy such an address; without one the page opens with the
+    stored examples."""
+    nothing = gr.State(None)
+    for tab in parts:
+        values = [each if each is not None else nothing for each in (*tab.settings, tab.used_seed)]
+        tab.share.button.click(None, [gr.State(tab.name), *values], tab.share.note, js=COPY, api_visibility="private")
+
+    def fill(request: gr.Request) -> dict:
         link = read_link(dict(request.query_params), limits.characters)
+        if link.tab is None and link == Link():
+            return {part: value for tab in parts for part, value in _stored(tab).items()}
+        tab = next(each for each in parts if each.name == (link.tab or TABS[0]))
         asked = [link.text, link.seed, link.steps, link.text_guidance, link.image_guidance, link.thinking]
-        values = []
-        for tab in parts:
-            mine = tab.name == (link.tab or TABS[0])
-            named = [(part, value) for part, value in zip(tab.settings, asked) if part is not None]
-            values += [or_skip(value if mine else None) for _, value in named]
-        return [gr.skip() if link.tab is None else gr.Tabs(selected=link.tab), *values]
+        values = {part: value for part, value in zip(tab.settings, asked) if None not in (part, value)}
+        return {tabs: gr.Tabs(selected=tab.name)} | values
 
-    page.load(fill, None, [tabs, *sum(filled, [])], api_visibility="private", show_progress="hidden")
+    shown = [part for tab in parts for part in (*tab.settings, *_stored(tab)) if part is not None]
+    page.load(fill, None, [tabs, *dict.fromkeys(shown)], queue=False, **PRIVATE)
+
+
+def _stored(tab: layout.Tab) -> dict:
+    """What the page shows of a tab before anything is pressed."""
+    stored = read_stored(tab.name)
+    values = {tab.text: stored.example.text, tab.status: stored.status, **dict(zip(tab.results, stored.results))}
+    values |= {} if tab.picture is None else {tab.picture: stored.example.picture}
+    return values | ({} if tab.used_seed is None else {tab.used_seed: stored.seed})
 
 
 def launch(
@@ -152,8 +213,7 @@ def launch(
         ValueError: If there is no such port, or the models do not belong together.
     """
     limits = limits or Limits()
-    if port is not None:
-        _check_port(host, port)  # before the models, which take longer
+    _check_address(host, port)  # before the models, which take longer
     pair = load_pair(base, tuned)
     page = build(pair, limits, gpu)
     _, address, _ = page.launch(
@@ -182,15 +242,22 @@ def launch(
     return page, address
 
 
-def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 2**16:
+def _check_address(host: str, port: int | None) -> None:
+    """Raises: OSError: Nothing can listen at the host, or not at the port. ValueError: There is no such port."""
+    if port is not None and not 0 < port < 2**16:
         raise ValueError(f"There is no port {port}: choose one from 1 to {2**16 - 1}.")
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise OSError(
-            f"Nothing can listen at {host}, port {port} ({error.strerror}): choose another port, or leave it out for "
-            "the first free one."
-        ) from error
+    for number in (0,) if port is None else (0, port):  # 0: any free one
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, number))
+        except OSError as error:
+            if number:
+                raise OSError(
+                    f"Nothing can listen at {host}, port {port} ({error.strerror}): choose another port, or leave it "
+                    "out for the first free one."
+                ) from error
+            raise OSError(
+                f"Nothing can listen at {host}, which is not an address of this machine ({error.strerror}): use "
+                "127.0.0.1 for this machine only, or 0.0.0.0 for the network."
+            ) from error

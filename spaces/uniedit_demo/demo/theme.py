@@ -83,9 +83,25 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 .gallery .thumbnail-lg { aspect-ratio: 2 / 1; }
 .gallery .grid-wrap { padding-top: 34px; height: auto !important; min-height: 0 !important; }
 .gallery { min-height: 0 !important; }
+.examples { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr));
+  gap: 8px !important; }
+.examples button { justify-content: flex-start; flex-wrap: nowrap; gap: 10px; min-height: 48px;
+  padding: 6px 10px !important; text-align: left;
+  white-space: normal; font-weight: 400; line-height: 1.3; }
+.examples img { width: 34px !important; height: 34px !important; object-fit: cover; border-radius: 6px; flex: none; }
+.notice { border-left: 3px solid var(--primary-500); padding: 4px 0 4px 14px !important; gap: 8px !important; }
+.notice button { width: fit-content; white-space: normal; text-align: left; }
+.gallery:has(.preview) { min-height: 460px !important; }
+.keyboard { color: inherit !important; }
+.gallery .preview img { width: 100%; height: 100%; object-fit: contain; }
+.actions { gap: 8px !important; }
+.actions button { flex: none !important; }
+.link-note p { color: var(--body-text-color-subdued); font-size: 0.9rem; overflow-wrap: anywhere; }
+@media (hover: none), (max-width: 640px) { .keyboard { display: none; } }
 #privacy p { color: var(--body-text-color-subdued); font-size: 0.82rem; text-align: center; margin-top: 18px; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 16px 12px 32px !important; }
+  .examples { display: flex !important; flex-wrap: nowrap !important; overflow-x: auto; padding-bottom: 6px; }
+  .examples button { flex: 0 0 250px; }
   .workspace { flex-direction: column; }
   .pair { flex-wrap: nowrap !important; gap: 8px !important; }
   .pair > * { min-width: 0 !important; }
@@ -99,9 +115,16 @@ SMALL_PICTURES = """
 .gallery img { image-rendering: pixelated; }
 """
 
-# Escape stops what runs; a press of a button that nobody sees does nothing.
+# Escape stops what runs; a press of a button that nobody sees does nothing. The margins of a phone are set here, since
+# Gradio rewrites rules of `CSS` for its container inside of media queries.
 HEAD = """
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+@media (max-width: 640px) {
+  body .gradio-container.gradio-container { padding: 8px 0 24px !important; }
+  body .gradio-container.gradio-container > .main { padding: 8px 14px !important; }
+}
+</style>
 <script>
 document.addEventListener('keydown', (event) => {
   if (event.key !== 'Escape') return;
