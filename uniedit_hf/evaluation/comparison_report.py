@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from uniedit_hf.calls.messages import data_url
 from uniedit_hf.evaluation.comparison import extremes, readable
 from uniedit_hf.evaluation.items import Item
 from uniedit_hf.evaluation.running import picture_path
 from uniedit_hf.files import write_text
 from uniedit_hf.images import open_image
+from uniedit_hf.pages import render
 
 
 SIDE = 256
-STYLE = """:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
-h1{margin-bottom:.5rem}h2{margin-top:2.2rem}
-table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #8884;text-align:left}
-th{font-weight:600}td+td,th+th{text-align:right;font-variant-numeric:tabular-nums}
-section{margin:1.2rem 0 2rem}section p{margin:.3rem 0}
-.row{display:grid;grid-template-columns:repeat(3,minmax(0,16rem));gap:.8rem}figure{margin:0}
-img{width:100%;display:block;border-radius:4px}figcaption{color:#777;font-variant-numeric:tabular-nums}"""
 
 
 def markdown(result: dict) -> str:
@@ -104,46 +96,41 @@ def write(result: dict, items: Sequence[Item], folder: Path, runs: dict[str, Pat
 
 def html(result: dict, items: Sequence[Item], runs: dict[str, Path]) -> str:
     """One self-contained page; images are loaded one item at a time."""
-    name, text = escape(result["suite"]), markdown(result).splitlines()
-    table = [[escape(cell.strip()) for cell in line.strip("|").split("|")] for line in text if line.startswith("| ")]
-    rows = [_row(row, "td") for row in table[1:]]
-    words = [f"<p>{escape(line.strip().removeprefix('- '))}</p>" for line in text if line and not line.startswith("|")]
-    parts = [f"<h1>{name}</h1><table>{_row(table[0], 'th')}{''.join(rows)}</table>", *words]
+    text = markdown(result).splitlines()
+    sentences = [line.strip().removeprefix("- ") for line in text if line and not line.startswith("|")]
     if any(extremes(result)) and len(result["seeds"]) > 1:
-        parts.append(
-            f"<p>The images below are of seed {result['seeds'][0]}; the numbers next to them are means over all "
-            "seeds.</p>"
+        sentences.append(
+            f"The images below are of seed {result['seeds'][0]}; the numbers next to them are means over all seeds."
         )
     by_name = {item.name: item for item in items}
-    for title, names in zip(("lost", "gained"), extremes(result)):
-        parts.append(f"<h2>Where the tuned model {title} the most</h2>" if names else "")
-        for each in names:
-            parts.append(_example(by_name[each], result["paired"]["by_item"][each], result["seeds"][0], runs))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
-    body = "".join(parts)
-    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+    values, seed = (result.get("paired") or {}).get("by_item", {}), result["seeds"][0]
+    return render(
+        __package__,
+        "comparison.html.j2",
+        suite=result["suite"],
+        table=[[cell.strip() for cell in line.strip("|").split("|")] for line in text if line.startswith("| ")],
+        sentences=sentences,
+        extremes=[
+            (title, (_example(by_name[name], values[name], seed, runs) for name in names))
+            for title, names in zip(("lost", "gained"), extremes(result))
+            if names
+        ],
+    )
 
 
-def _row(cells: Sequence[str], kind: str) -> str:
-    return "<tr>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in cells) + "</tr>"
-
-
-def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Path]) -> str:
-    figures = [_figure(source(), "source") for source in item.sources[:1]]
+def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Path]) -> dict:
+    figures, answers = [_figure(source(), "source") for source in item.sources[:1]], []
     for (name, folder), value in zip(runs.items(), values):
         path = picture_path(folder, item, seed)
         if path.exists():
             figures.append(_figure(open_image(path), f"{name}: {value:.3f}"))
         else:  # the small world's questions have answers
-            written = path.with_suffix(".txt").read_text(encoding="utf-8")
-            figures.append(f"<p>{escape(f'{name}: {written}, {value:.3f}')}</p>")
-    return f'<section><p>{escape(item.prompt)}</p><div class="row">{"".join(figures)}</div></section>'
+            answers.append(f"{name}: {path.with_suffix('.txt').read_text(encoding='utf-8')}, {value:.3f}")
+    return {"prompt": item.prompt, "figures": figures, "answers": answers}
 
 
-def _figure(image: Image.Image, caption: str) -> str:
+def _figure(image: Image.Image, caption: str) -> dict[str, str]:
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return {"image": data_url(buffer.getvalue(), "jpeg"), "caption": caption}

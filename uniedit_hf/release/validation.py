@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from uniedit_hf.files import write_text
 from uniedit_hf.images import ImageError, open_image
+from uniedit_hf.pages import render
 from uniedit_hf.release.decontamination import Benchmarks, Match, read_benchmarks
 from uniedit_hf.release.parquet import IMAGES, own_columns
 from uniedit_hf.release.statistics import (
@@ -30,7 +30,6 @@ from uniedit_hf.release.statistics import (
 from uniedit_hf.schema import TASK_CATEGORIES, row_features
 
 
-TEMPLATE = Path(__file__).parent / "templates" / "validation.html.j2"
 # Difference between a category's share and the published one, in percentage points, above which a note is made.
 SHARE_TOLERANCE = 2.0
 
@@ -113,10 +112,9 @@ def validate(folder: str | Path, benchmarks: str | Path | None = None) -> Valida
 
 def write_report(result: Validation, path: Path) -> None:
     """Writes the findings as an HTML page, and as JSON next to it."""
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
-    page = template.render(
+    page = render(
+        "uniedit_hf.release",
+        "validation.html.j2",
         result=result,
         reasons=Counter(problem.reason for problem in result.problems).most_common(),
         categories=[*TASK_CATEGORIES, UNKNOWN],

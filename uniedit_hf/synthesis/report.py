@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from uniedit_hf.files import write_text
+from uniedit_hf.pages import render
 from uniedit_hf.synthesis.settings import Settings
 from uniedit_hf.synthesis.writer import Merged
 
@@ -37,10 +36,9 @@ def write_report(merged: Merged, settings: Settings) -> Path:
     }
     output_dir = settings.output_dir
     write_text(output_dir / "report.json", json.dumps(facts, indent=2) + "\n")
-    environment = Environment(
-        loader=PackageLoader("uniedit_hf.synthesis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "uniedit_hf.synthesis",
+        "report.html.j2",
         **facts,
         examples=_spread(counts.examples, settings.export.examples),
         rejected=list(counts.rejected_examples.values())[:MOST_REJECTED_EXAMPLES],

@@ -10,10 +10,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from uniedit_hf.calls.messages import data_url, encoded
 from uniedit_hf.files import write_text
+from uniedit_hf.pages import render
 from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite import ABILITIES, Output, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
@@ -80,10 +80,9 @@ def write_report(
         "resumed": resumed,
     }
     write_text(folder / "report.json", json.dumps(facts, indent=2) + "\n")
-    environment = Environment(
-        loader=PackageLoader("uniedit_hf.small_world.quickstart"), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "uniedit_hf.small_world.quickstart",
+        "report.html.j2",
         **facts,
         bars=ability_bars(facts["abilities"]),
         curve=loss_curves(losses),
