@@ -122,6 +122,38 @@ def test_the_configuration_asks_for_hidden_states(texts):
     assert len(model(texts).hidden_states) == 4
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_attentions_are_returned_whatever_computes_them(family, attention):
+    model, inputs = FAMILIES[family].model(), contexts(family)
+    decoder = model if family == "bagel" else model.model.language_model
+    decoder.set_attn_implementation(attention)
+    with torch.no_grad():
+        output = model(**inputs, output_attentions=True)
+        plain = model(**inputs)
+    length = inputs["input_ids"].shape[1]
+    assert {each.shape for each in output.attentions} == {(1, 4, length, length)}
+    assert len(output.attentions) == model.config.text_config.num_hidden_layers
+    torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    assert decoder.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_comes_first_in_a_tuple(family):
+    model, inputs = FAMILIES[family].model(), contexts(family)
+    expected = model(**inputs, labels=inputs["input_ids"])
+    loss, logits, *_ = model(**inputs, labels=inputs["input_ids"], return_dict=False)
+    torch.testing.assert_close(loss, expected.loss)
+    torch.testing.assert_close(logits, expected.logits)
+
+
+def test_the_configuration_asks_for_tuples(texts):
+    model = tiny_bagel()
+    model.config.return_dict = False
+    first, *_ = model(texts, labels=texts)
+    assert first.ndim == 0
+
+
 def test_tuples_instead_of_dictionaries(model, texts):
     with torch.no_grad():
         first, *_ = model(texts, return_dict=False)
@@ -166,6 +198,23 @@ def test_assisted_generation_writes_the_greedy_text(family, assistant):
         options = ASSISTANTS[assistant](family)
         found = model.generate(**inputs, **options, **({} if assistant == "configured" else length))
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_are_not_assisted(family):
+    model, inputs = FAMILIES[family].model(), contexts(family)
+    beams = {"num_beams": 2, "max_new_tokens": 8, "do_sample": False}
+    found = model.generate(**inputs, **beams, prompt_lookup_num_tokens=2)
+    torch.testing.assert_close(found, model.generate(**inputs, **beams))
+    with pytest.raises(ValueError, match="cannot leave its layers early"):
+        model.generate(**inputs, max_new_tokens=2, assistant_early_exit=1)
+
+
+def test_images_beside_a_cache_that_holds_them_are_refused(model, context):
+    first = model.generate(**context, max_new_tokens=2, return_dict_in_generate=True)
+    inputs = context | {"input_ids": first.sequences, "past_key_values": first.past_key_values}
+    with pytest.raises(ValueError, match="past_key_values alone"):
+        model.generate(**inputs, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,16 +13,27 @@ from transformers import Cache, GenerationConfig
 
 
 def is_assisted(options: dict[str, Any], config: GenerationConfig) -> bool:
-    """Whether a call of `generate` uses candidates from an assistant model or from prompt lookup.
+    """Whether a call of `generate` uses candidates from an assistant model or from prompt lookup; beam search ignores
+    them, with a warning of transformers.
 
     Args:
         options: The arguments of the call.
         config: The model's generation configuration.
+
+    Raises:
+        ValueError: If the model shall assist itself by leaving early, which only models of text alone can.
     """
     config = options.get("generation_config") or config
     looks_up = options.get("prompt_lookup_num_tokens", getattr(config, "prompt_lookup_num_tokens", None))
     exits = options.get("assistant_early_exit", getattr(config, "assistant_early_exit", None))
-    return any(each is not None for each in (options.get("assistant_model"), looks_up, exits))
+    if exits is not None:
+        raise ValueError(
+            f"assistant_early_exit is {exits}, but this model cannot leave its layers early: use assistant_model or "
+            "prompt_lookup_num_tokens."
+        )
+    if (options.get("num_beams", getattr(config, "num_beams", None)) or 1) > 1:
+        return False
+    return options.get("assistant_model") is not None or looks_up is not None
 
 
 def mark_read(cache: Cache | None) -> None:

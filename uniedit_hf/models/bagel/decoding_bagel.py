@@ -134,7 +134,7 @@ class BagelTextGenerationMixin:
         """Logits after text and images, which are routed to their experts; `context` has the arguments of
         `BagelModel`.
         """
-        read = self.model(**context)
+        read = self.model(**context, return_dict=True)
         logits = self.lm_head(read.last_hidden_state[:, kept(keep)])
         return BagelOutput(None, logits, read.past_key_values, read.hidden_states, read.attentions)
 
@@ -152,8 +152,7 @@ class BagelTextGenerationMixin:
         if torch.is_grad_enabled():  # parameters used only for drawing stay in the graph
             weight = self.model.llm2vae.weight
             loss = loss + self.model.llm2vae(weight.new_zeros(0, weight.shape[1])).sum().to(loss)
-        output.loss = loss
-        return output
+        return BagelOutput(**output | {"loss": loss})
 
     def next_of_text(
         self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, keep
@@ -183,8 +182,7 @@ class BagelTextGenerationMixin:
         """Writes text after a context, like any transformers model (sampling, stopping, batches, any cache).
 
         The arguments are those that the processor returns. Images are embedded first, so that what `GenerationMixin`
-        expands and
-        slices are plain (B, L, ...) tensors. `cache_implementation="static"` is the fastest on a GPU.
+        expands and slices are plain (B, L, ...) tensors. `cache_implementation="static"` is the fastest on a GPU.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         names = ("vit_patches", "vit_grids", "vae_images", "latents", "posterior_noise")
@@ -193,6 +191,12 @@ class BagelTextGenerationMixin:
             raise ValueError(
                 "There are images but no token_type_ids, which say where the images are: pass everything that "
                 "BagelProcessor returns."
+            )
+        cache = kwargs.get("past_key_values")
+        if images and cache is not None and cache.get_seq_length():
+            raise ValueError(
+                "There are images beside past_key_values, which contain those of the first turn already: pass the "
+                "sequences and past_key_values alone."
             )
         if is_assisted(kwargs, self.generation_config):
             if kwargs.get("token_type_ids") is not None:

@@ -33,6 +33,17 @@ def plain_attention(decoder) -> Iterator[None]:
         decoder.set_attn_implementation(chosen)
 
 
+@contextmanager
+def eager_attention(decoder) -> Iterator[None]:
+    """Computes attention as a matrix, which other implementations do not return."""
+    chosen = decoder.config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(chosen)
+
+
 @dataclass(frozen=True)
 class JanusImageSettings:
     """How one image is drawn.

@@ -10,6 +10,7 @@ Shapes: B rows, L tokens a row, D hidden size, N SigLIP views, M VQ views, S pix
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from uniedit_hf.models.assisted import is_assisted, mark_read, unread
 from uniedit_hf.models.bagel.token_step import CapturedStep
 from uniedit_hf.models.family import ModelDefaults
 
-from .generation_janus import JanusImageGenerationMixin, plain_attention
+from .generation_janus import JanusImageGenerationMixin, eager_attention, plain_attention
 from .image_tokens import Fp32ImageTokenizer, decode_image_tokens, encode_image_tokens, fingerprint
 from .layout import SIGLIP, VQ
 
@@ -166,6 +167,10 @@ class JanusForConditionalGeneration(
         tokens[tokens[:, 0] < 0] = encoded.to(tokens.device)
         return tokens
 
+    def get_image_features(self, *args, **kwargs):
+        """See transformers' `JanusModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def forward(
@@ -220,7 +225,9 @@ class JanusForConditionalGeneration(
             kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "position_ids": position_ids}
             kwargs |= {"inputs_embeds": inputs_embeds, "logits_to_keep": logits_to_keep}
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
-            return super().forward(input_ids=input_ids, labels=labels, **kwargs)
+            seen = eager_attention(self.model.language_model) if kwargs.get("output_attentions") else nullcontext()
+            with seen:
+                return super().forward(input_ids=input_ids, labels=labels, **kwargs)
         tokens = self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
         embeds = self.embed(input_ids, token_type_ids, siglip_images, tokens)
         hidden = self._hidden(embeds, position_ids)
