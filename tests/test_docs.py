@@ -39,7 +39,7 @@ EXTERNAL = {
 def links(page: Path) -> list[str]:
     """The link targets of a page outside its code."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    return LINK.findall(text)
+    return LINK.findall(text) + re.findall(r'<img [^>]*src="([^"]+)"', text)
 
 
 def anchors(page: Path) -> set[str]:
