@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 # The two views that a unified model has of an image: one to understand it, and one to draw (and perhaps read) it. Each
@@ -38,6 +42,18 @@ class StoredView(NamedTuple):
 
     data: bytes
     made_by: str
+
+
+class DrawnState(NamedTuple):
+    """A state of a drawing that the model made itself, for families that draw by a flow.
+
+    Args:
+        latents: Latent tokens (P, C).
+        time: The flow time of the latents; at 0 the drawing is finished, and training adds noise as to any target.
+    """
+
+    latents: torch.Tensor
+    time: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ class ImageSegment:
         joint_dropout: Probability of dropping all segments that have one, together.
         tokens: Tokens of the drawing view that were stored with the data, for families that draw discrete tokens.
         stored: Output of the view's encoder that was stored with the data, for the other families.
+        state: A state of the drawing, used instead of an image.
     """
 
     image: Any
@@ -88,6 +105,7 @@ class ImageSegment:
     joint_dropout: float = 0.0
     tokens: ImageTokens | None = None
     stored: StoredView | None = None
+    state: DrawnState | None = None
 
 
 Segment = TextSegment | ImageSegment

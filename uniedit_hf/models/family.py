@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from uniedit_hf.losses import Losses
 from uniedit_hf.recipes import Conditioning
-from uniedit_hf.segments import Sample, View
+from uniedit_hf.segments import ImageSegment, Sample, View
 
 
 logger = logging.get_logger(__name__)
@@ -81,6 +81,88 @@ class BaseImageSettings:
     drawing: ClassVar[dict[str, Any]] = {}
 
 
+# --- learning from what was drawn ------------------------------------------------------------------------------------
+
+
+@dataclass
+class PackPredictions:
+    """What a model predicts at the supervised tokens of a pack, in the order of the sequence, in fp32.
+
+    Args:
+        text_logits: (text targets, words).
+        text_labels: (text targets,) the tokens to predict.
+        image: (image targets, C) velocities, or (image targets, K) logits of codes.
+        image_targets: (image targets, C) the velocities to predict, or (image targets,) the codes.
+        image_times: (image targets,) flow times; `None` for families without.
+    """
+
+    text_logits: torch.Tensor
+    text_labels: torch.Tensor
+    image: torch.Tensor
+    image_targets: torch.Tensor
+    image_times: torch.Tensor | None = None
+
+
+Criterion = Callable[[PackPredictions], Losses]
+
+
+@dataclass
+class DrawnStep:
+    """What a model decided in a part of a drawing.
+
+    Args:
+        segment: Put in the place of the target, it makes the training forward predict this part again.
+        action: What `action_log_probs` asks of it; `None` where the drawing has no probabilities.
+        log_probs: (decisions,) of the model that drew.
+    """
+
+    segment: ImageSegment
+    action: Any = None
+    log_probs: torch.Tensor | None = None
+
+
+@dataclass
+class Drawing:
+    """An image that was drawn, with what it takes to learn from it.
+
+    Args:
+        pixels: (3, h, w).
+        steps: What was decided, in order.
+    """
+
+    pixels: torch.Tensor
+    steps: list[DrawnStep]
+
+
+class PolicyModel(Protocol):
+    """What `UniEditGRPOTrainer` asks of a `FamilyModel` that draws, beside `forward(**pack, criterion=...)`, which
+    returns what the criterion makes of the `PackPredictions`.
+
+    Attributes:
+        image_objectives: Those of `"nft"` and `"grpo"` that its drawings can be trained with, the default first.
+        policy_epsilon: How far the ratio of its decisions' probabilities may move in `"grpo"`.
+    """
+
+    image_objectives: tuple[str, ...]
+    policy_epsilon: float
+
+    def draw_to_learn(
+        self, settings: Sequence[BaseImageSettings], branches: torch.Tensor, objective: str, **contexts
+    ) -> list[Drawing]:
+        """As `generate_images`, with the steps that the objective learns from."""
+
+    def policy_settings(self, objective: str) -> dict[str, Any]:
+        """Fields of `image_settings` that the objective needs, unless set otherwise. Raises `ValueError` if it cannot
+        be used."""
+
+    def check_policy_settings(self, settings: BaseImageSettings, objective: str) -> None:
+        """Raises `ValueError` if drawings with these settings cannot be learned from."""
+
+    def action_log_probs(self, predicted: torch.Tensor, action: Any) -> torch.Tensor:
+        """The log-probabilities (decisions,) of an action, from what the model predicts at the tokens of its
+        segment."""
+
+
 # --- the contract ---------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +184,8 @@ class FamilyModel(Protocol):
     pack_attention: str | dict[str, str]
 
     def forward(self, **pack) -> Losses:
-        """The losses of a pack, as returned by `FamilyProcessor.pack` or `merge`, without its `num_` counts.
+        """The losses of a pack, as returned by `FamilyProcessor.pack` or `merge`, without its `num_` counts. A family
+        with `image_objectives` also takes a `criterion`, see `PolicyModel`.
 
         Every trainable parameter must be in the graph for any pack, or DDP and FSDP would wait for it forever.
         """
@@ -231,6 +314,8 @@ class ModelDefaults:
     training_options: frozenset[str] = frozenset()
     image_settings: type = BaseImageSettings
     pack_attention: str | dict[str, str] = "sdpa"
+    image_objectives: tuple[str, ...] = ()
+    policy_epsilon: float = 0.2
     part_of_prefix: ClassVar[dict[str, str]] = {}
 
     def trainable_parts(self) -> dict[str, list[nn.Parameter]]:

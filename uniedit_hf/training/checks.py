@@ -204,9 +204,8 @@ def check_adapters(model, args: UniEditConfig, peft_config, quantization_config)
 def check_model(model, processor, args: UniEditConfig) -> None:
     """Checks that model and processor implement the contract of a family, and that the settings apply to it."""
     check_family(model, processor)
-    of_some_families = {"timestep_shift": 1, "vit_longest_edge": None, "posterior": "sample", "sample_timesteps": 20}
-    for name, default in of_some_families.items():
-        if getattr(args, name) != default and name not in model.training_options:
+    for name in ("timestep_shift", "vit_longest_edge", "posterior", "sample_timesteps"):
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default and name not in model.training_options:
             raise ValueError(
                 f"{name} is {getattr(args, name)}, but {type(model).__name__} has no use for it: leave it out."
             )

@@ -297,9 +297,9 @@ class UniEditConfig(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     def _check_values(self) -> None:
-        _one_of("recipe", self.recipe, get_args(RecipeName))
-        _one_of("bad_rows", self.bad_rows, get_args(BadRows))
-        _one_of("posterior", self.posterior, get_args(Posterior))
+        one_of("recipe", self.recipe, get_args(RecipeName))
+        one_of("bad_rows", self.bad_rows, get_args(BadRows))
+        one_of("posterior", self.posterior, get_args(Posterior))
         overrides = self.conditioning_overrides
         if overrides.keys() >= {"source_views"} and set(self.source_views) <= {UNDERSTANDING, DRAWING}:
             PAPER.override(**overrides)
@@ -360,6 +360,7 @@ class UniEditConfig(TrainingArguments):
             )
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises `ValueError` if an option has a value that is not one of these."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}: use {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}.")

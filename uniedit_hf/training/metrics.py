@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 
@@ -14,13 +15,18 @@ from .meters import COUNTS
 
 
 LOSS_SUMS = ("text_sum", "text_count", "image_sum", "image_count")
-NAMES = (*LOSS_SUMS, "loss", "steps", "tokens", "samples", "packs", "data_wait_seconds", "quarantined_rows", *COUNTS)
+SUMMED = (*LOSS_SUMS, "loss", "steps", "tokens", "samples", "packs", "data_wait_seconds", "quarantined_rows", *COUNTS)
 
 
 class RunningSums:
-    """Sums accumulated on this process since the last log. Losses stay on their device until they are logged."""
+    """Sums accumulated on this process since the last log. Losses stay on their device until they are logged.
 
-    def __init__(self):
+    Args:
+        names: Of the sums that are logged.
+    """
+
+    def __init__(self, names: Sequence[str] = SUMMED):
+        self.names = names
         self.sums: dict[str, float | torch.Tensor] = defaultdict(float)
         self.since = time.perf_counter()
 
@@ -44,10 +50,10 @@ class RunningSums:
 
     def over_all(self, accelerator) -> dict[str, float]:
         """The sums over all processes."""
-        table = torch.tensor([float(self.sums[name]) for name in NAMES], dtype=torch.float64)
+        table = torch.tensor([float(self.sums[name]) for name in self.names], dtype=torch.float64)
         if accelerator.num_processes > 1:
             table = accelerator.reduce(table.to(accelerator.device), reduction="sum")
-        return dict(zip(NAMES, table.tolist()))
+        return dict(zip(self.names, table.tolist()))
 
     def clear(self) -> None:
         """Resets the sums."""

@@ -156,6 +156,9 @@ class RunPlan:
     bad_rows: list[RowError] = field(default_factory=list)
     ids: list[list[str | None]] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return len(self.packs)
+
     def epoch_after(self, num_packs: int) -> float:
         """Passes over the data after so many packs."""
         epoch = bisect_left(self.epoch_ends, num_packs)

@@ -176,8 +176,13 @@ class HubMixin:
                 f"speed on {self.args.world_size} x {card_at_hand(self.args.device).name}": typical(
                     self.state.log_history
                 ),
+                **self._card_settings(),
             },
         )
+
+    def _card_settings(self) -> dict:
+        """What the card of a trainer of another kind says beside these."""
+        return {}
 
 
 def _as_list(names: str | list[str] | None) -> list[str]:

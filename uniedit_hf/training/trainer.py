@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
@@ -37,8 +38,9 @@ from .fsdp import FSDPModule, frozen_encoders, sharded_units, whole_weights
 from .layer_options import set_checkpointing
 from .loaders import PackLoader, plan_training, training_loader
 from .meters import MeteredProgress, Meters
-from .metrics import RunningSums, loss_means
+from .metrics import SUMMED, RunningSums, loss_means
 from .optimizers import check_optimizer, flash_adamw
+from .planning import RunPlan
 from .progress import DataProgress, load_state
 from .publishing import HubMixin
 from .resuming import CheckpointMixin
@@ -95,6 +97,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         "title": "Uni-Edit: Intelligent Editing Is A General Task For Unified Model Tuning",
         "id": "2605.21487",
     }
+    summed_names = SUMMED
     loss_is_scaled_for_ga = True  # we normalize exactly; if unset, Trainer would multiply the loss by the accumulation
 
     def __init__(
@@ -143,8 +146,8 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         self.reader = PackReader(
             _training_processor(processing_class, args), args.draw_seed, args.posterior, args.bad_rows == "quarantine"
         )
-        self.data = DataProgress(args, plan_training(self.parts, self.reader, args))
-        self.sums = RunningSums()
+        self.data = DataProgress(args, self._plan_data(args))
+        self.sums = RunningSums(self.summed_names)
         self.average: WeightAverage | None = None
         self.stop_signal = StopSignalCallback()
         self.begin_evaluations()
@@ -210,6 +213,10 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
 
     # --- data ---------------------------------------------------------------------------------------------------
 
+    def _plan_data(self, args: UniEditConfig) -> RunPlan | None:
+        """What the steps of the run train on, as far as it is known beforehand."""
+        return plan_training(self.parts, self.reader, args)
+
     def get_train_dataloader(self) -> PackLoader:
         """The packs of this process, from the current step to the end of the run."""
         return training_loader(self.parts, self.reader, self.args, self.data, self.first_step)
@@ -217,7 +224,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     def set_initial_training_values(self, args, dataloader):
         """One long epoch with the steps of the plan, or `max_steps`."""
         plan = self.data.plan
-        max_steps = args.max_steps if plan is None else len(plan.packs) // self.args.packs_per_step
+        max_steps = args.max_steps if plan is None else len(plan) // self.args.packs_per_step
         num_packs = max_steps * self.args.packs_per_step
         batches = max_steps * args.gradient_accumulation_steps
         return 1, max_steps, num_packs, num_packs, self.args.packs_per_step, batches, max_steps
@@ -226,7 +233,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         """The batches of one optimizer step, and the number of tokens with each loss in them over all devices."""
         begun = time.perf_counter()
         self.meters.clock.begin("data")
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        batches = self._next_batches(epoch_iterator, num_batches)
         self.meters.clock.begin("other")
         self.sums.add(steps=1, data_wait_seconds=time.perf_counter() - begun)
         counts = torch.tensor([0, 0, self.stop_signal.signaled])
@@ -243,6 +250,10 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
             counts = self.accelerator.reduce(counts.to(device), reduction="sum")
             self.stop_signal.agreed = bool(counts[2])
         return batches, {"text": counts[0].to(device), "image": counts[1].to(device)}
+
+    def _next_batches(self, epoch_iterator, num_batches: int) -> list[dict[str, Any]]:
+        """The batches of the next optimizer step, each with notes and the counts that its losses are divided by."""
+        return [next(epoch_iterator) for _ in range(num_batches)]
 
     def _prepare_input(self, data):
         """Moves a batch to the device; from page-locked memory the copy is asynchronous."""
@@ -337,8 +348,13 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
             "pack_fill": round(sums["tokens"] / (sums["packs"] * self.args.max_tokens_per_pack), 4),
             "data_wait_seconds": round(sums["data_wait_seconds"] / processes, 3),
             "quarantined_rows": int(sums["quarantined_rows"]),
+            **self._more_logs(sums),
             **self.meters.logs(sums, seconds, processes),
         }
+
+    def _more_logs(self, sums: dict[str, float]) -> dict[str, float]:
+        """What a trainer of another kind logs beside these."""
+        return {}
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._triton import has_triton
 from transformers import DynamicCache
 
-from uniedit_hf.models.family import DrawingCallback, DrawingStep
+from uniedit_hf.models.family import Drawing, DrawingCallback, DrawingStep, DrawnStep
+from uniedit_hf.segments import DrawnState, ImageSegment
 
 from .decoder_bagel import EAGER, Regions, compiled_regions
 from .denoising_bagel import MARKERS, Context, Denoiser, contexts_of
 from .flow import Renorm, unpatchify
-from .shortcuts_bagel import SAMPLERS, Sampler, sampler_of
+from .sde_bagel import STOCHASTIC, Transition, sampler_of
+from .shortcuts_bagel import SAMPLERS, Euler, Sampler
 
 
 MANY_STEPS = 15  # number of steps from which compiling the layers on a GPU pays off
@@ -41,7 +43,10 @@ class ImageSettings:
         guidance_renorm_min: The smallest factor of the renormalization, in [0, 1].
         num_timesteps: Counted as in the reference: 50 are 49 Euler steps.
         timestep_shift: Shift of the flow time towards noise; 3 in the released settings.
-        sampler: `"euler"`, as the reference; `"heun"` (two evaluations a step) and `"unipc"` need fewer steps.
+        sampler: `"euler"`, as the reference; `"heun"` (two evaluations a step) and `"unipc"` need fewer steps;
+            `"flow_sde"` and `"cps"` draw noise in every step, for reinforcement learning.
+        noise_level: Strength of the noise of `"flow_sde"` and `"cps"`.
+        sde_window: The first step with noise and the first step without; by default all steps draw noise.
         compute_every: The velocity is computed in every n-th step and extrapolated in between; 1 is exact.
         guidance_every: The guidance term is computed in every n-th guided step and reused in between; 1 is exact.
 
@@ -62,6 +67,8 @@ class ImageSettings:
     sampler: Sampler = "euler"
     compute_every: int = 1
     guidance_every: int = 1
+    noise_level: float = 0.8
+    sde_window: tuple[int, int] | None = None
 
     # defaults of `UniEditPipeline`
     editing: ClassVar[dict] = {
@@ -97,6 +104,16 @@ class ImageSettings:
             raise ValueError(f"num_timesteps is {self.num_timesteps}, but a single step needs 2: use 2 or more.")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}: use one of {', '.join(SAMPLERS)}.")
+        if not 0 < self.noise_level <= 1 and self.sampler == "cps" or self.noise_level <= 0:
+            raise ValueError(
+                f"noise_level is {self.noise_level}: use a number above 0, and for the sampler 'cps' up to 1."
+            )
+        window = self.sde_window
+        if window is not None and not (len(window) == 2 and 0 <= window[0] < window[1] < self.num_timesteps):
+            raise ValueError(
+                f"sde_window is {window!r}, but there are the steps 0 to {self.num_timesteps - 2}: use a pair such as "
+                "(0, 3), the first step with noise and the first without."
+            )
         for name in ("compute_every", "guidance_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 1, which is exact, or more.")
@@ -108,6 +125,8 @@ class BagelImageGenerationMixin:
     """Adds `generate_images` to the model that holds `model`, `vae` and `config`."""
 
     image_settings = ImageSettings
+    image_objectives = ("nft", "grpo")
+    policy_epsilon = 5e-3  # log-probabilities are means over elements, so that ratios stay near 1
     compile_layers: bool | None = None  # None: for drawings of many steps on a GPU
 
     @torch.no_grad()
@@ -155,13 +174,65 @@ class BagelImageGenerationMixin:
         **contexts,
     ) -> list[torch.Tensor]:
         """As `generate_images`, but returns the latent tokens (P, C) in fp32."""
+        return self._latents_and_sampler(settings, branches, noise, callback_on_step_end, **contexts)[0]
+
+    @torch.no_grad()
+    def draw_to_learn(
+        self, settings: Sequence[ImageSettings], branches: torch.Tensor, objective: str, **contexts
+    ) -> list[Drawing]:
+        """See `PolicyModel`: for `"nft"` the finished latents, for `"grpo"` every stochastic step."""
+        tokens, sampler = self._latents_and_sampler(settings, branches, **contexts)
+        pixels = self._pixels(tokens, settings)
+        drawings = []
+        for request, (image, latents, own) in enumerate(zip(pixels, tokens, settings)):
+            target = ImageSegment(None, "drawing", loss=True, size=(own.width, own.height))
+            if objective == "nft":
+                steps = [DrawnStep(replace(target, state=DrawnState(latents.cpu())))]
+            else:
+                steps = [_drawn_step(target, *each) for each in sampler.transitions[request]]
+            drawings.append(Drawing(image, steps))
+        return drawings
+
+    def policy_settings(self, objective: str) -> dict[str, Any]:
+        """See `PolicyModel`."""
+        alone = {"text_guidance_scale": 1.0, "image_guidance_scale": 1.0}
+        if objective == "nft":
+            return alone
+        if self.config.timestep_shift != 1:
+            raise ValueError(
+                f"timestep_shift is {self.config.timestep_shift}, but objective='grpo' trains at the times of the "
+                "sampler: leave it out, and set timestep_shift in generation_kwargs."
+            )
+        return alone | {"sampler": "cps", "num_timesteps": 15, "sde_window": (0, 3)}
+
+    def check_policy_settings(self, settings: ImageSettings, objective: str) -> None:
+        """See `PolicyModel`."""
+        if objective == "grpo" and settings.sampler not in STOCHASTIC:
+            raise ValueError(
+                f"sampler is {settings.sampler!r}, whose steps have no probabilities: use 'cps' or 'flow_sde', or "
+                "objective='nft', which works with any sampler."
+            )
+        if objective == "grpo" and max(settings.text_guidance_scale, settings.image_guidance_scale) > 1:
+            raise ValueError(
+                "Guidance above 1 draws from another distribution than the one that objective='grpo' trains: set "
+                "text_guidance_scale and image_guidance_scale to 1, or use objective='nft'."
+            )
+
+    def action_log_probs(self, predicted: torch.Tensor, action: Transition) -> torch.Tensor:
+        """See `PolicyModel`: the log-probability (1,) of a step, from its velocity (P, C)."""
+        return action.log_probs(predicted)
+
+    def _latents_and_sampler(
+        self, settings, branches, noise=None, callback_on_step_end=None, **contexts
+    ) -> tuple[list[torch.Tensor], Euler]:
+        """Latent tokens (P, C) of every request in fp32, and the sampler that made them."""
         self.check_image_settings(settings)
         rows, steps = branches.tolist(), settings[0].num_timesteps - 1
         encoded = self._encode_contexts(settings, rows, **contexts)
         denoiser = Denoiser(self, settings, rows, encoded, self._regions(encoded[0].position.device, steps))
         device, times = denoiser.time_embeds.device, denoiser.times
         latents = [x.to(device, torch.float32) for x in (noise or [self._start(s) for s in settings])]
-        sampler = sampler_of(settings[0].sampler, times)
+        sampler = sampler_of(settings, times)
         for step in range(steps):
             before = latents
             latents, velocities = sampler.step(step, latents, denoiser.velocities)
@@ -172,7 +243,7 @@ class BagelImageGenerationMixin:
                 callback_on_step_end(made)
                 if made.stop:
                     break
-        return latents
+        return latents, sampler
 
     def check_image_settings(self, settings: Sequence[ImageSettings]) -> None:
         """Checks that these images can be drawn in one batch.
@@ -246,3 +317,9 @@ class BagelImageGenerationMixin:
         size = config.hidden_size // config.num_attention_heads
         like = self.model.vae2llm.weight.new_empty(config.num_key_value_heads, size, device=positions.device)
         return contexts_of(cache, attention_mask, positions, rooms, like)
+
+
+def _drawn_step(target: ImageSegment, transition: Transition, velocity: torch.Tensor) -> DrawnStep:
+    """A stochastic step as what the training forward predicts again."""
+    state = DrawnState(transition.before.cpu(), transition.time)
+    return DrawnStep(replace(target, state=state), transition, transition.log_probs(velocity).cpu())

@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from uniedit_hf.attention import Splits
 from uniedit_hf.losses import Losses
+from uniedit_hf.models.family import Criterion
 from uniedit_hf.split_attention import NAME as SPLITS, PickRows, SplitPlan
 
 from .checkpoint_bagel import CheckpointFolder
@@ -403,6 +404,7 @@ class BagelForConditionalGeneration(
         vit_features: torch.Tensor | None = None,
         vit_is_stored: Sequence[bool] | None = None,
         stored_by: Sequence[tuple[str, str]] | None = None,
+        criterion: Criterion | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -418,7 +420,7 @@ class BagelForConditionalGeneration(
             sample_ids, split_ids, split_kinds: (B, L) see `uniedit_hf.attention.Splits`.
             vit_patches: (V, patch * patch * 3) patches of all ViT views in order.
             vit_grids: (images, 2) their rows and columns.
-            vae_images: Pixels (3, h, w) of all VAE views in order, or stored moments, or
+            vae_images: Pixels (3, h, w) of all VAE views in order, or stored moments, or latents (16, h/8, w/8), or
             latents: their latents (16, h/8, w/8), already scaled and shifted.
             posterior_noise: Standard normal draws (16, h/8, w/8), to sample the posterior instead of using its mean.
             timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
@@ -431,6 +433,7 @@ class BagelForConditionalGeneration(
                 others. VAE views may be stored moments (2 * 16, h/8, w/8) among `vae_images`.
             vit_is_stored: For each ViT view whether it was stored.
             stored_by: Stored views, with the fingerprints of their encoders.
+            criterion: Computes the losses of a pack from its predictions, see `uniedit_hf.models.family.PolicyModel`.
             kwargs: `num_items_in_batch`, by which the loss is divided, and `return_dict`.
 
         Returns:
@@ -449,7 +452,9 @@ class BagelForConditionalGeneration(
             splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
             draws = {"timesteps": timesteps, "noise": noise, "stored_by": stored_by}
             draws |= {"vit_features": vit_features, "vit_is_stored": vit_is_stored}
-            return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
+            return self.pack_losses(
+                splits, routing, inputs_embeds, criterion, labels=labels, **tokens, **images, **draws
+            )
         if noise is not None or timesteps is not None:
             raise ValueError("noise and timesteps belong to a training pack, which also needs labels: give labels.")
         context = tokens | images | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}

@@ -24,6 +24,7 @@ from uniedit_hf.segments import ImageSegment, Sample, TextSegment
 
 from .checkpoint_bagel import CheckpointFolder
 from .configuration_bagel import LATENT, PADDING, TEXT, VIT, BagelConfig
+from .flow import unpatchify
 from .image_processing_bagel import BagelImageProcessor
 from .routing_bagel import PackRouting, latent_grids, route_pack
 from .stored_views import check_size, unpack_view
@@ -166,7 +167,8 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
     def _segment_length(self, segment: TextSegment | ImageSegment) -> tuple[int, str]:
         if isinstance(segment, ImageSegment):
             width, height = segment.size or image_size(segment.image)
-            return self.image_processor.tokens(width, height, segment.view) + 2, ""
+            resize = segment.state is None
+            return self.image_processor.tokens(width, height, segment.view, resize=resize) + 2, ""
         return (2, segment.text) if isinstance(segment.text, str) else (2 + len(segment.text), "")
 
     def open_source(self, image: Any, name: str = "image"):
@@ -228,12 +230,16 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         row.position += 0 if segment.loss else 1
 
     def prepare_segment(self, segment: ImageSegment, name: str, sample_id: str) -> torch.Tensor:
-        """Pixels (3, h, w) of a view, or its stored encoding. Tensors are returned unchanged.
+        """Pixels (3, h, w) of a view, its stored encoding, or the latents (16, h/8, w/8) of a drawing. Tensors are
+        returned unchanged.
 
         Raises:
             ImageError: If the image cannot be read, does not have the size given in its row, or its stored encoding
                 has another size than this processor uses.
         """
+        if segment.state is not None:
+            (width, height), side = segment.size, self.image_processor.vae_stride
+            return unpatchify(segment.state.latents, side // 8, height // side, width // side)
         if isinstance(segment.image, torch.Tensor):
             return segment.image
         if segment.stored is not None:
@@ -275,7 +281,9 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
         return features | ({"stored_by": sorted(made_by)} if made_by else {})
 
     def _pixels_of(self, image: PreparedImage) -> tuple[int, int]:
-        """Height and width in pixels of a view, also if it was stored."""
+        """Height and width in pixels of a view, also if it was stored or drawn."""
+        if image.segment.state is not None:
+            return image.segment.size[::-1]
         if image.segment.stored is None:
             return tuple(image.data.shape[1:])
         if image.segment.view == "vae":
@@ -305,8 +313,12 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
             generator = torch_generator(seed, epoch, sample.id, "flow", image.index)
             tokens, channels, latent = self._latent_shapes(image)
             logit = torch.randn((), generator=generator)
-            timesteps.append(logit.sigmoid() if image.segment.loss else torch.zeros(()))
+            state = image.segment.state
+            unfinished = state is not None and state.time > 0
+            time = torch.tensor(state.time) if unfinished else logit.sigmoid()
+            timesteps.append(time if image.segment.loss else torch.zeros(()))
             drawn = torch.randn(tokens, channels, generator=generator) if image.segment.loss else None
+            drawn = state.latents if unfinished else drawn  # noise is added to what is as noisy: it stays the same
             noise.append(torch.zeros(tokens, channels) if drawn is None else drawn)
             posterior_noise.append(torch.randn(latent, generator=generator))
         if not timesteps:

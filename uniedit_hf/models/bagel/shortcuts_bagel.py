@@ -14,8 +14,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 
-Sampler = Literal["euler", "heun", "unipc"]
-SAMPLERS = ("euler", "heun", "unipc")
+Sampler = Literal["euler", "heun", "unipc", "flow_sde", "cps"]
+SAMPLERS = ("euler", "heun", "unipc", "flow_sde", "cps")
 FIRST_STEPS = 3  # steps that are always computed, because the velocity changes fastest there
 FAR = 4  # with at least this many steps between computed velocities, a line extrapolates better than a parabola
 
@@ -135,8 +135,3 @@ class UniPC(Euler):
             for scheduler, v, x in zip(self.schedulers, found, latents)
         ]
         return moved, found
-
-
-def sampler_of(name: Sampler, times: Sequence[Sequence[float]]) -> Euler:
-    """The integrator of this name for requests with these times."""
-    return {"euler": Euler, "heun": Heun, "unipc": UniPC}[name](times)

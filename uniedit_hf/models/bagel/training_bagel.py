@@ -14,6 +14,7 @@ from torch import nn
 
 from uniedit_hf.attention import Packed, Splits, block_mask, sample_grid
 from uniedit_hf.losses import Losses
+from uniedit_hf.models.family import Criterion, PackPredictions
 from uniedit_hf.split_attention import NAME as SPLITS
 
 from .decoder_bagel import compiled_regions
@@ -39,6 +40,7 @@ class BagelTrainingMixin:
         splits: Splits,
         routing: PackRouting | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        criterion: Criterion | None = None,
         **features,
     ) -> Losses:
         """The losses of a pack.
@@ -47,16 +49,20 @@ class BagelTrainingMixin:
             splits: Sample and split of every token.
             routing: Routing of the pack; if not given, computed here, which reads tensors back from the device.
             inputs_embeds: (1, L, D) to use instead of the embedded tokens.
+            criterion: Computes the losses from the predictions, in place of these ones.
             features: The other inputs of the model's `forward` for a pack.
         """
         routing = self._routing(splits, routing, features)
-        und, gen, target = self._run_pack(splits, routing, inputs_embeds, features, reads_und=False)
+        und, gen, target, time = self._run_pack(splits, routing, inputs_embeds, features, reads_und=False)
         # Heads run only on supervised rows, even if there are none, so that their parameters stay in the graph.
         decoder = self.model.language_model
         logits = self.lm_head(decoder.norm(und.index_select(0, routing.text_rows))).float()
         drawn = _rows(gen, routing.image_rows)
         velocity = self.model.llm2vae(decoder.norm_moe_gen(drawn)).float()
         wanted = velocity.detach() if target is None else _rows(target, routing.image_rows).float()
+        if criterion is not None:
+            times = None if time is None else _rows(time, routing.image_rows)
+            return criterion(PackPredictions(logits, routing.text_labels, velocity, wanted, times))
         count = {"dtype": torch.long, "device": und.device}
         return Losses(
             text_sum=nn.functional.cross_entropy(logits, routing.text_labels, reduction="sum"),
@@ -69,7 +75,7 @@ class BagelTrainingMixin:
         """Hidden states (1, L, D) of a pack after the final norm, in the order of the sequence."""
         splits = Splits(sample_ids, split_ids, split_kinds)
         routing = self._routing(splits, routing, features)
-        und, gen, _ = self._run_pack(splits, routing, None, features, reads_und=True)
+        und, gen, *_ = self._run_pack(splits, routing, None, features, reads_und=True)
         decoder = self.model.language_model
         hidden = torch.cat([decoder.norm(und), decoder.norm_moe_gen(gen)])
         return torch.zeros_like(hidden).index_copy(0, routing.order, hidden)[None]
@@ -93,8 +99,8 @@ class BagelTrainingMixin:
 
     def _run_pack(self, splits: Splits, routing: PackRouting, inputs_embeds, features, reads_und: bool):
         """Hidden states (U, D) and (G, D) of both experts before the final norms, and the velocities (G, C) to
-        predict, `None` without noise. Unless `reads_und`, the last layer skips understanding tokens if none has a loss
-        and none of its weights for them is trained.
+        predict with their flow times (G,), `None` without noise. Unless `reads_und`, the last layer skips
+        understanding tokens if none has a loss and none of its weights for them is trained.
         """
         self.check_stored_views(features.get("stored_by") or ())
         tokens, time, target = self._noised_latents(routing, features)
@@ -108,7 +114,7 @@ class BagelTrainingMixin:
         alone = by_splits and routing.gen_splits is not None and not reads_und and not trained
         last = Packed(routing.gen_splits, gen_asks_alone=True) if alone else None
         und, gen = decoder.run_layers(und, gen, routing.positions, layout, last_layout=last)
-        return und, gen, target
+        return und, gen, target, time
 
     def _pack_layout(self, splits: Splits, routing: PackRouting, dtype: torch.dtype):
         implementation = self.config.text_config._attn_implementation
@@ -158,7 +164,7 @@ class BagelTrainingMixin:
 
     def _latents_of(self, images: Sequence[torch.Tensor], noise: torch.Tensor | None) -> torch.Tensor:
         """Latents (n, Z, h/8, w/8) of views of one size: pixels (3, h, w) are encoded together; stored moments (2 Z,
-        h/8, w/8) are only sampled.
+        h/8, w/8) are only sampled; latents that the model drew are used as they are.
         """
         pixels = [number for number, image in enumerate(images) if len(image) == 3]
         moments: list[torch.Tensor] = list(images)
@@ -166,7 +172,16 @@ class BagelTrainingMixin:
             encoded = self.encode_moments(torch.stack([images[number] for number in pixels]))
             for number, each in zip(pixels, encoded):
                 moments[number] = each
-        return self.draw_latents(torch.stack(moments).to(self.device), noise)
+        drawn = [len(each) == self.config.vae_config.z_channels for each in moments]
+        if not any(drawn):
+            return self.draw_latents(torch.stack(moments).to(self.device), noise)
+        singly = (None,) * len(moments) if noise is None else noise
+        return torch.stack(
+            [
+                each.to(self.device) if known else self.draw_latents(each.to(self.device)[None], own)[0]
+                for each, known, own in zip(moments, drawn, singly)
+            ]
+        )
 
     # --- views that were stored ---------------------------------------------------------------------------------
 

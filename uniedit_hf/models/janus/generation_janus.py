@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import StaticCache
 
-from uniedit_hf.models.family import DrawingCallback, DrawingStep
+from uniedit_hf.models.family import Drawing, DrawingCallback, DrawingStep, DrawnStep
+from uniedit_hf.segments import ImageSegment, ImageTokens
 
 from .token_drawing import TokenDrawing
 
@@ -91,6 +92,7 @@ class JanusImageGenerationMixin:
     """Adds `generate_images` to the model."""
 
     image_settings = JanusImageSettings
+    image_objectives = ("grpo",)
     compile_layers: bool | None = None  # whether to compile the layers on a CPU; on a GPU whole steps are captured
 
     @torch.no_grad()
@@ -119,6 +121,42 @@ class JanusImageGenerationMixin:
         tokens = self.generate_tokens(settings, branches, callback_on_step_end, **contexts)
         return self._pixels(tokens, settings)
 
+    @torch.no_grad()
+    def draw_to_learn(
+        self, settings: Sequence[JanusImageSettings], branches: torch.Tensor, objective: str, **contexts
+    ) -> list[Drawing]:
+        """See `PolicyModel`: one step for each image, all of its tokens."""
+        drawn = self._drawn(settings, branches, **contexts)
+        drawings = []
+        for request, pixels in enumerate(self._pixels(drawn.tokens, settings)):
+            ids, own = drawn.tokens[request], settings[request]
+            target = _target(ids.tolist(), self.image_tokenizer, own)
+            step = DrawnStep(target, (ids, own.temperature), drawn.log_probs[request].float().cpu())
+            drawings.append(Drawing(pixels, [step]))
+        return drawings
+
+    def policy_settings(self, objective: str) -> dict[str, Any]:
+        """See `PolicyModel`."""
+        return {"text_guidance_scale": 1.0, "image_guidance_scale": 1.0, "temperature": 1.0}
+
+    def check_policy_settings(self, settings: JanusImageSettings, objective: str) -> None:
+        """See `PolicyModel`."""
+        if max(settings.text_guidance_scale, settings.image_guidance_scale) > 1:
+            raise ValueError(
+                "Guidance above 1 draws from another distribution than the one that objective='grpo' trains: set "
+                "text_guidance_scale and image_guidance_scale to 1."
+            )
+        if not settings.temperature > 0:
+            raise ValueError(
+                f"temperature is {settings.temperature}, so that all generations of a prompt are the same: use a "
+                "number above 0."
+            )
+
+    def action_log_probs(self, predicted: torch.Tensor, action: tuple[torch.Tensor, float]) -> torch.Tensor:
+        """See `PolicyModel`: the log-probabilities (T,) of an image's tokens, from their logits (T, K)."""
+        ids, temperature = action
+        return (predicted / temperature).log_softmax(-1).gather(1, ids.to(predicted.device)[:, None])[:, 0]
+
     def _pixels(self, tokens: torch.Tensor, settings: Sequence[JanusImageSettings]) -> list[torch.Tensor]:
         return [_kept(pixels, each.height, each.width) for pixels, each in zip(self.decode_tokens(tokens), settings)]
 
@@ -128,22 +166,20 @@ class JanusImageGenerationMixin:
         settings: Sequence[JanusImageSettings],
         branches: torch.Tensor,
         callback_on_step_end: DrawingCallback | None = None,
-        *,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        **images,
+        **contexts,
     ) -> torch.Tensor:
         """As `generate_images`, but returns the tokens (R, T). All contexts of all requests share one cache."""
+        return self._drawn(settings, branches, callback_on_step_end, **contexts).tokens
+
+    def _drawn(self, settings, branches, callback_on_step_end=None, **contexts) -> TokenDrawing:
+        """The drawing after its last step."""
         self.check_image_settings(settings)
         with plain_attention(self.model.language_model):
-            return self._draw(
-                settings, branches, callback_on_step_end, input_ids, token_type_ids, attention_mask, images
-            )
+            return self._draw(settings, branches, callback_on_step_end, **contexts)
 
     def _draw(
-        self, settings, branches, callback_on_step_end, input_ids, token_type_ids, attention_mask, images
-    ) -> torch.Tensor:
+        self, settings, branches, callback_on_step_end, *, input_ids, token_type_ids, attention_mask, **images
+    ) -> TokenDrawing:
         steps, device = self.config.vision_config.num_image_tokens, input_ids.device
         pairs, mixing = _pairs(settings, branches.tolist())
         rows, requests = (torch.tensor(column, device=device) for column in zip(*pairs))
@@ -171,7 +207,7 @@ class JanusImageGenerationMixin:
                 tokens[:, : step + 1] = torch.stack(made.latents)
                 if made.stop:
                     break
-        return tokens
+        return drawing
 
     def check_image_settings(self, settings: Sequence[JanusImageSettings]) -> None:
         """Checks that these images can be drawn.
@@ -215,3 +251,9 @@ def _kept(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Crops the center of the square, where the image is: (3, height, width)."""
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
     return pixels[:, top : top + height, left : left + width]
+
+
+def _target(ids: Sequence[int], made_by: str, settings: JanusImageSettings) -> ImageSegment:
+    """Tokens that were drawn, as what the model learns to draw."""
+    size = (settings.width, settings.height)
+    return ImageSegment(None, "drawing", loss=True, size=size, tokens=ImageTokens(tuple(ids), made_by))

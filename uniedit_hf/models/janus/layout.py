@@ -104,7 +104,7 @@ def pieces(sample: Sample, system_prompt: bool, is_answered: bool = True) -> lis
         earlier, this, later = segments[number - 1 : number + 2]
         is_text = isinstance(this, TextSegment)
         if this.loss:
-            before = " " if is_text else ""
+            before = " " if is_text and isinstance(this.text, str) else ""  # ids pass through as they are
         elif earlier is None or earlier.loss:
             before = USER + " "
         elif is_text:

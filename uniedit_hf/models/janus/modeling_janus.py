@@ -22,7 +22,7 @@ from transformers.models.janus.modeling_janus import (
 from uniedit_hf.losses import Losses
 from uniedit_hf.models.assisted import is_assisted, mark_read, unread
 from uniedit_hf.models.bagel.token_step import CapturedStep
-from uniedit_hf.models.family import ModelDefaults
+from uniedit_hf.models.family import Criterion, ModelDefaults, PackPredictions
 
 from .generation_janus import JanusImageGenerationMixin, eager_attention, plain_attention
 from .image_tokens import Fp32ImageTokenizer, decode_image_tokens, encode_image_tokens, fingerprint
@@ -190,6 +190,7 @@ class JanusForConditionalGeneration(
         inputs_embeds: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        criterion: Criterion | None = None,
         **kwargs,
     ):
         """With `token_type_ids` and no `attention_mask` the losses of a packed sequence; otherwise transformers'
@@ -208,6 +209,7 @@ class JanusForConditionalGeneration(
             vq_loss: (M,) whether a VQ view is drawn.
             vq_made_by: Fingerprints of the tokenizers that made the stored tokens.
             logits_to_keep, inputs_embeds, past_key_values, use_cache: As in transformers.
+            criterion: What to make of the predictions of a pack, see `uniedit_hf.models.family.PolicyModel`.
             kwargs: Likewise.
 
         Returns:
@@ -231,7 +233,7 @@ class JanusForConditionalGeneration(
         tokens = self._tokens_of_views(vq_images, vq_tokens, vq_made_by)
         embeds = self.embed(input_ids, token_type_ids, siglip_images, tokens)
         hidden = self._hidden(embeds, position_ids)
-        return self._losses(hidden, labels[0], token_type_ids[0], tokens, vq_loss)
+        return (criterion or _mean_losses)(self._predicted(hidden, labels[0], token_type_ids[0], tokens, vq_loss))
 
     @staticmethod
     def _check_context(token_type_ids, pixel_values, inputs_embeds) -> None:
@@ -301,9 +303,9 @@ class JanusForConditionalGeneration(
         blank = weight.new_zeros(1, 3, vision.image_size, vision.image_size)
         return self.model.get_image_features(blank).pooler_output[:0]
 
-    def _losses(self, hidden, labels, token_type_ids, tokens, vq_loss) -> Losses:
-        """Sums of both losses over hidden states (L, D). Heads run only on supervised rows, even if there are none, so
-        that their parameters stay in the graph.
+    def _predicted(self, hidden, labels, token_type_ids, tokens, vq_loss) -> PackPredictions:
+        """The predictions of both heads from hidden states (L, D). Heads run only on supervised rows, even if there
+        are none, so that their parameters stay in the graph.
         """
         rows = labels != -100
         text_logits = self.lm_head(hidden[rows]).float()
@@ -314,12 +316,7 @@ class JanusForConditionalGeneration(
             wanted = tokens[vq_loss].flatten()
         # the state before a token predicts it; before the first one is the image marker
         image_logits = self.model.generation_head(hidden[places - 1]).float()
-        return Losses(
-            text_sum=nn.functional.cross_entropy(text_logits, labels[rows], reduction="sum"),
-            text_count=rows.sum(),
-            image_sum=nn.functional.cross_entropy(image_logits, wanted, reduction="sum"),
-            image_count=torch.tensor(len(wanted), device=hidden.device),
-        )
+        return PackPredictions(text_logits, labels[rows], image_logits, wanted)
 
     # --- writing text -------------------------------------------------------------------------------------------
 
@@ -417,3 +414,14 @@ class JanusForConditionalGeneration(
                 "The generation configuration does not say which token begins an image: set "
                 f"generation_kwargs={{'boi_token_id': ID}} in it, or {remedy}."
             )
+
+
+def _mean_losses(predictions: PackPredictions) -> Losses:
+    """The sums and counts of both cross entropies."""
+    text, image = predictions.text_labels, predictions.image_targets
+    return Losses(
+        text_sum=nn.functional.cross_entropy(predictions.text_logits, text, reduction="sum"),
+        text_count=torch.tensor(len(text), device=text.device),
+        image_sum=nn.functional.cross_entropy(predictions.image, image, reduction="sum"),
+        image_count=torch.tensor(len(image), device=image.device),
+    )

@@ -32,6 +32,10 @@ class TokenDrawing:
         cache: Keys and values of the contexts, with room for T tokens.
         attention_mask: (P, tokens of a context), 1 at real tokens.
         chances: (R, T) a number in [0, 1) for every token.
+
+    Attributes:
+        tokens: (R, T) what was drawn.
+        log_probs: (R, T) of these tokens.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TokenDrawing:
         self.model, self.requests, self.mixing, self.cache, self.chances = model, requests, mixing, cache, chances
         self.attention_mask = attention_mask
         self.tokens = torch.zeros_like(chances, dtype=torch.long)
+        self.log_probs = torch.zeros_like(chances)
         self.number = torch.zeros(1, dtype=torch.long, device=requests.device)
         self.position = attention_mask.sum(-1)
         self.temperatures = torch.tensor([each.temperature for each in settings], device=requests.device)[:, None]
@@ -63,6 +68,7 @@ class TokenDrawing:
         drawn = torch.searchsorted(likely.cumsum(-1), chances, right=True).clamp(max=logits.shape[1] - 1)
         chosen = torch.where(self.temperatures == 0, logits.argmax(-1, keepdim=True), drawn)
         self.tokens.index_copy_(1, self.number, chosen)
+        self.log_probs.index_copy_(1, self.number, likely.gather(1, chosen).log())
         self.number.add_(1)
 
     def _step(self) -> None:
