@@ -233,7 +233,7 @@ OF_TRANSFORMERS = set(
     "config generation_config can_generate device dtype eval train training to parameters named_parameters modules "
     "named_modules state_dict load_state_dict _no_split_modules "
     "save_pretrained from_pretrained add_model_tags get_base_model get_submodule set_submodule merge_and_unload "
-    "peft_config _hf_peft_config_loaded tokenizer decode batch_decode".split()
+    "peft_config disable_adapter _hf_peft_config_loaded tokenizer decode batch_decode".split()
 )
 
 

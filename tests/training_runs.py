@@ -68,11 +68,13 @@ def mix_settings(data: Path, family: str = "bagel", **changes) -> dict[str, Any]
 
 
 def command(options: dict[str, Any], processes: int = 1) -> list[str]:
-    """`uniedit train` with these options, which are written beside the output folder."""
+    """`uniedit train`, or `grpo` if there are rewards, with these options, which are written beside the output
+    folder."""
     config = Path(options["output_dir"] + ".yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(options))
-    uniedit = ["-m", "uniedit_hf.cli", "train", "--config", str(config)]
+    name = "grpo" if "reward_funcs" in options else "train"
+    uniedit = ["-m", "uniedit_hf.cli", name, "--config", str(config)]
     if processes == 1:
         return [sys.executable, *uniedit]
     # `--cpu` would start a single process; with `use_cpu` among the options these run on the CPU as well

@@ -30,6 +30,7 @@ COMMANDS = {
     "dataset latents": "Precompute a BAGEL's image latents and features and store them with a data set.",
     "dataset publish": "Publish a built data set on the Hub: card, resumable upload, tag.",
     "train": "Tune a model on intelligent edits, or on a mix of data sets.",
+    "grpo": "Tune a model by reinforcement learning, with rewards on what it draws and writes.",
     "evaluate": "Compare a tuned model with its base on a benchmark, with confidence intervals.",
     "demo": "Show a base and a tuned model side by side on a local page, or as a Space.",
     "doctor": "Print versions, devices, extras and whether the Hub answers, for a bug report.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -72,6 +73,22 @@ class ModelOptions:
 def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None:
     from uniedit_hf.training import UniEditTrainer
 
+    run_trainer(UniEditTrainer, model, data, training)
+
+
+def run_trainer(
+    make_trainer: Callable[..., UniEditTrainer], model: ModelOptions, data: DataOptions, training: UniEditConfig
+) -> None:
+    """Runs a trainer from its options to the saved model.
+
+    Args:
+        make_trainer: Called with the arguments of `UniEditTrainer`.
+        model: Options of the model.
+        data: Options of the data.
+        training: Settings of the run.
+    """
+    from uniedit_hf.training import UniEditTrainer
+
     adapters = _adapters(model)
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     training.model_init_kwargs = {name: each for name, each in options.items() if each is not None} | (
@@ -88,26 +105,19 @@ def run(model: ModelOptions, data: DataOptions, training: UniEditConfig) -> None
         checkpoint = _checkpoint(training.resume_from_checkpoint)
         if checkpoint is None:
             check_unused(training.output_dir)
-        _train(model, data, training, quantization, adapters, checkpoint)
+        train_dataset, eval_dataset = _data_sets(data, training)
+        trainer = make_trainer(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            quantization_config=quantization,
+            peft_config=adapters,
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        names = [data.dataset_name] if data.dataset_name else [part["name"] for part in _mix(data).values()]
+        _finish(trainer, names)
     _leave()
-
-
-def _train(
-    model: ModelOptions, data: DataOptions, training: UniEditConfig, quantization, adapters, checkpoint
-) -> None:
-    from uniedit_hf.training import UniEditTrainer
-
-    train_dataset, eval_dataset = _data_sets(data, training)
-    trainer = UniEditTrainer(
-        model.model_name_or_path,
-        training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        quantization_config=quantization,
-        peft_config=adapters,
-    )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    _finish(trainer, [data.dataset_name] if data.dataset_name else [part["name"] for part in _mix(data).values()])
 
 
 def _leave() -> None:

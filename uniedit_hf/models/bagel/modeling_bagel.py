@@ -420,17 +420,15 @@ class BagelForConditionalGeneration(
             sample_ids, split_ids, split_kinds: (B, L) see `uniedit_hf.attention.Splits`.
             vit_patches: (V, patch * patch * 3) patches of all ViT views in order.
             vit_grids: (images, 2) their rows and columns.
-            vae_images: Pixels (3, h, w) of all VAE views in order, or stored moments, or latents (16, h/8, w/8), or
+            vae_images: Pixels (3, h, w), stored moments (32, h/8, w/8) or latents of all VAE views in order, or
             latents: their latents (16, h/8, w/8), already scaled and shifted.
             posterior_noise: Standard normal draws (16, h/8, w/8), to sample the posterior instead of using its mean.
             timesteps: (VAE views,) flow time in [0, 1] before the shift; 0 is a clean image without loss.
             noise: Standard normal draws (P, C) of each VAE view; those of clean images are not used.
-            labels: For a pack (1, L), the token to predict at each position; otherwise (B, L), the tokens themselves,
-                as in transformers. -100 has no loss.
+            labels: (1, L) tokens to predict in a pack, else (B, L) the tokens, as in transformers; -100 has no loss.
             logits_to_keep: Number of last positions with logits, 0 for all, or the indices of the positions.
             routing: Routing of the pack, made by a data worker; computed here if not given.
-            vit_features: (tokens, vision size) of the ViT views that were stored with the data; `vit_patches` has the
-                others. VAE views may be stored moments (2 * 16, h/8, w/8) among `vae_images`.
+            vit_features: (tokens, vision size) of the stored ViT views; `vit_patches` has the others.
             vit_is_stored: For each ViT view whether it was stored.
             stored_by: Stored views, with the fingerprints of their encoders.
             criterion: Computes the losses of a pack from its predictions, see `uniedit_hf.models.family.PolicyModel`.
@@ -450,11 +448,9 @@ class BagelForConditionalGeneration(
         if labels is not None and attention_mask is None and (split_ids is not None or routing is not None):
             refuse_states(output_hidden_states, output_attentions)
             splits = None if split_ids is None else Splits(sample_ids, split_ids, split_kinds)
-            draws = {"timesteps": timesteps, "noise": noise, "stored_by": stored_by}
+            draws = {"timesteps": timesteps, "noise": noise, "stored_by": stored_by, "criterion": criterion}
             draws |= {"vit_features": vit_features, "vit_is_stored": vit_is_stored}
-            return self.pack_losses(
-                splits, routing, inputs_embeds, criterion, labels=labels, **tokens, **images, **draws
-            )
+            return self.pack_losses(splits, routing, inputs_embeds, labels=labels, **tokens, **images, **draws)
         if noise is not None or timesteps is not None:
             raise ValueError("noise and timesteps belong to a training pack, which also needs labels: give labels.")
         context = tokens | images | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}

@@ -28,7 +28,7 @@ from .completion_grid import save_completions
 from .grpo_config import UniEditGRPOConfig
 from .learning import LearningBatches
 from .objectives import Hyperparameters
-from .prompts import PromptPlan, plan_prompts, read_prompt
+from .prompt_rows import PromptPlan, plan_prompts, read_prompt
 from .reward_calls import RewardCalls, RewardFunc
 from .rollouts import Completion, Rollouts
 

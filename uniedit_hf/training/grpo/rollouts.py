@@ -22,7 +22,7 @@ from uniedit_hf.pipeline_inputs import checked_settings
 from uniedit_hf.randomness import derive_seed, torch_generator
 from uniedit_hf.segments import Segment, TextSegment
 
-from .prompts import Prompt
+from .prompt_rows import Prompt
 
 
 @dataclass
