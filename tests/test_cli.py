@@ -314,6 +314,26 @@ def test_convert(capsys, tmp_path):
     assert capsys.readouterr().err.startswith(f"uniedit convert: output_dir {tmp_path / 'ours'} is not empty")
 
 
+BAR = """
+from uniedit_hf.cli import main
+main(["--version"])
+from tqdm.auto import tqdm
+list(tqdm(range(3), desc="drawing"))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_progress_is_readable_in_a_terminal_without_a_width():
+    import pty
+
+    ours, theirs = pty.openpty()  # 0 columns, 0 rows
+    subprocess.run([sys.executable, "-c", BAR], stderr=theirs, stdout=subprocess.DEVNULL, check=True, timeout=100)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "drawing" in shown and "3/3" in shown
+
+
 def test_the_console_script():
     result = subprocess.run([UNIEDIT, "convert", "--input_dir"], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")

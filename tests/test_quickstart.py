@@ -206,7 +206,11 @@ def test_a_stopped_run_is_resumed(folder, tmp_path, number):
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
     assert not (tmp_path / "report.html").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Resuming the run that was stopped" in again.stdout and "What to run next" in again.stdout
+    assert "Resuming the run that was stopped" in again.stdout
+    made, page, own = again.stdout.splitlines()[-3:]
+    assert made.startswith("Made in ") and f"tuned model in {tmp_path}/model" in made
+    assert str(tmp_path / "report.html") in page and f"--tuned {tmp_path}/model" in page
+    assert own.startswith("Your own data: uniedit train --model_name_or_path ")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["resumed"] and report["losses"]["tuned"][-1]["step"] == 25
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -44,6 +46,36 @@ def test_figures_of_the_steps(tmp_path):
         assert log["quarantined_rows"] == 0 and log["data_wait_seconds"] >= 0
         assert math.isfinite(log["image_loss"]) and math.isfinite(log["text_loss"])
         assert log["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_logs_are_numbers_in_every_reporter(tmp_path, capsys, bar):
+    run = trainer(tmp_path, edit_rows(), max_steps=2, disable_tqdm=not bar)
+    run.train()
+    assert all(isinstance(value, int | float) for log in run.state.log_history for value in log.values())
+    shown = [ast.literal_eval(found) for found in re.findall(r"\{'loss.*?\}", capsys.readouterr().out)]
+    assert len(shown) == 2
+    for printed, logged in zip(shown, steps(run)):
+        assert printed.keys() == logged.keys() - {"step"}
+        assert all(isinstance(value, int | float) for value in printed.values())
+        assert printed["image_loss"] == pytest.approx(logged["image_loss"], rel=1e-3)
+        assert printed["loss"] == printed["image_loss"], "of a single step"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("family", ["bagel", "janus"])
+def test_our_own_calls_bring_no_future_warning(tmp_path, family):
+    """A LoRA run, its checkpoint and its evaluation, as a process that ends at the first one."""
+    code = (
+        "import warnings, sys; sys.path.insert(0, sys.argv[1]); from training_data import edit_rows, trainer; "
+        "from peft import LoraConfig; warnings.simplefilter('error', FutureWarning); "
+        "given = {'eval_dataset': edit_rows(2), 'peft_config': LoraConfig(r=2), 'family': sys.argv[3]}; "
+        "run = trainer(sys.argv[2], edit_rows(), max_steps=1, **given); "
+        "run.train(); run.evaluate(); run.save_model()"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), family]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=350)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(tmp_path):

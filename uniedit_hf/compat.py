@@ -54,6 +54,19 @@ def look_up_in(mapping: Any, model_type: str, module: Any) -> None:
     mapping._modules[model_type] = module
 
 
+# --- peft -----------------------------------------------------------------------------------------------------------
+
+
+class QuietCheckpointing:
+    """Answers peft, which asks models by a name for which transformers gives a FutureWarning; goes before
+    `PreTrainedModel` among the bases."""
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.is_activation_checkpointing
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ traceback.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After `COMMAND --help` (0) or an invalid option (2), as in argparse.
     """
+    _give_bars_a_width()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(COMMANDS))
@@ -81,6 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.freeze()  # otherwise Python collects garbage over all of torch before it exits, which takes seconds
         return _complain(f"uniedit {command}: stopped by Ctrl-C", 130)
     return 0
+
+
+def _give_bars_a_width() -> None:
+    """Lets progress bars assume 80 columns in a terminal that states none, as in some containers, where tqdm shows
+    nothing at all. tqdm reads these variables when it is imported."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):  # not a terminal
+        return
+    if columns == 0:
+        os.environ.setdefault("TQDM_NCOLS", "80")
+        os.environ.setdefault("TQDM_NROWS", "24")
 
 
 def _overview(commands: Collection[str]) -> str:

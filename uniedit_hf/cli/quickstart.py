@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from uniedit_hf.cli.option_types import Count, OutputDir, Seed
@@ -36,10 +37,13 @@ FIRST = (
     "The quickstart makes edits, tunes a small model twice and measures it: 2 to 5 minutes on two cores with 16-bit "
     "arithmetic, up to 10 without. Checking this machine ..."
 )
-NEXT = """What to run next:
-  uniedit demo                                   base and tuned model side by side in the browser
-  uniedit quickstart --steps {longer:<5} --seeds 3   a longer tuning, three seeds
-  uniedit train --help                           your own data and model"""
+# What was made, where the page is, and what to run next on one's own data.
+FINISHED = (
+    "Made in {minutes:.1f} minutes: {edits:,} intelligent edits in {folder}/data, tuned model in {folder}/model.\n"
+    "Open {page} for the result, or try both models in the browser: uniedit demo{models}\n"
+    "Your own data: uniedit train --model_name_or_path {base} --dataset_name rows.csv --output_dir runs/own; "
+    "docs/own_data.md says what a row needs."
+)
 
 
 def run(options: QuickstartOptions) -> None:
@@ -52,6 +56,15 @@ def run(options: QuickstartOptions) -> None:
     except KeyboardInterrupt:
         print(f"Stopped; the same command resumes the run in {options.output_dir}.", file=sys.stderr)
         raise
-    minutes = (time.perf_counter() - begun) / 60
-    print(f"{finished.verdict}\nFinished in {minutes:.1f} minutes: open {finished.page}")
-    print(NEXT.format(longer=3 * options.steps))
+    print(finished.verdict)
+    print(said_at_the_end(options, str(finished.page), (time.perf_counter() - begun) / 60))
+
+
+def said_at_the_end(options: QuickstartOptions, page: str, minutes: float) -> str:
+    """What was made, where the page is, and what to run next on one's own data, in three lines."""
+    from uniedit_hf.cli.demo import QUICKSTART
+    from uniedit_hf.small_world.quickstart.tuning import base_folder
+
+    base, folder = base_folder(options.base, options.model), options.output_dir
+    models = "" if Path(folder) == QUICKSTART else f" --base {base} --tuned {folder}/model"
+    return FINISHED.format(minutes=minutes, edits=options.edits, folder=folder, page=page, base=base, models=models)

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import BatchFeature
 from transformers.utils import logging
 
+from uniedit_hf.compat import QuietCheckpointing
 from uniedit_hf.losses import Losses
 from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, View
@@ -303,7 +304,7 @@ class FamilyProcessor(Protocol):
         """Pixels (3, h, w) as an image. Raises `ValueError` if some are NaN."""
 
 
-class ModelDefaults:
+class ModelDefaults(QuietCheckpointing):
     """Default implementations for a model; must come before `PreTrainedModel` among the bases.
 
     Attributes:

@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 
 from uniedit_hf.models.workload import ROWS, Workload
 
@@ -107,9 +108,24 @@ class MeteredProgress(ProgressCallback):
     """The progress bar of `Trainer`, which also shows speed, share of the card's peak and memory."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=logs, **kwargs)
-        if state.is_world_process_zero and self.training_bar is not None and "tokens_per_second" in logs:
-            self.training_bar.set_postfix_str(summary(logs))
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(str(rounded(logs)))
+            if "tokens_per_second" in logs:
+                self.training_bar.set_postfix_str(summary(logs))
+
+
+class NumberPrinter(PrinterCallback):
+    """Prints logs as numbers, where `Trainer` prints them as texts, when there is no progress bar."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_local_process_zero and logs is not None:
+            print(rounded(logs))  # noqa: T201
+
+
+def rounded(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Logs with numbers of four digits, without `total_flos`, to be read by people and by programs."""
+    values = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
+    return {name: value for name, value in values.items() if name != "total_flos"}
 
 
 def summary(logs: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import TorchDynamoPlugin
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -37,7 +37,7 @@ from .freezing import adapted_layers, freeze
 from .fsdp import FSDPModule, frozen_encoders, sharded_units, whole_weights
 from .layer_options import set_checkpointing
 from .loaders import PackLoader, plan_training, training_loader
-from .meters import MeteredProgress, Meters
+from .meters import MeteredProgress, Meters, NumberPrinter
 from .metrics import SUMMED, RunningSums, loss_means
 from .optimizers import check_optimizer, flash_adamw
 from .planning import RunPlan
@@ -195,8 +195,9 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     def _add_our_callbacks(self) -> None:
         self.add_callback(EpochCallback(self.data.epoch_after))
         self.add_callback(ClockCallback(self))
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(MeteredProgress)
+        for inherited, ours in ((ProgressCallback, MeteredProgress), (PrinterCallback, NumberPrinter)):
+            if self.pop_callback(inherited) is not None:
+                self.add_callback(ours)
         self.add_callback(self.stop_signal)
         if self.args.ema_decay is not None:
             self.add_callback(AverageCallback(self))

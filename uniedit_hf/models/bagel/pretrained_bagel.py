@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, initialization
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from uniedit_hf.compat import QuietCheckpointing
 from uniedit_hf.models.precision import FixedLinear
 
 from .checkpoint_bagel import CheckpointFolder, check_safetensors, open_tensors
@@ -14,7 +15,7 @@ from .encoders_bagel import Fp32Autoencoder, SinCosPositions, sincos_table
 from .layouts_bagel import check_loading
 
 
-class BagelPreTrainedModel(PreTrainedModel):
+class BagelPreTrainedModel(QuietCheckpointing, PreTrainedModel):
     """Base class of all BAGEL models: initialization, capabilities, and loading that never leaves a weight random."""
 
     config: BagelConfig
