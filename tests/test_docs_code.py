@@ -1,4 +1,4 @@
-"""The code and commands of the task pages run, on tiny models in a fresh folder; what cannot run here is named."""
+"""The code and commands of README and the task pages run, on tiny models in a fresh folder; what cannot is named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MODELS = ("ByteDance-Seed/BAGEL-7B-MoT", "Uni-Edit/Uni-Edit-BAGEL", "assets/small_bagel", "runs/quickstart/model")
 SHORTER = {
+    " --max_steps 2000": " --max_steps 2",
     " --max_steps 200": " --max_steps 2",
+    " --max_steps 100": " --max_steps 2",
+    "uniedit-148k": "edits/rows.parquet",
     " --save_steps 50": " --save_steps 1",
     "max_steps=200": "max_steps=2, use_cpu=True, report_to='none'",
     'device_map="cuda"': 'device_map="cpu"',
@@ -70,6 +73,8 @@ def folder(tmp_path, model, monkeypatch) -> Path:
         lines.append(f"{row['id']},{names['source_image']},{row['instruction']},{names['target_image']}")
     (tmp_path / "edits" / "rows.csv").write_text("\n".join(lines) + "\n")
     rows.to_parquet(tmp_path / "edits" / "rows.parquet")
+    for name in ("assets", "spaces"):
+        (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     config = tmp_path / "examples" / "synthesis" / "easy_vqa.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("size: 1000", "size: 20"))
@@ -78,7 +83,7 @@ def folder(tmp_path, model, monkeypatch) -> Path:
 
 def for_here(page: str, model: Path) -> str:
     """The text of a page, with a tiny model and short runs."""
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = (ROOT / f"{page}.md").read_text(encoding="utf-8")
     for here in ((name, str(model)) for name in MODELS), SHORTER.items():
         for one, other in here:
             text = text.replace(one, other)
@@ -95,7 +100,7 @@ def run_command(line: str, said: list[str]) -> None:
     words = shlex.split(line)
     if words[0] == "uniedit":
         extra = "" if "--plan" in words else FLAGS.get(words[1], "")
-        assert cli.main(words[1:] + extra.split()) == 0, line
+        assert cli.main([words[1], *extra.split(), *words[2:]]) == 0, line  # what the page says comes last and wins
     else:
         assert words[0] == "python", f"{line}: say in this test how it is run, or why it is not"
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, env=dict(os.environ))
@@ -103,20 +108,20 @@ def run_command(line: str, said: list[str]) -> None:
         said.append(done.stdout)
 
 
-PAGES = ("inference", "lora", "resume", "evaluate", "make_data")
+PAGES = ("README", "docs/inference", "docs/lora", "docs/resume", "docs/evaluate", "docs/make_data")
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page, folder, model):
     """Its blocks in order, in one folder and one namespace; a tiny model replaces those that are named."""
     text = for_here(page, model)
-    if page != "resume":
+    if page != "docs/resume":
         shutil.copytree(model, folder / "runs" / "own")
     namespace: dict = {}
     ran = 0
     for language, block in BLOCK.findall(text):
         if language == "python" and "BitsAndBytesConfig" not in block:  # 4-bit weights need a GPU
-            exec(compile(block, f"docs/{page}.md", "exec"), namespace)
+            exec(compile(block, f"{page}.md", "exec"), namespace)
             ran += 1
         elif language == "bash":
             for line in commands(block):
@@ -150,7 +155,7 @@ def test_the_code_of_the_hub_page_runs(folder, model):
     row = {"base": 0.125, "tuned": 0.5, "difference": 0.375, "ci95": [0.25, 0.5], "n": 40}
     (folder / "runs" / "quickstart" / "report.json").write_text(json.dumps({"abilities": {"editing": row}}))
     text = (
-        for_here("hub", model)
+        for_here("docs/hub", model)
         .replace("me/", "tester/")
         .replace("max_steps=2,", "max_steps=2, max_tokens_per_pack=120,")
     )
@@ -174,6 +179,6 @@ def test_the_code_of_the_hub_page_runs(folder, model):
 
 def test_what_the_pages_make_is_there(folder, model):
     """The edits of the first block of the page are images of their source's size."""
-    exec(compile(BLOCK.search(for_here("inference", model))[2], "docs/inference.md", "exec"), {})
+    exec(compile(BLOCK.search(for_here("docs/inference", model))[2], "docs/inference.md", "exec"), {})
     assert Image.open("edited.png").size == Image.open("shop.png").size
     assert Image.open("lighthouse.png").size == (64, 48)
