@@ -26,6 +26,16 @@ NEEDED = {
     "dataset latents": ["--dataset_name", "d", "--model_name_or_path", "m", "--output_dir", "out"],
     "dataset validate": ["--input_dir", "in"],
     "train": ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "out"],
+    "grpo": [
+        "--model_name_or_path",
+        "m",
+        "--dataset_name",
+        "d",
+        "--output_dir",
+        "out",
+        "--reward_funcs",
+        "preservation",
+    ],
     "evaluate": ["--suite", "small_world", "--model", "m", "--output_dir", "out"],
     "serve": ["--model", "m"],
     "convert": ["--input_dir", "in", "--output_dir", "out", "--to", "official"],
@@ -48,9 +58,11 @@ def options_of(command: str) -> Iterator[tuple[str, Any]]:
 
 
 def numbers() -> list[tuple[str, str]]:
-    found = []
+    found, of_train = [], {name for name, _ in options_of("train")}
     for command in COMMANDS:
         for name, kinds in options_of(command):
+            if command == "grpo" and (name in of_train or int not in kinds):
+                continue  # looked at with train; rates may be negative
             inner = {part for kind in kinds for part in get_args(kind)}
             if (kinds | inner) & {int, float} and bool not in kinds and name not in INHERITED:
                 found.append((command, name))
