@@ -27,6 +27,7 @@ from .configuration_bagel import LATENT, VIT
 from .decoder_bagel import EAGER, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
 from .reading_bagel import IMAGES, text_positions
+from .step_weights import answering, text_experts
 from .token_step import CapturedStep, is_static, token_logits
 
 
@@ -69,17 +70,19 @@ def text_states(
     """
     rows, length = embeds.shape[:2]
     hidden, tables = embeds.flatten(0, 1), rotary_tables(decoder.rotary_emb, embeds, positions.flatten())
-    regions, mask = compiled_regions() if compile_layers else EAGER, text_mask(attention_mask, cache, length, hidden)
-    for index, layer in enumerate(decoder.layers):
+    mask = text_mask(attention_mask, cache, length, hidden)
+    experts, regions = text_experts(decoder, compiled_regions() if compile_layers else EAGER)
+    for index, (layer, expert) in enumerate(zip(decoder.layers, experts)):
         hidden, tables, mask = on_device_of(layer, (hidden, tables, mask))
-        expert = layer.expert("")
-        query, key, value = (
-            each.unflatten(0, (rows, length)).transpose(1, 2) for each in regions.project(expert, hidden, *tables)
-        )
+        query, key, value = regions.project(expert, hidden, *tables)
+        if length == 1:  # queries that share a key head become more queries of one attention
+            query, key, value = query.unflatten(1, (key.shape[1], -1)), key.unsqueeze(2), value.unsqueeze(2)
+        else:
+            query, key, value = (
+                each.unflatten(0, (rows, length)).transpose(1, 2) for each in (query, key, value)
+            )
         if cache is not None:
             key, value = cache.update(key, value, index)
-        if length == 1:  # queries that share a key head become more queries of one attention over it
-            query = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0]
         output = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=length > 1)
         if length > 1:
             output = output.transpose(1, 2)
@@ -205,7 +208,8 @@ class BagelTextGenerationMixin:
         elif images:
             images["inputs_embeds"] = kwargs.get("inputs_embeds")
             kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
-        return super().generate(input_ids, **kwargs)
+        with answering(self.model.language_model):
+            return super().generate(input_ids, **kwargs)
 
     @torch.no_grad()
     def _read_ahead(self, input_ids, images: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:

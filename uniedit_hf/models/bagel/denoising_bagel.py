@@ -26,6 +26,7 @@ from .decoder_bagel import Regions, rotary_tables
 from .encoders_bagel import grid_index
 from .flow import guide, schedule
 from .shortcuts_bagel import Reuse
+from .step_weights import step_experts
 
 
 MARKERS = 2  # tokens of an image that use the understanding expert: its begin and end markers
@@ -127,15 +128,26 @@ class Branches:
         return [torch.cat(each) for each in zip(*outputs)]
 
 
-def denoise(decoder: nn.Module, branches: Branches, gen: torch.Tensor, regions: Regions) -> torch.Tensor:
-    """Embedded latent tokens (all P, D) of the branches to hidden states after the last norm (all P, D)."""
-    und, rotary = branches.markers, branches.rotary
-    for index, layer in enumerate(decoder.layers):
+def denoise(
+    decoder: nn.Module, experts: Sequence[tuple], regions: Regions, branches: Branches, gen: torch.Tensor
+) -> torch.Tensor:
+    """Embedded latent tokens (all P, D) of the branches to hidden states after the last norm (all P, D).
+
+    Args:
+        decoder: The language model of a `BagelModel`.
+        experts: Both of every layer, see `step_experts`.
+        regions: What the layers do with them around attention.
+        branches: Of this step.
+        gen: The embedded latent tokens.
+    """
+    und, rotary, last = branches.markers, branches.rotary, len(decoder.layers) - 1
+    for index, (layer, (reads, draws)) in enumerate(zip(decoder.layers, experts)):
         und, gen, rotary = on_device_of(layer, (und, gen, rotary))
-        experts = layer.expert(""), layer.expert("_moe_gen")
-        projected = [regions.project(*each, *tables) for *each, tables in zip(experts, (und, gen), rotary)]
-        attended = branches.attend(index, *projected)
-        und, gen = (regions.absorb(*each) for each in zip(experts, (und, gen), attended))
+        projected = regions.project(reads, und, *rotary[0]), regions.project(draws, gen, *rotary[1])
+        of_und, of_gen = branches.attend(index, *projected)
+        gen = regions.absorb(draws, gen, of_gen)
+        if index < last:  # behind the last layer nobody reads the markers
+            und = regions.absorb(reads, und, of_und)
     return decoder.norm_moe_gen(gen)
 
 
@@ -158,7 +170,7 @@ class Denoiser:
 
     def __init__(self, model, settings: Sequence, rows: Sequence[Sequence[int]], contexts, regions: Regions):
         self.model, self.settings, self.rows, self.contexts = model, settings, rows, contexts
-        self.regions = regions
+        self.experts, self.regions = step_experts(model.model.language_model, ("", "_moe_gen"), regions)
         self.times = torch.stack([schedule(s.num_timesteps, s.timestep_shift) for s in settings]).tolist()
         core, device = model.model, contexts[0].position.device
         grids = [model.latent_grid(s) for s in settings]
@@ -188,7 +200,7 @@ class Denoiser:
             for r in asked
         }
         gen = torch.cat([embeds[request] for request in branches.requests])
-        hidden = denoise(core.language_model, branches, gen, self.regions)
+        hidden = denoise(core.language_model, self.experts, self.regions, branches, gen)
         by_pair = dict(zip(pairs, core.llm2vae(hidden).float().split(branches.lengths)))
         found = {}
         for request, rows in wanted.items():

@@ -22,6 +22,7 @@ from uniedit_hf.models.captured import Replayed
 
 from .decoder_bagel import EAGER, Regions, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
+from .step_weights import text_experts
 
 
 def is_static(cache: Cache | None) -> bool:
@@ -49,14 +50,17 @@ def token_logits(
         compile_layers: Whether the layers run compiled.
     """
     decoder, on_cpu = model.model.language_model, input_ids.device.type == "cpu"
-    code = compiled_code() if compile_layers and on_cpu else PLAIN
-    regions = compiled_regions() if compile_layers and not on_cpu else EAGER
+    if compile_layers and on_cpu:
+        code, experts, regions = compiled_code(), [layer.expert("") for layer in decoder.layers], EAGER
+    else:
+        code = PLAIN
+        experts, regions = text_experts(decoder, compiled_regions() if compile_layers else EAGER)
     hidden, *tables = code.begin(decoder, input_ids, position_ids)
     place = cache.layers[0].cumulative_length.view(1)
     bias = seen_bias(attention_mask, place, cache.layers[0])
-    for layer, memory in zip(decoder.layers, cache.layers):
+    for layer, expert, memory in zip(decoder.layers, experts, cache.layers):
         hidden, tables, place, bias = on_device_of(layer, (hidden, tables, place, bias))
-        hidden = code.layer(layer.expert(""), hidden, *tables, memory.keys, memory.values, place, bias, regions)
+        hidden = code.layer(expert, hidden, *tables, memory.keys, memory.values, place, bias, regions)
     torch._foreach_add_([memory.cumulative_length for memory in cache.layers], 1)
     return code.end(decoder, model.lm_head, hidden)
 
