@@ -133,22 +133,33 @@ def calls_a_step(run) -> float:
     return (calls(18) - few) / 8
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", BEFORE)
-def test_operations_a_step(model, processor, kind):
-    """Compiled as `pipe.compile()` does: a third of the operations while drawing, a quarter while writing with the
-    static cache, which is captured as a graph on a GPU; less than half with the dynamic one."""
-    UniEditPipeline(model, processor).compile()
+# The largest shares of these that hold: as the steps run by default, and compiled as `pipe.compile()` does.
+EAGER_SHARES = {"draw": 1 / 3, "edit": 0.4, "token": 0.36, "static token": 0.38, "static tokens": 0.43}
+COMPILED_SHARES = {"draw": 1 / 3, "edit": 1 / 3, "token": 0.4, "static token": 1 / 4, "static tokens": 1 / 4}
+
+
+def share_of_operations(model, processor, kind: str) -> float:
+    """Calls of one step in parts of those at f82ce24."""
     model.generation_config.eos_token_id = None
     if kind in ("draw", "edit"):
         sample = edit() if kind == "edit" else Sample([TextSegment("a red circle")])
-        found, most = calls_a_step(lambda steps: drawn(model, processor, sample, steps + 1)), BEFORE[kind] / 3
-    else:
-        samples = [question(), *[Sample([TextSegment("make it")])] * (kind == "static tokens")]
-        options = {"cache_implementation": "static"} if kind.startswith("static") else {}
-        found = calls_a_step(lambda steps: written(model, processor, samples, steps, **options))
-        most = BEFORE[kind] / (4 if options else 2)
-    assert found <= most
+        return calls_a_step(lambda steps: drawn(model, processor, sample, steps + 1)) / BEFORE[kind]
+    samples = [question(), *[Sample([TextSegment("make it")])] * (kind == "static tokens")]
+    options = {"cache_implementation": "static"} if kind.startswith("static") else {}
+    return calls_a_step(lambda steps: written(model, processor, samples, steps, **options)) / BEFORE[kind]
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_operations_of_an_eager_step(model, processor, kind):
+    assert share_of_operations(model, processor, kind) <= EAGER_SHARES[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BEFORE)
+def test_operations_of_a_compiled_step(model, processor, kind):
+    """The static cache is captured as a graph on a GPU, where a step is one launch."""
+    UniEditPipeline(model, processor).compile()
+    assert share_of_operations(model, processor, kind) <= COMPILED_SHARES[kind]
 
 
 # ---- the same numbers

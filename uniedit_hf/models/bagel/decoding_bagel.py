@@ -78,9 +78,7 @@ def text_states(
         if length == 1:  # queries that share a key head become more queries of one attention
             query, key, value = query.unflatten(1, (key.shape[1], -1)), key.unsqueeze(2), value.unsqueeze(2)
         else:
-            query, key, value = (
-                each.unflatten(0, (rows, length)).transpose(1, 2) for each in (query, key, value)
-            )
+            query, key, value = (each.unflatten(0, (rows, length)).transpose(1, 2) for each in (query, key, value))
         if cache is not None:
             key, value = cache.update(key, value, index)
         output = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=length > 1)
