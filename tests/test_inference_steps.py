@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
 from benchmarks.reference import Reference
+from uniedit_hf.models.bagel import denoising_bagel
 from uniedit_hf.models.bagel.generation_bagel import ImageSettings
 from uniedit_hf.models.bagel.token_step import CapturedStep
 from uniedit_hf.models.janus.generation_janus import JanusImageSettings
@@ -364,6 +365,58 @@ def test_requests_with_and_without_shortcuts_share_a_batch(model, processor):
         assert relative_error(latents, alone) < 1e-4
 
 
+def layers_run(model, processor, monkeypatch, sample, timesteps, **settings) -> list[int]:
+    """How many layers every pass over the latents took."""
+    seen, denoise = [], denoising_bagel.denoise
+
+    def watched(decoder, experts, *rest):
+        seen.append(len(experts))
+        return denoise(decoder, experts, *rest)
+
+    monkeypatch.setattr(denoising_bagel, "denoise", watched)
+    drawn(model, processor, sample, timesteps, **settings)
+    monkeypatch.undo()
+    return seen
+
+
+def test_layers_behind_the_first_are_skipped(model, processor, monkeypatch):
+    depth = len(model.model.language_model.layers)
+    full = [1, depth]  # the first layer runs to look, and again with all
+    runs = {
+        threshold: layers_run(model, processor, monkeypatch, edit(), 12, first_layer_threshold=threshold)
+        for threshold in (0, 1e-9, 0.2, 0.5)
+    }
+    assert runs[0] == [depth] * 11
+    assert runs[1e-9] == full * 11
+    assert [len(run) - 11 for run in runs.values()] == [0, 11, 6, 3]
+    assert runs[0.5][:4] == [*full, 1, 1]
+
+
+def test_contexts_that_guidance_adds_run_all_layers_first(model, processor, monkeypatch):
+    options = {"first_layer_threshold": 0.999, "guidance_interval": (0.0, 0.95)}
+    runs = layers_run(model, processor, monkeypatch, edit(), 5, **options)
+    depth = len(model.model.language_model.layers)
+    assert runs[:4] == [1, depth, 1, depth]
+
+
+def test_a_small_threshold_is_close_and_none_is_exact(model, processor):
+    exact = drawn(model, processor, edit(), 40)
+    errors = [
+        relative_error(drawn(model, processor, edit(), 40, first_layer_threshold=threshold), exact)
+        for threshold in (1e-9, 0.02, 0.2)
+    ]
+    assert errors[0] < 1e-6 < errors[1] < 0.1 * errors[2]
+
+
+def test_thresholds_of_a_batch_are_each_requests_own(model, processor):
+    guided = {"num_timesteps": 10, "image_guidance_scale": 2.0, "guidance_interval": (0.0, 1.0)}
+    requests = [ImageSettings(48, 64, seed=i, **guided, first_layer_threshold=0.05 * i) for i in range(3)]
+    together = model.generate_latents(requests, **processor.guidance_contexts([edit()] * 3))
+    for request, latents in zip(requests, together):
+        (alone,) = model.generate_latents([request], **processor.guidance_contexts([edit()]))
+        assert relative_error(latents, alone) < 1e-4
+
+
 def test_an_autoencoder_of_16_bit_or_tiles(model, processor):
     """Latents and pixels come in fp32 all the same; images that fit a tile stay whole."""
     pipe = UniEditPipeline(model, processor)
@@ -387,6 +440,7 @@ def test_an_autoencoder_of_16_bit_or_tiles(model, processor):
         ({"sampler": "ddim"}, "sampler is 'ddim': use one of euler, heun, unipc"),
         ({"compute_every": 0}, "compute_every is 0: use 1, which is exact, or more"),
         ({"guidance_every": -1}, "guidance_every is -1: use 1, which is exact, or more"),
+        ({"first_layer_threshold": 1.0}, "first_layer_threshold is 1.0: use 0, which is exact, or a share below 1"),
     ],
 )
 def test_wrong_shortcuts(settings, message):

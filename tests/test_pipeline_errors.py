@@ -42,6 +42,29 @@ def assert_one_sentence(error: pytest.ExceptionInfo) -> None:
     assert "\n" not in text and text.rstrip(".").count(". ") <= 1 and len(text) < 400
 
 
+# ---- texts
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pipe, text: pipe.edit(picture(32, 32), text, **FAST),
+        lambda pipe, text: pipe.generate(["a circle", text], **FAST),
+        lambda pipe, text: pipe.answer(None, text),
+        lambda pipe, text: pipe.think(None, text),
+        lambda pipe, text: pipe.chat([{"role": "user", "content": text}]),
+        lambda pipe, text: pipe.generate("a circle", thoughts=text, **FAST),
+        lambda pipe, text: pipe.processor(text=text),
+    ],
+)
+def test_half_a_character(pipe, drawn, ask):
+    """Tokenizers raise a TypeError about their own types."""
+    with pytest.raises(ValueError, match=r"has half a character \(a lone surrogate\): use valid Unicode") as error:
+        ask(pipe, "paint \ud83d it")
+    assert_one_sentence(error)
+    assert not drawn
+
+
 # ---- images
 
 

@@ -18,6 +18,7 @@ from uniedit_hf.conversations import conversation_sample
 from uniedit_hf.models.card import pushed_card
 from uniedit_hf.models.family import DrawingStep
 from uniedit_hf.models.loading import inner_model, load_model, load_processor, merge_adapters
+from uniedit_hf.models.offloading import offload
 from uniedit_hf.pipeline_inputs import checked_settings, checked_text, given, one_for_each, request_list
 from uniedit_hf.segments import UNDERSTANDING, ImageSegment, Sample, TextSegment
 from uniedit_hf.streams import Event, stream_answer, stream_drawing
@@ -139,6 +140,11 @@ class UniEditPipeline:
         if not hasattr(model, "set_autoencoder"):
             raise ValueError(f"{type(model).__name__} has no autoencoder of latents: leave out set_autoencoder().")
         model.set_autoencoder(dtype, tile)
+        return self
+
+    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> UniEditPipeline:
+        """Moves autoencoder, encoder and decoder to the GPU, or `device`, while each works; raises as `offload`."""
+        offload(inner_model(self.model), device)
         return self
 
     def save_pretrained(self, folder) -> None:

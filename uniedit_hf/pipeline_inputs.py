@@ -6,6 +6,8 @@ import secrets
 from numbers import Integral
 from typing import Any
 
+from uniedit_hf.segments import check_characters
+
 
 # Settings of diffusers' pipelines -> what to pass here.
 OF_DIFFUSERS = {
@@ -78,10 +80,11 @@ def checked_seed(seed: Any) -> int:
 
 
 def checked_text(text: Any, name: str) -> str:
-    """The text; raises ValueError if it is empty."""
+    """The text; raises ValueError if it is empty or not valid Unicode."""
     if not isinstance(text, str) or not text.strip():
         found = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
         raise ValueError(f"The {name} is {found}: write what the model should do.")
+    check_characters(text, name)
     return text
 
 

@@ -5,6 +5,7 @@ has.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 # family has its own names for them, such as "vit" and "vae", which its processor accepts as well.
 View = Literal["understanding", "drawing"]
 UNDERSTANDING, DRAWING = get_args(View)
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def check_characters(text: str, name: str) -> None:
+    """Checks that a text is valid Unicode, as tokenizers need it; raises ValueError if it has half a character."""
+    if not text.isascii() and SURROGATES.search(text):
+        raise ValueError(f"The {name} has half a character (a lone surrogate): use valid Unicode.")
 
 
 class ImageTokens(NamedTuple):

@@ -19,7 +19,7 @@ from transformers import BatchFeature
 from uniedit_hf.images import open_image, pixels_to_pil
 from uniedit_hf.models.chats import CallOptions, ChatCalls
 from uniedit_hf.recipes import PAPER, Conditioning
-from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View
+from uniedit_hf.segments import ImageSegment, Sample, Segment, TextSegment, View, check_characters
 
 
 # The token types that all families share; each numbers its image tokens from 2.
@@ -127,8 +127,9 @@ class SampleProcessor(ChatCalls):
         return source.size
 
     def token_ids(self, text: str | Sequence[int]) -> list[int]:
-        """Ids of a text without markers; a list of ids is returned unchanged."""
+        """Ids of a text without markers; a list of ids is returned unchanged. Raises as `check_characters`."""
         if isinstance(text, str):
+            check_characters(text, "text")
             return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return [int(token) for token in text]
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from uniedit_hf import UniEditPipeline
 from uniedit_hf.conversations import conversation_sample
-from uniedit_hf.segments import ImageSegment, Sample, TextSegment
+from uniedit_hf.segments import SURROGATES, ImageSegment, Sample, TextSegment
 
 from .api_error import ApiError
 from .grammars import Grammars
@@ -26,7 +26,6 @@ from .schemas import ChatRequest, EditRequest, ImageRequest, Message
 
 
 SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
-SURROGATES = re.compile("[\ud800-\udfff]")  # which no tokenizer accepts
 DEFAULT_NEW_TOKENS = 512
 MAX_STOPS = 4
 

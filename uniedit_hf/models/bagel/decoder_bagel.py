@@ -29,6 +29,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 
 from uniedit_hf.attention import Grid, Packed
+from uniedit_hf.models.offloading import at_work
 from uniedit_hf.split_attention import NAME as SPLITS
 
 from .configuration_bagel import BagelTextConfig
@@ -318,6 +319,7 @@ class BagelTextModel(BagelPreTrainedModel):
             last_layout: Layout of the last layer, if no understanding token is used after it.
             record: If given, gets the output of every layer except the last.
         """
+        at_work(self.layers)
         cos, sin = rotary_tables(self.rotary_emb, und, positions)
         rotary = tuple(zip(cos.split([len(und), len(gen)]), sin.split([len(und), len(gen)])))
         for layer in self.layers[:-1]:

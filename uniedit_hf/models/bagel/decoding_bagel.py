@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uniedit_hf.models.assisted import is_assisted, mark_read, unread
+from uniedit_hf.models.offloading import at_work
 from uniedit_hf.split_attention import NAME as SPLITS
 
 from .configuration_bagel import LATENT, VIT
@@ -68,6 +69,7 @@ def text_states(
         cache: Keys and values of the context.
         compile_layers: Whether the layers run compiled.
     """
+    at_work(decoder.layers)
     rows, length = embeds.shape[:2]
     hidden, tables = embeds.flatten(0, 1), rotary_tables(decoder.rotary_emb, embeds, positions.flatten())
     mask = text_mask(attention_mask, cache, length, hidden)
@@ -76,7 +78,8 @@ def text_states(
         hidden, tables, mask = on_device_of(layer, (hidden, tables, mask))
         query, key, value = regions.project(expert, hidden, *tables)
         if length == 1:  # queries that share a key head become more queries of one attention
-            query, key, value = query.unflatten(1, (key.shape[1], -1)), key.unsqueeze(2), value.unsqueeze(2)
+            query = query.view(rows, key.shape[1], -1, key.shape[-1])
+            key, value = key.unsqueeze(2), value.unsqueeze(2)
         else:
             query, key, value = (each.unflatten(0, (rows, length)).transpose(1, 2) for each in (query, key, value))
         if cache is not None:

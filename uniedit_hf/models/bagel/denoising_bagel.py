@@ -21,14 +21,16 @@ from torch.utils._pytree import tree_map
 from transformers import Cache
 
 from uniedit_hf.compat import execution_device
+from uniedit_hf.models.offloading import at_work
 
 from .decoder_bagel import Regions, rotary_tables
 from .encoders_bagel import grid_index
 from .flow import guide, schedule
-from .shortcuts_bagel import Reuse
+from .shortcuts_bagel import FirstLayer, Reuse
 from .step_weights import step_experts
 
 
+Pairs = tuple[tuple[int, int], ...]  # (context, request)
 MARKERS = 2  # tokens of an image that use the understanding expert: its begin and end markers
 
 
@@ -131,16 +133,17 @@ class Branches:
 def denoise(
     decoder: nn.Module, experts: Sequence[tuple], regions: Regions, branches: Branches, gen: torch.Tensor
 ) -> torch.Tensor:
-    """Embedded latent tokens (all P, D) of the branches to hidden states after the last norm (all P, D).
+    """Embedded latent tokens (all P, D) of the branches to hidden states before the last norm (all P, D).
 
     Args:
         decoder: The language model of a `BagelModel`.
-        experts: Both of every layer, see `step_experts`.
+        experts: Both of every layer that runs, see `step_experts`.
         regions: What the layers do with them around attention.
         branches: Of this step.
         gen: The embedded latent tokens.
     """
-    und, rotary, last = branches.markers, branches.rotary, len(decoder.layers) - 1
+    at_work(decoder.layers)
+    und, rotary, last = branches.markers, branches.rotary, len(experts) - 1
     for index, (layer, (reads, draws)) in enumerate(zip(decoder.layers, experts)):
         und, gen, rotary = on_device_of(layer, (und, gen, rotary))
         projected = regions.project(reads, und, *rotary[0]), regions.project(draws, gen, *rotary[1])
@@ -148,7 +151,7 @@ def denoise(
         gen = regions.absorb(draws, gen, of_gen)
         if index < last:  # behind the last layer nobody reads the markers
             und = regions.absorb(reads, und, of_und)
-    return decoder.norm_moe_gen(gen)
+    return gen
 
 
 def on_device_of(layer: nn.Module, values: Any) -> Any:
@@ -183,6 +186,9 @@ class Denoiser:
         self.markers = core.language_model.embed_tokens(ids)
         self._branches: dict[tuple, Branches] = {}
         self.reuse = [Reuse(*each) for each in zip(settings, self.times)]
+        self.first_layers = {
+            r: FirstLayer(s.first_layer_threshold) for r, s in enumerate(settings) if s.first_layer_threshold
+        }
 
     def velocities(self, step: int, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The velocity (P, C) in fp32 of every request at its own time in this step, from its latents (P, C)."""
@@ -194,14 +200,12 @@ class Denoiser:
         """The guided velocities of the requests that use the model in this step."""
         core, wanted = self.model.model, {request: self._wanted(request, step) for request in asked}
         pairs = tuple(dict.fromkeys((row, r) for r, rows in wanted.items() for row in rows if row is not None))
-        branches = self._branches_of(pairs)
         embeds = {
             r: core.vae2llm(latents[r].to(self.places[r].dtype)) + self.time_embeds[r, step] + self.places[r]
             for r in asked
         }
-        gen = torch.cat([embeds[request] for request in branches.requests])
-        hidden = denoise(core.language_model, self.experts, self.regions, branches, gen)
-        by_pair = dict(zip(pairs, core.llm2vae(hidden).float().split(branches.lengths)))
+        hidden = core.language_model.norm_moe_gen(self._hidden(pairs, embeds))
+        by_pair = self._by_pair(pairs, core.llm2vae(hidden).float())
         found = {}
         for request, rows in wanted.items():
             s, reuse = self.settings[request], self.reuse[request]
@@ -212,6 +216,38 @@ class Denoiser:
             )
             reuse.keep(step, found[request])
         return found
+
+    def _hidden(self, pairs: Pairs, embeds: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Hidden states (all P, D) of (context, request) pairs behind the last layer, from the embedded latent tokens
+        (P, D) of the requests; without the layers that are skipped."""
+        watched = tuple(pair for pair in pairs if pair[1] in self.first_layers)
+        if not watched:
+            return self._run(pairs, embeds)
+        first, found = self._by_pair(watched, self._run(watched, embeds, 1)), {}
+        added = {(row, request): state - embeds[request] for (row, request), state in first.items()}
+        for request in dict.fromkeys(request for _, request in watched):
+            layer = self.first_layers[request]
+            own = {row: each for (row, asked), each in added.items() if asked == request}
+            if layer.skips(own):
+                found |= {(row, request): first[row, request] + layer.behind[row] for row in own}
+        rest = tuple(pair for pair in pairs if pair not in found)
+        if rest:
+            computed = self._by_pair(rest, self._run(rest, embeds))
+            for pair in rest:
+                if pair in first:
+                    self.first_layers[pair[1]].keep(pair[0], added[pair], computed[pair] - first[pair])
+            found |= computed
+        return torch.cat([found[pair] for pair in pairs])
+
+    def _run(self, pairs: Pairs, embeds: dict[int, torch.Tensor], depth: int | None = None) -> torch.Tensor:
+        """Hidden states (all P, D) of these pairs behind the first `depth` layers, or behind all."""
+        gen = torch.cat([embeds[request] for _, request in pairs])
+        experts = self.experts[:depth]
+        return denoise(self.model.model.language_model, experts, self.regions, self._branches_of(pairs), gen)
+
+    def _by_pair(self, pairs: Pairs, states: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
+        """Rows of all pairs, split into those of each."""
+        return dict(zip(pairs, states.split([self.lengths[request] for _, request in pairs])))
 
     def _wanted(self, request: int, step: int) -> list[int | None]:
         """The contexts that a step needs: the full one, and where guidance is active those without text and without
@@ -225,7 +261,7 @@ class Denoiser:
             rows[2] if reuse.guides and settings.image_guidance_scale > 1 else None,
         ]
 
-    def _branches_of(self, pairs: tuple[tuple[int, int], ...]) -> Branches:
+    def _branches_of(self, pairs: Pairs) -> Branches:
         """The branches of these (context, request) pairs, created once."""
         if pairs not in self._branches:
             rows, requests = zip(*pairs)

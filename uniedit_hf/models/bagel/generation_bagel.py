@@ -49,6 +49,8 @@ class ImageSettings:
         sde_window: The first step with noise and the first step without; by default all steps draw noise.
         compute_every: The velocity is computed in every n-th step and extrapolated in between; 1 is exact.
         guidance_every: The guidance term is computed in every n-th guided step and reused in between; 1 is exact.
+        first_layer_threshold: All layers but the first are skipped in steps in which what that one adds has changed
+            by a smaller share since all ran, see `FirstLayer`; 0 is exact.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -69,6 +71,7 @@ class ImageSettings:
     guidance_every: int = 1
     noise_level: float = 0.8
     sde_window: tuple[int, int] | None = None
+    first_layer_threshold: float = 0.0
 
     # defaults of `UniEditPipeline`
     editing: ClassVar[dict] = {
@@ -117,6 +120,11 @@ class ImageSettings:
         for name in ("compute_every", "guidance_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 1, which is exact, or more.")
+        if not 0 <= self.first_layer_threshold < 1:
+            raise ValueError(
+                f"first_layer_threshold is {self.first_layer_threshold}: use 0, which is exact, or a share below 1 "
+                "such as 0.1."
+            )
         if self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift is {self.timestep_shift}: use a number above 0; 1 does not shift.")
 
@@ -279,6 +287,7 @@ class BagelImageGenerationMixin:
         compiles = self.compile_layers
         if compiles is None:
             whole = not hasattr(self, "hf_device_map") and getattr(self, "hf_quantizer", None) is None
+            whole = whole and not hasattr(self.model.language_model.layers, "_hf_hook")
             compiles = steps >= MANY_STEPS and device.type == "cuda" and whole and has_triton()
         return compiled_regions() if compiles else EAGER
 

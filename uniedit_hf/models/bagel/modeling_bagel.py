@@ -235,6 +235,11 @@ class BagelForConditionalGeneration(
         """The encoders that turn images into tokens."""
         return self.vae, self.model.vit_model
 
+    @property
+    def parts_in_turn(self) -> tuple[nn.Module, ...]:
+        """The parts that need not be on a device together, in the order in which they work."""
+        return self.vae, self.model.vit_model, self.model.language_model.layers
+
     def trainable_parts(self) -> dict[str, list[nn.Parameter]]:
         """All parameters by purpose: `vit`; `und` and `gen`, the experts with their input layers; `text_only`,
         parameters that get a gradient only from the text loss; `fixed`, those that are never trained.

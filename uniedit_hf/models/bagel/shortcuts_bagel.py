@@ -1,5 +1,5 @@
 """Faster drawings that are not exact: integrators that need fewer steps, extrapolated velocities, guidance that is
-reused for some steps. All are settings of a request and off by default.
+reused for some steps, layers that are skipped. All are settings of a request and off by default.
 
 Shapes: P latent tokens of a request, C channels of a token.
 """
@@ -82,6 +82,35 @@ class Reuse:
                     weight *= (now - other) / (time - other)
             velocity = velocity + weight * known
         return velocity
+
+
+class FirstLayer:
+    """Skips the layers behind the first one in steps in which that one adds nearly what it added before.
+
+    This is first-block caching, as ParaAttention and cache-dit have it. What the other layers add is then that of the
+    last step in which all ran. The decision reads one number back from the device.
+
+    Args:
+        threshold: The mean change of what the first layer adds to the hidden states of all contexts of a request,
+            relative to their mean size, from which on all layers run.
+    """
+
+    def __init__(self, threshold: float):
+        self.threshold = threshold
+        self.added: dict[int, torch.Tensor] = {}  # by context, (P, D): what the first layer added
+        self.behind: dict[int, torch.Tensor] = {}  # likewise, what the others added
+
+    def skips(self, added: dict[int, torch.Tensor]) -> bool:
+        """Whether the others are left out, from what the first layer adds to the contexts of this step."""
+        if added.keys() - self.added.keys():
+            return False
+        known = torch.cat([self.added[row] for row in added]).float()
+        change = torch.cat(list(added.values())).float() - known
+        return (change.abs().mean() / known.abs().mean()).item() < self.threshold
+
+    def keep(self, row: int, added: torch.Tensor, behind: torch.Tensor) -> None:
+        """Remembers what the first layer and the others added (P, D) to one context."""
+        self.added[row], self.behind[row] = added, behind
 
 
 Velocities = Callable[[int, Sequence[torch.Tensor]], list[torch.Tensor]]

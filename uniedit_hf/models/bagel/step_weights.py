@@ -1,8 +1,8 @@
 """What the experts do around attention in one step of drawing or writing, on their weights alone.
 
 A step has few tokens, so that calling modules takes a CPU longer than their products. Here an expert is a tuple of
-tensors: queries, keys and values are one product, their norms and rotary positions one each, and what is added to the
-residual is added by the product. The numbers are those of the modules up to rounding. Whatever is not plain weights
+tensors: queries, keys and values are one product, gate and up another; norms and rotary positions are one each; the
+products add the residuals. The numbers are those of the modules up to rounding. Whatever is not plain weights
 (adapters, quantized or sharded weights, hooks, autocast) goes through the modules.
 
 Shapes: n tokens of an expert, D hidden size, H query heads, K key and value heads, E head size, M size of the MLP.
@@ -59,7 +59,7 @@ class Weights(NamedTuple):
         head_norm: Of queries and keys, weights (H + K, E).
         out: (H E, D).
         post_norm: Before the MLP.
-        gate, up: (D, M).
+        gate_up: (D, 2 M).
         down: (M, D).
     """
 
@@ -70,8 +70,7 @@ class Weights(NamedTuple):
     head_norm: Norm
     out: torch.Tensor
     post_norm: Norm
-    gate: torch.Tensor
-    up: torch.Tensor
+    gate_up: torch.Tensor
     down: torch.Tensor
 
 
@@ -91,7 +90,8 @@ def absorb(weights: Weights, hidden: torch.Tensor, attended: torch.Tensor) -> to
     """As `decoder_bagel.absorb`: hidden states (n, D) and attention output (n, H * E) to (n, D)."""
     hidden = torch.addmm(hidden, attended, weights.out)
     normed = weights.post_norm(hidden)
-    inner = nn.functional.silu(torch.mm(normed, weights.gate)).mul_(torch.mm(normed, weights.up))
+    gate, up = torch.mm(normed, weights.gate_up).chunk(2, 1)
+    inner = nn.functional.silu(gate).mul_(up)
     return torch.addmm(hidden, inner, weights.down)
 
 
@@ -182,8 +182,7 @@ def _weights(layer: nn.Module, suffix: str, norm_of: Callable[..., Norm]) -> Wei
         norm_of(torch.cat(head_weights).data, expert.q_norm.variance_epsilon),
         expert.o_proj.weight.data.t(),
         norm_of(expert.post_norm.weight.data, expert.post_norm.variance_epsilon),
-        mlp.gate_proj.weight.data.t(),
-        mlp.up_proj.weight.data.t(),
+        side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
         mlp.down_proj.weight.data.t(),
     )
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uniedit_hf.models.captured import Replayed
+from uniedit_hf.models.offloading import at_work
 
 from .decoder_bagel import EAGER, Regions, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
@@ -50,6 +51,7 @@ def token_logits(
         compile_layers: Whether the layers run compiled.
     """
     decoder, on_cpu = model.model.language_model, input_ids.device.type == "cpu"
+    at_work(decoder.layers)
     if compile_layers and on_cpu:
         code, experts, regions = compiled_code(), [layer.expert("") for layer in decoder.layers], EAGER
     else:
