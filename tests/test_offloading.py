@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.hooks import CpuOffload
 from tiny_models import picture, tiny_bagel, tiny_bagel_processor, tiny_janus, tiny_janus_processor
+
 from uniedit_hf.pipeline import UniEditPipeline
 
 
