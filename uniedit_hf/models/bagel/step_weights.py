@@ -90,7 +90,7 @@ def absorb(weights: Weights, hidden: torch.Tensor, attended: torch.Tensor) -> to
     """As `decoder_bagel.absorb`: hidden states (n, D) and attention output (n, H * E) to (n, D)."""
     hidden = torch.addmm(hidden, attended, weights.out)
     normed = weights.post_norm(hidden)
-    gate, up = torch.mm(normed, weights.gate_up).chunk(2, 1)
+    gate, up = torch.mm(normed, weights.gate_up).split_with_sizes([len(weights.down)] * 2, 1)
     inner = nn.functional.silu(gate).mul_(up)
     return torch.addmm(hidden, inner, weights.down)
 
