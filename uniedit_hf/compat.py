@@ -85,9 +85,20 @@ def embeddings_pass_gradients(model: Any) -> bool:
     return bool(vars(model).get("_require_grads_hooks"))
 
 
+def placing_hook(module: Any) -> Any:
+    """The hook by which accelerate moves a module, or `None`. Relies on accelerate keeping it in `_hf_hook`."""
+    return getattr(module, "_hf_hook", None)
+
+
 def execution_device(module: Any) -> Any:
-    """The device that accelerate has assigned to a module, or `None`. Relies on accelerate's hook in `_hf_hook`."""
-    return getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    """The device that accelerate has assigned to a module, or `None`."""
+    return getattr(placing_hook(module), "execution_device", None)
+
+
+def has_forward_hooks(module: Any) -> bool:
+    """Whether a call of a module does more than its forward. Relies on torch's `_forward_hooks` and
+    `_forward_pre_hooks`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or placing_hook(module) is not None)
 
 
 # --- data sets ------------------------------------------------------------------------------------------------------
@@ -234,7 +245,9 @@ ATTRIBUTES = (
     Upstream("transformers.integrations.peft:PeftAdapterMixin._hf_peft_config_loaded", "models/loading.py"),
     Upstream(LOADING + "convert_and_load_state_dict_in_model", "models/loading.py", attribute="_weight_conversions"),
     Upstream(PRETRAINED + "enable_input_require_grads", "training/flops.py", attribute="_require_grads_hooks"),
-    Upstream("accelerate.hooks:add_hook_to_module", "models/bagel/denoising_bagel.py", attribute="_hf_hook"),
+    Upstream("accelerate.hooks:add_hook_to_module", "compat.py", attribute="_hf_hook"),
+    Upstream("torch.nn:Module", "models/bagel/step_weights.py", attribute="_forward_hooks"),
+    Upstream("torch.nn:Module", "models/bagel/step_weights.py", attribute="_forward_pre_hooks"),
     Upstream(
         "datasets:Dataset", "models/bagel/stored_views.py, models/janus/image_tokens.py", attribute="_fingerprint"
     ),
@@ -262,7 +275,7 @@ NAMES = (
         for name in ("ConversionOps", "WeightConverter", "WeightRenaming", "revert_weight_conversion")
     ),
     *(
-        Upstream(QWEN + name, "models/bagel/decoder_bagel.py")
+        Upstream(QWEN + name, "models/bagel/decoder_bagel.py, models/bagel/step_weights.py")
         for name in ("Qwen2MLP", "Qwen2RMSNorm", "Qwen2RotaryEmbedding", "eager_attention_forward")
     ),
     Upstream("transformers.models.siglip.modeling_siglip:SiglipEncoderLayer", "models/bagel/encoders_bagel.py"),
@@ -274,7 +287,8 @@ NAMES = (
     Upstream("transformers.models.janus.processing_janus:JanusProcessor", "models/janus/processing_janus.py"),
     Upstream("transformers.models.janus.processing_janus:DEFAULT_SYSTEM_PROMPT", "models/janus/layout.py"),
     Upstream("transformers.cache_utils:StaticLayer", "models/bagel/token_step.py"),
-    Upstream("transformers.activations:ACT2FN", "models/bagel/encoders_bagel.py"),
+    Upstream("transformers.activations:ACT2FN", "models/bagel/encoders_bagel.py, models/bagel/step_weights.py"),
+    Upstream("accelerate.hooks:remove_hook_from_module", "models/offloading.py", ("module",)),
     Upstream("transformers.modeling_layers:GradientCheckpointingLayer", "models/bagel/decoder_bagel.py"),
     Upstream("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS", "models/bagel/decoder_bagel.py"),
     Upstream("transformers.utils.generic:can_return_tuple", "models/bagel"),

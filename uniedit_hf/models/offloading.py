@@ -8,6 +8,8 @@ from itertools import chain
 import torch
 from torch import nn
 
+from uniedit_hf.compat import placing_hook
+
 
 def offload(model: nn.Module, device: torch.device | str | None = None) -> None:
     """Lets the parts of a model take turns.
@@ -55,11 +57,11 @@ def take_turns(model: nn.Module, parts: Sequence[nn.Module], device: torch.devic
     for part in parts:
         remove_hook_from_module(part)
         _, before = cpu_offload_with_hook(part, device, prev_module_hook=before)
-    parts[0]._hf_hook.prev_module_hook = before
+    placing_hook(parts[0]).prev_module_hook = before
 
 
 def at_work(part: nn.Module) -> None:
     """Moves a part that is not called itself, if it takes turns."""
-    hook = getattr(part, "_hf_hook", None)
+    hook = placing_hook(part)
     if hook is not None:
         hook.pre_forward(part)

@@ -15,6 +15,7 @@ import torch
 from torch.utils._triton import has_triton
 from transformers import DynamicCache
 
+from uniedit_hf.compat import placing_hook
 from uniedit_hf.models.family import Drawing, DrawingCallback, DrawingStep, DrawnStep
 from uniedit_hf.segments import DrawnState, ImageSegment
 
@@ -287,7 +288,7 @@ class BagelImageGenerationMixin:
         compiles = self.compile_layers
         if compiles is None:
             whole = not hasattr(self, "hf_device_map") and getattr(self, "hf_quantizer", None) is None
-            whole = whole and not hasattr(self.model.language_model.layers, "_hf_hook")
+            whole = whole and placing_hook(self.model.language_model.layers) is None
             compiles = steps >= MANY_STEPS and device.type == "cuda" and whole and has_triton()
         return compiled_regions() if compiles else EAGER
 

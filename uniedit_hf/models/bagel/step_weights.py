@@ -20,6 +20,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from uniedit_hf.compat import has_forward_hooks
+
 from .decoder_bagel import EAGER, BagelAttention, BagelDecoderLayer, BagelRMSNorm, Regions
 
 
@@ -141,9 +143,7 @@ def _is_plain(decoder: nn.Module) -> bool:
     device = parameters[0].device.type
     return (
         {type(module) for module in modules} <= PLAIN_MODULES
-        and not any(
-            module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in modules
-        )
+        and not any(map(has_forward_hooks, modules))
         and {type(parameter.data) for parameter in parameters} == {torch.Tensor}
         and len({parameter.dtype for parameter in parameters}) == 1
         and device != "meta"
