@@ -173,7 +173,7 @@ class BagelProcessorTest(ProcessorCase, unittest.TestCase):
 
     processor_class = BagelProcessor
     make = staticmethod(tiny_bagel_processor)
-    images_input_name = "vit_grids"
+    images_input_name = "vit_patches"
 
 
 class JanusProcessorTest(ProcessorCase, unittest.TestCase):

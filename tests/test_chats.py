@@ -53,6 +53,17 @@ def test_a_pipeline_answers_chats_with_two_images(pair):
     assert first["generated_text"].strip() == expected.strip()
 
 
+def test_a_pipeline_answers_chats_in_batches_as_alone(pair):
+    pipe = pipeline("image-text-to-text", model=pair[0], processor=pair[1])
+    chats = [chat(0, 1), chat(2), chat(3, 4, text="paint the circle red and then make it bigger")]
+
+    def answers(chats, **options):
+        options |= {"max_new_tokens": 4, "generate_kwargs": {"do_sample": False}, "return_full_text": False}
+        return [each[0]["generated_text"] for each in pipe(text=chats, **options)]
+
+    assert answers(chats, batch_size=3) == answers(chats)
+
+
 def test_batches_of_chats_equal_singles(pair):
     model, processor = pair
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}

@@ -131,6 +131,7 @@ class BagelProcessor(SampleProcessor, ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        self.tokenizer.padding_side = "left"  # pipelines pad by it, and the model continues its contexts
         self.bos_id, self.eos_id, self.start_id, self.end_id = (
             _marker(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
         )

@@ -259,12 +259,10 @@ class BagelReadingMixin:
 
     def _row_layout(self, order, token_type_ids, splits, attention_mask, past_key_values) -> Grid:
         rows, length = token_type_ids.shape
-        if splits is None:
-            real = attention_mask[:, -length:].bool()
-            own = real[:, None] & torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-            own = own | torch.eye(length, dtype=torch.bool, device=real.device)
-        else:
-            own = dense_mask(splits)
+        real = attention_mask[:, -length:].bool()[:, None]
+        itself = torch.eye(length, dtype=torch.bool, device=real.device)
+        own = torch.ones_like(itself).tril() if splits is None else dense_mask(splits)
+        own = real & own | itself
         num_keys = length if past_key_values is None else past_key_values.get_mask_sizes(length, 0)[0]
         return Grid(order, rows, length, context_mask(attention_mask, own, num_keys))
 

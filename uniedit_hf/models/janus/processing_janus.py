@@ -63,6 +63,7 @@ class JanusProcessor(SampleProcessor, TransformersJanusProcessor):
             num_image_tokens=num_image_tokens,
             **kwargs,
         )
+        self.tokenizer.padding_side = "left"  # pipelines pad by it, and the model continues its contexts
 
     @property
     def side(self) -> int:
