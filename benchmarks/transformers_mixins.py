@@ -35,7 +35,7 @@ LEFT_OUT = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
 }
-# Stands in for the helper that downloads test images: all of them are `picture.png`.
+# Replaces the helper that downloads test images: all of them are `picture.png`.
 LOCAL_PATHS = """from pathlib import Path
 
 

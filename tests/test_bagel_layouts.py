@@ -430,7 +430,7 @@ def test_a_missing_shard_of_ours(official):
 def test_no_autoencoder(official, make):
     folder = make(official)
     (folder / "ae.safetensors").unlink()
-    with pytest.raises(OSError, match="expected ae.safetensors beside the weights") as error:
+    with pytest.raises(OSError, match="expected ae.safetensors next to the weights") as error:
         load(folder)
     assert str(folder) in str(error.value)
 

@@ -67,7 +67,7 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     os.chmod(tmp_path, 0o755)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=110)
     assert done.stderr.strip() == (
-        "The folder raw/pictures cannot be read (Permission denied): give yourself the right to, or move it away."
+        "The folder raw/pictures cannot be read (Permission denied): change its permissions, or move it away."
     )
 
 

@@ -51,10 +51,10 @@ def test_the_endpoints_are_tools():
     with served(pair, mcp_server=True) as (_, address):
         tools, answer, edit, bad, stolen = asyncio.run(with_tools(address, use))
     assert set(tools) == {"edit", "ask", "generate", "why"}
-    assert tools["edit"].description.startswith("Edits a picture after an instruction")
+    assert tools["edit"].description.startswith("Edits an image by an instruction")
     asked = tools["edit"].inputSchema["properties"]
     assert {"picture", "instruction", "seed", "steps"} <= set(asked)
-    assert "may hold questions about the picture" in asked["instruction"]["description"]
+    assert "may contain questions about the image" in asked["instruction"]["description"]
     expected = pair.base.answer(picture(64, 48), "what is this", max_new_tokens=16)
     assert not answer.isError and expected in text_of(answer)
     assert not edit.isError and [part.type for part in edit.content].count("image") == 2

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from uniedit_hf.former_modules import FORMER_MODULES
+from uniedit_hf.recipes import Conditioning
+
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
@@ -79,6 +82,16 @@ def test_every_page_is_in_the_site_and_in_the_list_of_tasks():
 
 def test_readme_fits_two_screens():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
+def test_changelog_lists_the_names_that_are_refused():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    modules = {
+        former.removeprefix("uniedit_hf."): new.removeprefix("uniedit_hf.") for former, new in FORMER_MODULES.items()
+    }
+    rows = [f"| module | `{former}` | `{new}` |" for former, new in modules.items()]
+    rows += [f"| option | `{former}` | `{new}` |" for former, new in Conditioning.FORMER_NAMES.items()]
+    assert [row for row in rows if row not in changelog] == []
 
 
 def test_something_is_checked():

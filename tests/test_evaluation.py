@@ -383,7 +383,7 @@ def test_mistakes_are_one_sentence(models, benchmarks, tmp_path, capsys, monkeyp
         assert "no setting steps" in complaint("wise", *local, "--limit", "1", "--drawing", '{"steps": 3}')
         assert evaluate("wise", models, benchmarks, tmp_path / "run", server, "--limit", "1") == 0  # nothing was drawn
         capsys.readouterr()
-        assert "holds a run with other settings (seeds" in complaint("wise", *local, "--limit", "1", "--seeds", "4")
+        assert "contains a run with other settings (seeds" in complaint("wise", *local, "--limit", "1", "--seeds", "4")
 
 
 def test_a_detector_needs_its_classes(benchmarks, models, tmp_path, capsys):
@@ -412,7 +412,7 @@ def test_other_settings_are_not_compared(tmp_path, drawn, benchmarks):
 def test_missing_pictures_are_told(drawn):
     items, folder = drawn
     running.picture_path(folder, items[1], 1).unlink()
-    with pytest.raises(ValueError, match="1 of 8 pictures are missing, .*0401/1.png first"):
+    with pytest.raises(ValueError, match="1 of 8 images are missing, .*0401/1.png first"):
         running.check_pictures(items, (0, 1), folder)
 
 

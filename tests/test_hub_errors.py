@@ -90,7 +90,7 @@ def test_publishing_without_a_network(tmp_path):
     publish = ["dataset", "publish", "--input_dir", str(tmp_path / "out"), "--repo_id", "some/data"]
     assert complaint(command(*publish), **NOWHERE, HF_HOME=str(tmp_path / "home"), HF_TOKEN="hf_test") == (
         "uniedit dataset publish: The Hub at http://127.0.0.1:9 could not be reached to publish some/data: connect to "
-        "the network and run the same command again, which resumes with what has not arrived."
+        "the network and run the same command again, which resumes with the missing files."
     )
 
 

@@ -138,7 +138,7 @@ def test_stored_tokens_train_the_same(model, processor):
 
 def test_stored_tokens_of_another_model_are_refused(model, processor):
     foreign = edit(tokens=ImageTokens([0] * 16, "0123456789abcdef"))
-    with pytest.raises(ValueError, match="made by 0123456789abcdef, but this model's own are made by"):
+    with pytest.raises(ValueError, match="made by 0123456789abcdef, but this model's image tokenizer is"):
         losses(model, processor, foreign)
     with pytest.raises(ImageError, match="has 9 stored tokens, but this model's images have 16"):
         losses(model, processor, edit(tokens=ImageTokens([0] * 9, model.image_tokenizer)))
@@ -388,11 +388,11 @@ def test_pictures_are_fitted_and_padded(processor, size, kept):
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [
-        (lambda p, m: p.open_source(picture(100, 4)), "is 100 x 4 pixels, of which Janus-Pro would see 32 x 1"),
-        (lambda p, m: p.num_tokens(Sample([ImageSegment(None, "vq", size=(100, 4))])), "it needs 4 a side: crop it"),
+        (lambda p, m: p.open_source(picture(100, 4)), "is 100 x 4 pixels, which Janus-Pro would scale to 32 x 1"),
+        (lambda p, m: p.num_tokens(Sample([ImageSegment(None, "vq", size=(100, 4))])), "it needs 4 per side: crop it"),
         (lambda p, m: p.pack([Sample([ImageSegment(torch.zeros(3, 32, 16), "vq")])]), "the shape (3, 32, 16), but"),
         (lambda p, m: m.encode_images(torch.zeros(1, 3, 32, 16)), "the model takes (3, 32, 32): prepare them"),
-        (lambda p, m: p.pack([Sample([ImageSegment(picture(8, 8), "vq", size=(9, 8))])]), "but its row states 9 x 8"),
+        (lambda p, m: p.pack([Sample([ImageSegment(picture(8, 8), "vq", size=(9, 8))])]), "but its row gives 9 x 8"),
         (
             lambda p, m: p.pack([Sample([ImageSegment(picture(8, 8), "vit")])]),
             "view 'vit', but JanusProcessor has the views",

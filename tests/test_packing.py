@@ -142,7 +142,7 @@ def test_halving_touches_only_what_it_must():
 def test_an_uneven_plan_is_refused():
     plan = plan_packs([60, 60, 60], BUDGET, seed=0)
     with pytest.raises(
-        ValueError, match="3 packs cannot be dealt out evenly to num_ranks=2; plan them with multiple_of"
+        ValueError, match="3 packs cannot be split evenly over num_ranks=2; plan them with multiple_of"
     ):
         split_over_ranks(plan, 2)
 

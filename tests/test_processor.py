@@ -104,7 +104,7 @@ def test_an_official_folder_gives_the_released_sizes(tmp_path):
 
 def test_a_tokenizer_without_the_markers():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})), unk_token="a")
-    with pytest.raises(ValueError, match=r"does not know the token <\|im_start\|>"):
+    with pytest.raises(ValueError, match=r"does not have the token <\|im_start\|>"):
         BagelProcessor(BagelImageProcessor(), tokenizer)
 
 

@@ -107,7 +107,7 @@ def test_examples_run_on_a_small_model(data, tmp_path, capsys, name):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_adapters_on_quantised_weights(data, tmp_path, capsys, bits):
     """In a folder whose name is not a plain word."""
-    quantised = pytest.importorskip("bitsandbytes").nn
+    quantised = pytest.importorskip("bitsandbytes", reason="stores weights in 4 or 8 bits").nn
     out = tmp_path / "mit Leerzeichen und ü"
     flags = ["--config", str(EXAMPLES[0].parent / "bagel_qlora.yaml"), "--load_in_4bit", str(bits == 4)]
     flags += ["--load_in_8bit", str(bits == 8), "--dataset_name", str(data / "edits"), "--output_dir", str(out), *TINY]
@@ -194,7 +194,7 @@ def test_a_bad_row_ends_the_command_with_its_sentence(data, tmp_path, capsys):
     flags += ["--output_dir", str(tmp_path / "out"), *TINY]
     assert cli.main(["train", *flags]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("uniedit train: Row 'row-") and "but its row states 40 x 40" in last
+    assert last.startswith("uniedit train: Row 'row-") and "but its row gives 40 x 40" in last
 
 
 def test_the_command_line_is_a_module():

@@ -270,7 +270,7 @@ BAD = {
     "corrupt bytes": ({"target_image": {"bytes": png((32, 32), 1)["bytes"][:90], "path": None}}, "cannot be read"),
     "no picture": ({"source_image": {"bytes": b"<html>", "path": None}}, "is not an image that can be read here"),
     "missing file": ({"source_image": {"bytes": None, "path": "nowhere.png"}}, "nowhere.png. does not exist"),
-    "wrong size": ({"source_size": [48, 48]}, "is 32 x 32 pixels, but its row states 48 x 48"),
+    "wrong size": ({"source_size": [48, 48]}, "is 32 x 32 pixels, but its row gives 48 x 48"),
     "longer than a pack": (
         {"instruction": "red " * 200},
         "longer than max_tokens_per_pack=120|has 2.. tokens, (more than )?max_tokens_per_pack",

@@ -160,5 +160,5 @@ def test_what_does_not_go_with_sharded_weights_is_refused(tmp_path, monkeypatch)
     args = settings(tmp_path, optim="adamw_torch_8bit", save_strategy="steps")
     check_sharding(args)  # one process on a CPU, where accelerate leaves the weights whole
     monkeypatch.setattr(args.distributed_state, "distributed_type", DistributedType.MULTI_GPU)
-    with pytest.raises(ValueError, match="optim='adamw_torch_8bit' keeps quantised states"):
+    with pytest.raises(ValueError, match="optim='adamw_torch_8bit' keeps quantized states"):
         check_sharding(args)

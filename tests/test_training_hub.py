@@ -224,7 +224,7 @@ def test_the_card_of_merged_adapters(pushed):
     assert metadata["datasets"] == [f"{ORGANISATION}/edits"] and metadata["license"] == "mit"
     assert metadata["library_name"] == "transformers"
     text = Path(pushed[1]["merged card"]).read_text()
-    assert f"[{ORGANISATION}/lora](https://huggingface.co/{ORGANISATION}/lora) made part of its weights" in text
+    assert f"[{ORGANISATION}/lora](https://huggingface.co/{ORGANISATION}/lora) merged into its weights" in text
     assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/merged")' in text and "Licence: mit." in text
 
 

@@ -231,7 +231,9 @@ def test_the_sizes_of_training_are_not_saved(tmp_path):
 
 
 def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="reads the logs with tensorboard"
+    )
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     trainer(tmp_path, edit_rows(), report_to="tensorboard", eval_dataset=edit_rows(4), eval_strategy="steps").train()
     events = reader.EventAccumulator(str(next((tmp_path / "board").rglob("events*")).parent)).Reload()
@@ -242,7 +244,7 @@ def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
 
 @pytest.mark.slow  # it waits for its own server
 def test_trackio_gets_every_figure(tmp_path):
-    pytest.importorskip("trackio")
+    pytest.importorskip("trackio", reason="logs to trackio")
     code = """
 import sys
 from pathlib import Path

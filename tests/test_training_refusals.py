@@ -105,7 +105,7 @@ def parts(*recipes: str, text_loss_weight: float = 0.0) -> list[TrainingPart]:
         (
             lambda: stream(buffer_size=4),
             {"save_strategy": "steps"},
-            "shuffled through a buffer of 4 rows, which no checkpoint holds",
+            "shuffled through a buffer of 4 rows, which no checkpoint stores",
         ),
         (
             lambda: interleave_datasets([stream(buffer_size=7), stream()]),

@@ -58,7 +58,7 @@ _MOVED: dict[str, dict[str, str]] = {  # below a package of `uniedit_hf`: former
     },
     "synthesis.backends": {"arguments": "calls.openai_chat", "remote": "calls.failures"},
     "synthesis.settings": {"run": "synthesis.settings.run_settings", "section": "calls.section"},
-    "synthesis.stages": {"look": "synthesis.stages.inspection"},
+    "synthesis.stages": {"edit": "synthesis.stages.draw", "look": "synthesis.stages.inspection"},
     "synthesis.sources": {
         "conversations": "synthesis.sources.conversation_rows",
         "easy_vqa": "small_world.drafts",

@@ -181,7 +181,7 @@ class BagelReadingMixin:
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """What the understanding encoder makes of images.
+        """The features that the understanding encoder makes of images.
 
         Args:
             vit_patches: (V, patch * patch * 3) of all images in order, with

@@ -90,7 +90,9 @@ def store_views(
     made_by = model.view_encoders
     columns = {column_of(name, view): (name, view) for name, view in wanted}
     encoders = {f"{COLUMNS[view]}_encoder": made_by[view] for _, view in wanted}
-    features = dataset.features | {name: Value("binary") for name in columns}
+    # a column of paths, as from a CSV, becomes one of images
+    features = dataset.features | {name: Image() for name in images}
+    features |= {name: Value("binary") for name in columns}
     features = Features(features | {name: Value("string") for name in encoders})
     undecoded = Features(features | {name: Image(decode=False) for name in images})
     stored = dataset

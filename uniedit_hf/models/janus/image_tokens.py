@@ -79,7 +79,9 @@ def store_image_tokens(dataset: Dataset, model, processor, batch_size: int = 16)
     columns = {name: name.replace("image", "tokens") for name in IMAGE_COLUMNS if name in dataset.column_names}
     if not columns:
         raise ValueError(f"The data has the columns {dataset.column_names}, but no {' or '.join(IMAGE_COLUMNS)}.")
-    features = dataset.features | {name: List(Value("uint16")) for name in columns.values()}
+    # a column of paths, as from a CSV, becomes one of images
+    features = dataset.features | {name: Image() for name in columns}
+    features |= {name: List(Value("uint16")) for name in columns.values()}
     features = Features(features | {"image_tokenizer": Value("string")})
     stored = dataset
     for name in columns:
