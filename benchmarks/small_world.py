@@ -32,52 +32,45 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 
 from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import differing
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.recipes import PAPER, answer_sample, edit_sample, generate_sample
-from uniedit_hf.small_world.easy_vqa import load_easy_vqa, load_image, one_row_per_image
-from uniedit_hf.small_world.questions import drawing_of
-from uniedit_hf.small_world.quickstart.edit_data import load_edits, make_edits
-from uniedit_hf.small_world.quickstart.tuning import TUNING_SETTINGS, base_folder, tune
-from uniedit_hf.small_world.reader import read
+from uniedit_hf.small_world.quickstart.edit_data import EDIT_KINDS, load_edits, make_edits
+from uniedit_hf.small_world.quickstart.tuning import REPLAY_SHARES, TUNING_SETTINGS, base_folder, replay_settings, tune
+from uniedit_hf.small_world.replay import with_replay
 from uniedit_hf.small_world.suite import groups, outputs_of, score, write_items
-from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
-from uniedit_hf.training import TrainingPart
+from uniedit_hf.small_world.suite_items import SmallWorldItem, planned, test_items
 
 
 Way = Callable[[dict[str, Dataset]], tuple[object, dict]]
 TuningSetup = Callable[
     [str, Path], tuple[object, dict]
 ]  # from a way and the folder of a seed's data to data and settings
-KINDS = ("intelligent", "plain")
+REPLAY = replay_settings(base_folder(None, "bagel"))
+
+
+def replayed(shares: Sequence[float], **settings) -> Way:
+    """Intelligent edits with what the base knows beside them, in these shares (`uniedit_hf/small_world/replay.py`)."""
+    return lambda data: (with_replay(data["intelligent"], data["plain"], data["plan"], shares), REPLAY | settings)
+
+
 WAYS: dict[str, Way] = {
     "paper": lambda data: (data["intelligent"], {}),
     "plain": lambda data: (data["plain"], {}),
     "both": lambda data: (data["intelligent"], {"source_views": ["vit", "vae"]}),
     "gen only": lambda data: (data["intelligent"], {"freeze_und": True}),
-    "mixed": lambda data: (mixed_parts(data["intelligent"]), {"recipe": "interleaved", "text_loss_weight": 0.25}),
+    "LoRA": lambda data: (
+        data["intelligent"],
+        {"peft_config": LoraConfig(r=16, lora_alpha=32), "learning_rate": 1e-3},
+    ),
+    "replay": replayed((5, 2, 1, 2, 0, 0)),
+    "plans": replayed(REPLAY_SHARES),
+    "plans at 1e-3": replayed(REPLAY_SHARES, learning_rate=1e-3),
+    "plans and edits": replayed((3, 2, 1, 1, 5, 2)),
 }
-
-
-def mixed_parts(edits: Dataset) -> list[TrainingPart]:
-    """Edits, questions with their answers, and prompts with their images, of easy-VQA's training images."""
-    pictures = {row.image_id: load_image(row.image_path) for row in one_row_per_image(load_easy_vqa("train"))}
-    questions = [
-        {"id": f"question-{i}", "source_image": pictures[row.image_id], "question": row.question, "answer": row.answer}
-        for i, row in enumerate(load_easy_vqa("train")[::8])
-    ]
-    prompts = [
-        {"id": f"prompt-{i}", "prompt": drawing_of(read(image)).prompts()[0], "target_image": image}
-        for i, image in pictures.items()
-    ]
-    return [
-        TrainingPart(edits, functools.partial(edit_sample, conditioning=PAPER), 2.0),
-        TrainingPart(Dataset.from_list(questions), answer_sample, 1.0),
-        TrainingPart(Dataset.from_list(prompts), generate_sample, 1.0),
-    ]
 
 
 def measured(folder: Path, items: list[SmallWorldItem], path: Path | None) -> list[int]:
@@ -103,12 +96,18 @@ def tune_and_measure(options: argparse.Namespace, recipe: TuningSetup, run: tupl
     dataset, settings = recipe(way, data_folder(options.output_dir, seed))
     settings = {"learning_rate": options.learning_rate} | settings
     tune(base_folder(options.base, "bagel"), dataset, folder / "model", steps=options.steps, seed=seed, **settings)
-    measured(folder, test_items(options.items, options.split), folder / "model")
+    measured(folder, items_of(options), folder / "model")
     shutil.rmtree(folder / "model")
 
 
+def items_of(options: argparse.Namespace) -> list[SmallWorldItem]:
+    """The suite's items, and its intelligent edits once more, planned."""
+    items = test_items(options.items, options.split)
+    return [*items, *planned(items)]
+
+
 def run_folder(output_dir: Path, way: str, seed: int) -> Path:
-    return output_dir / f"{way.replace(' ', '_')}-{seed}"
+    return output_dir / f"{way.replace(',', '').replace(' ', '_')}-{seed}"
 
 
 def data_folder(output_dir: Path, seed: int) -> Path:
@@ -120,7 +119,7 @@ def write_edits(folder: Path, seed: int, size: int) -> None:
 
 
 def recipe(way: str, folder: Path) -> tuple[object, dict]:
-    return WAYS[way]({kind: load_edits(folder, kind) for kind in KINDS})
+    return WAYS[way]({kind: load_edits(folder, kind) for kind in EDIT_KINDS})
 
 
 def run_all(
@@ -142,7 +141,7 @@ def run_all(
     decisive = ("base", "steps", "edits", "items", "learning_rate", "split")
     settings = {name: getattr(options, name) for name in decisive}
     open_benchmark(options.output_dir, settings | {"dtype": best_arithmetic().dtype_name})
-    items = test_items(options.items, options.split)
+    items = items_of(options)
     scores = {"base": [measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))]}
     for seed in range(options.seeds):
         folder = data_folder(options.output_dir, seed)

@@ -21,11 +21,14 @@ from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.cli import main
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.small_world import quickstart
+from uniedit_hf.small_world.base.export_base import export
+from uniedit_hf.small_world.base.static_model import ModelShape, fresh_weights
 from uniedit_hf.small_world.quickstart.edit_data import load_edits
 from uniedit_hf.small_world.quickstart.estimate import in_words, makespan
-from uniedit_hf.small_world.quickstart.summary import verdict
+from uniedit_hf.small_world.quickstart.summary import COLUMNS, verdict
 from uniedit_hf.small_world.quickstart.tuning import base_folder, tune
 from uniedit_hf.small_world.suite import EDIT_SETTINGS
+from uniedit_hf.small_world.vocabulary import vocabulary
 
 
 SMALL = {"steps": 2, "edits": 60, "items": 4}
@@ -70,11 +73,11 @@ def test_the_report_follows_from_the_items(folder, report):
     by_ability = defaultdict(list)
     for line in lines:
         by_ability[line["ability"]].append(line)
-    assert set(by_ability) == {"understanding", "generation", "editing"}
+    assert set(by_ability) == {"understanding", "generation", "editing", "planned editing"}
     for ability, items in by_ability.items():
         stated = report["abilities"][ability]
-        assert stated["n"] == len(items) == 8
-        for column in ("base", "tuned", "control"):
+        assert stated["n"] == len(items) == (4 if ability == "planned editing" else 8)
+        for column in COLUMNS:
             assert stated[column] == pytest.approx(sum(item[column] for item in items) / len(items))
         difference, low, high = paired_difference([i["tuned"] for i in items], [i["base"] for i in items])
         assert (stated["difference"], stated["ci95"]) == (pytest.approx(difference), pytest.approx([low, high]))
@@ -82,7 +85,7 @@ def test_the_report_follows_from_the_items(folder, report):
 
 def test_figures_are_means_over_the_seeds(folder, report):
     for ability, row in report["abilities"].items():
-        assert len(row["seeds"]["tuned"]) == len(row["seeds"]["control"]) == 2 and len(row["seeds"]["base"]) == 1
+        assert len(row["seeds"]["tuned"]) == len(row["seeds"]["paper"]) == 2 and len(row["seeds"]["base"]) == 1
         for column, means in row["seeds"].items():
             assert row[column] == pytest.approx(sum(means) / len(means)), (ability, column)
     first, second = (load_file(folder / name / "model.safetensors") for name in ("model", "model-1"))
@@ -95,12 +98,12 @@ def test_the_same_seed_gives_the_same_files(family, folder, report, tmp_path):
         for name in [path.name for path in (folder / file).rglob("*.parquet")]:
             first, second = (next((root / file).rglob(name)).read_bytes() for root in (folder, tmp_path))
             assert first == second, name
-    for name in ("model", "control"):
+    for name in ("model", "paper"):
         first, second = (load_file(root / name / "model.safetensors") for root in (folder, tmp_path))
         assert all(torch.equal(first[key], second[key]) for key in first)
     again = json.loads((tmp_path / "report.json").read_text())
     for ability, row in again["abilities"].items():
-        for column in ("base", "tuned", "control"):
+        for column in COLUMNS:
             assert row[column] == report["abilities"][ability]["seeds"][column][0], (ability, column)
     assert again["losses"] == report["losses"]
 
@@ -121,7 +124,7 @@ def test_edits_follow_their_source_and_their_instruction(report):
 
 @pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_ends_more_than_the_training(family, folder, tmp_path, number, ends_with):
-    """Neither the control is tuned then, nor anything measured."""
+    """No other model is tuned then, nor anything measured."""
     base, edits = base_folder(None, family), load_edits(folder / "data", "intelligent")
     before = signal.getsignal(number)
 
@@ -175,10 +178,11 @@ def test_edits_without_a_category_are_called_so(folder, report):
 def test_the_verdict_names_what_moved():
     row = {"base": 0.5, "tuned": 0.5, "difference": 0.0, "ci95": [-0.1, 0.1], "n": 4}
     fell = row | {"tuned": 0.25, "difference": -0.25, "ci95": [-0.4, -0.1]}
-    editing = row | {"rows": {"intelligent, vit": row | {"tuned": 0.75}, "plain, vit": row}}
-    assert verdict({"understanding": row, "generation": fell, "editing": editing}) == (
+    rows = {"intelligent": row | {"tuned": 0.75}, "intelligent, to change": row | {"base": 0.25}, "plain, vit": row}
+    assert verdict({"understanding": row, "generation": fell, "editing": row | {"rows": rows}}) == (
         "After tuning, generation fell from 50.0 to 25.0 % and understanding and editing did not change measurably. "
-        "The share of intelligent edits that are right went from 50.0 to 75.0 %."
+        "The share of intelligent edits that are right went from 50.0 to 75.0 %; of those that change something, from "
+        "25.0 to 50.0 %."
     )
 
 
@@ -220,3 +224,17 @@ def test_a_missing_base_is_one_sentence(tmp_path, capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "none" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_of_another_size(tmp_path):
+    """Sizes are the checkpoint's, not the program's."""
+    shape = ModelShape(
+        len(vocabulary()) + 6, hidden=64, intermediate=128, layers=2, heads=4, vit_hidden=48, vit_intermediate=96,
+        vit_layers=1, vit_heads=3,
+    )  # fmt: skip
+    weights = {name: weight[0] for name, weight in fresh_weights(shape, 0).items()}
+    export(weights, shape, base_folder(None, "bagel"), tmp_path / "base")
+    quickstart.run(str(tmp_path / "out"), base=str(tmp_path / "base"), jobs=1, steps=1, edits=20, items=1)
+    for name in ("model", "paper"):
+        tuned = UniEditPipeline.from_pretrained(tmp_path / "out" / name)
+        assert tuned.model.config.text_config.hidden_size == 64

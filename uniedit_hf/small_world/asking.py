@@ -1,14 +1,16 @@
-"""Three ways to ask for the same edit of the same image.
+"""Three ways to ask for the same edit of the same image, and a plan that leads from the first to the last.
 
     question   if the shape is red, give it the color of grass; otherwise shrink it.
     answer     the shape is red, the color of grass is green, so make it green.
     plain      make it green.
+    plan       the shape is red, yes, the color of grass is green, so make it green.
 
 `question` is how intelligent edits are written. `answer` states the facts that decide: what is true of the image for
 every condition on the path, then the fact on which the action depends; branches that are not taken are omitted.
 `plain` is the last part of that. An action that names its result keeps its words from the instruction. Leaving the
 image unchanged counts as an action. "The other side" and "the opposite corner" stay, because no other words name that
-place; `answer` says on which side or in which corner the shape is.
+place; `answer` says on which side or in which corner the shape is. `plan` also states whether each condition holds; a
+model can write it for itself before it draws.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from uniedit_hf.small_world.scene import Scene
 from uniedit_hf.small_world.wording import NOUNS, NUMBER_WORDS, action_phrases, condition_phrases
 
 
-AskingStyle = Literal["question", "answer", "plain"]
+AskingStyle = Literal["question", "answer", "plain", "plan"]
 ASKING_STYLES: tuple[AskingStyle, ...] = ("question", "answer", "plain")
 OTHER_HALF = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
@@ -47,7 +49,7 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
     """An instruction asked in one of three ways, in the words of the closed vocabulary.
 
     Args:
-        asking: The way.
+        asking: The way, or `plan`.
         instruction: The instruction with its question.
         program: Its meaning.
         scene: The scene in its image.
@@ -61,8 +63,22 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
     plain = f"{max(there, key=len) if there else rng.choice(phrases)}."
     if asking == "plain":
         return plain
+    if asking == "plan":
+        first = [each[0] for each in reasons]
+        return ", ".join((*verdicts(program, scene), *first, f"so {plain if there else phrases[0] + '.'}"))
     known = dict.fromkeys((*facts(program, scene), *reasons))
     return ", ".join((*map(rng.choice, known), f"so {plain}"))
+
+
+def verdicts(program: Program, scene: Scene) -> list[str]:
+    """For every condition on the path that the scene takes, the fact that decides it, and "yes" or "no": whether the
+    condition holds."""
+    found = []
+    while isinstance(program, If):
+        holds = program.condition.is_true(scene)
+        found += [fact(program.condition, scene)[0], "yes" if holds else "no"]
+        program = program.then if holds else program.otherwise
+    return found
 
 
 def facts(program: Program, scene: Scene) -> list[Phrases]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from uniedit_hf.evaluation.items import Outcome
@@ -32,6 +33,8 @@ COMPATS = ()
 SETTINGS = {}  # its own settings below, for any preset
 ABILITIES: tuple[Ability, ...] = ("understanding", "generation", "editing")
 NUM_EACH = 100
+PLAN = "plan"  # the text of an image that holds what the model wrote before it drew
+PLAN_TOKENS = 60  # the longest plan of the small world has 53
 DRAWING_SETTINGS = {
     "bagel": {"num_timesteps": 12, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)},
     "janus": {"text_guidance_scale": 1.5, "temperature": 0.5},
@@ -95,11 +98,25 @@ def draw(
 
 
 def _store(path: Path, output: Output) -> None:
-    with written_file(path) as part:
+    with written_file(path) as unfinished:
         if isinstance(output, str):
-            part.write_text(output, encoding="utf-8")
-        else:
-            output.save(part, "PNG")
+            unfinished.write_text(output, encoding="utf-8")
+            return
+        texts = PngInfo()
+        if PLAN in output.info:
+            texts.add_text(PLAN, output.info[PLAN])
+        output.save(unfinished, "PNG", pnginfo=texts)
+
+
+def stored(item: SmallWorldItem, path: Path) -> Output:
+    """What `draw` stored of an item: an answer, or an image, with the plan before it in `info["plan"]`."""
+    if item.ability == "understanding":
+        return path.read_text(encoding="utf-8")
+    image = open_image(path)
+    if item.ability == "planned editing":
+        with Image.open(path) as file:
+            image.info[PLAN] = file.info[PLAN]
+    return image
 
 
 def outcomes(items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path) -> dict[tuple[str, int], Outcome]:
@@ -118,8 +135,7 @@ def outcomes(items: Sequence[SmallWorldItem], seeds: Sequence[int], folder: Path
     for item in items:
         for seed in seeds:
             path = paths[item.name, seed]
-            written = item.ability == "understanding"
-            scored = score(item, path.read_text(encoding="utf-8") if written else open_image(path))
+            scored = score(item, stored(item, path))
             found[item.name, seed] = Outcome("ok", float(scored.right), scored.parts)
     return found
 
@@ -131,19 +147,20 @@ def summary(rows: list[tuple[SmallWorldItem, Outcome]], compat: str | None = Non
 
 
 def groups(items: Sequence[SmallWorldItem]) -> dict[str, list[int]]:
-    """Indices of the items of every ability, of plain and intelligent edits by view, and of intelligent edits by
-    whether anything should change.
-    """
-    kinds = {"plain": ("vit", "both"), "intelligent": ("vit", "both", "to change", "to leave")}
+    """Where the items of every ability stand, those of plain, intelligent and planned edits, these by view, and the
+    last two by whether anything is to change."""
+    parts = ("vit", "both", "to change", "to leave")
+    kinds = {"plain": parts[:2], "intelligent": parts, "planned": parts}
     names = [*ABILITIES, *(name for kind, parts in kinds.items() for name in (kind, *(f"{kind}, {p}" for p in parts)))]
     found: dict[str, list[int]] = {name: [] for name in names}
     for index, item in enumerate(items):
-        found[item.ability].append(index)
-        if item.ability == "editing":
+        if item.ability in ABILITIES:
+            found[item.ability].append(index)
+        if item.view is not None:
             found[item.kind].append(index)
             found[f"{item.kind}, {item.view}"].append(index)
-        if item.kind == "intelligent":
-            found[f"intelligent, {'to leave' if item.source == item.expected else 'to change'}"].append(index)
+        if item.kind in ("intelligent", "planned"):
+            found[f"{item.kind}, {'to leave' if item.source == item.expected else 'to change'}"].append(index)
     return {name: indices for name, indices in found.items() if indices}
 
 
@@ -182,8 +199,20 @@ def ask(
         return pipeline.answer(sources, prompts, max_new_tokens=6)
     if ability == "generation":
         return pipeline.generate(prompts, seed=noise, **(DRAWING_SETTINGS[family] | settings))
+    if ability == "planned editing":
+        plans = pipeline.answer(sources, prompts, max_new_tokens=PLAN_TOKENS)
+        prompts = [joined_marks(plan) or prompt for plan, prompt in zip(plans, prompts)]
     views = {"vit": [UNDERSTANDING], "both": [UNDERSTANDING, DRAWING]}[view]
-    return pipeline.edit(sources, prompts, seed=noise, source_views=views, **(EDIT_SETTINGS[family] | settings))
+    images = pipeline.edit(sources, prompts, seed=noise, source_views=views, **(EDIT_SETTINGS[family] | settings))
+    if ability == "planned editing":
+        for image, plan in zip(images, prompts):
+            image.info[PLAN] = plan
+    return images
+
+
+def joined_marks(text: str) -> str:
+    """A text of the word tokenizer without the blanks in front of its marks."""
+    return text.replace(" ,", ",").replace(" .", ".").replace(" ?", "?").replace(" ;", ";").strip()
 
 
 def score(item: SmallWorldItem, output: Output) -> Score:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from typing import Literal
@@ -20,8 +20,8 @@ from uniedit_hf.small_world.reader import read
 from uniedit_hf.synthesis.records import Record
 
 
-Ability = Literal["understanding", "generation", "editing"]
-SEED = 20260521  # seed of the items and their noise; independent of the seed of tuning
+Ability = Literal["understanding", "generation", "editing", "planned editing"]
+SEED = 20260521  # of the items and their noise; the same whatever seed a tuning has
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class SmallWorldItem(Item):
     """One test item: a question, prompt or instruction, its image, if any, and the correct result.
 
     Its row has the `ability` that it measures; its `kind` within that: `easy-vqa open`, `easy-vqa yes/no`, `composed`,
-    `drawing`, `plain` or `intelligent`; and the `view` by which an edit sees its source: `vit`, the one for
-    understanding, or `both`; otherwise None.
+    `drawing`, `plain`, `intelligent` or `planned`; and by which `view` an edit sees its source: `vit`, the one for
+    understanding, or `both`, otherwise None.
 
     Args:
         expected: The answer, the drawing, or the target image.
@@ -73,6 +73,17 @@ def test_items(num_each: int, split: Split = "test") -> list[SmallWorldItem]:
         *_drawings(images[-2 * num_each :]),
         *_edits("plain", plain_edits(rows, seed=SEED, size=num_each)),
         *_edits("intelligent", intelligent_edits(rows, seed=SEED, size=num_each)),
+    ]
+
+
+def planned(items: Sequence[SmallWorldItem]) -> list[SmallWorldItem]:
+    """The intelligent edits among the items once more: the model first writes what the instruction comes down to, and
+    then draws after what it wrote."""
+    row = {"ability": "planned editing", "kind": "planned"}
+    return [
+        replace(item, name=f"planned {item.name}", row=dict(item.row) | row)
+        for item in items
+        if item.kind == "intelligent"
     ]
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +48,11 @@ class Mix:
         composed: Share of the questions that are composed.
         drawings: Images from a prompt.
         edits: Plain edits.
-        redrawings: Images from themselves.
+        redrawings: Pictures from themselves.
+        conditional: Edits with a condition.
+        embedded: Questions that conditions ask.
+        plans: Instructions with a condition, and what they come down to.
+        planned: Edits after such a plan.
         noise_draws: Noised copies of a target.
         text_weight: Weight of the text loss beside the image loss.
     """
@@ -55,6 +62,10 @@ class Mix:
     drawings: int = 24
     edits: int = 48
     redrawings: int = 8
+    conditional: int = 0
+    embedded: int = 0
+    plans: int = 0
+    planned: int = 0
     noise_draws: int = 2
     text_weight: float = 0.5
 
@@ -62,6 +73,36 @@ class Mix:
 # Answers are learned long before drawings; from this step on, a few questions per step retain them.
 FEWER_QUESTIONS_FROM = 1300
 FIRST_MIX, LATER_MIX = Mix(), Mix(answers=3, text_weight=0.2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, on what and how fast a base is trained.
+
+    Args:
+        steps: Of the optimizer.
+        mix_at: The mix of a step, by its number.
+        rate: Peak learning rate.
+        place_rate: Likewise of the tables of places.
+        average: Decay of the average of the weights.
+        eval_every: Steps between figures.
+        seed: Of all draws.
+        stop_after: Stop early, as a killed run would.
+    """
+
+    steps: int
+    mix_at: Callable[[int], Mix]
+    rate: float = PEAK_RATE
+    place_rate: float = PLACE_RATE
+    average: float = AVERAGE_DECAY
+    eval_every: int = 1000
+    seed: int = 0
+    stop_after: int | None = None
+
+
+def mix_at(step: int) -> Mix:
+    """That of the first base."""
+    return FIRST_MIX if step < FEWER_QUESTIONS_FROM else LATER_MIX
 
 
 def main() -> None:
@@ -76,7 +117,16 @@ def main() -> None:
         learn_to_read(model, processor, pool, options)
         torch.save(model.model.state_dict(), reading)
     model.model.load_state_dict(torch.load(reading, weights_only=True))
-    train(model, processor, pool, options)
+    plan = Plan(options.steps, mix_at, eval_every=options.eval_every, seed=options.seed, stop_after=options.stop_after)
+    test = real_scenes("test")
+    train(
+        model,
+        processor,
+        pool,
+        plan,
+        options.output_dir,
+        lambda pipe: measure(pipe, *test, options.eval_items, ["vit"]),
+    )
 
 
 def parse_options() -> argparse.Namespace:
@@ -148,65 +198,80 @@ def scene_loss(read: torch.Tensor, scenes: list) -> torch.Tensor:
     return named + (box - boxes).abs().mean()
 
 
-def train(model, processor, pool: Pool, options: argparse.Namespace) -> None:
-    """Trains in place with checkpoints, an average of the weights and figures on test images; resumes by itself."""
-    draws = Draws(pool, FIRST_MIX.noise_draws)
+def train(model, processor, pool: Pool, plan: Plan, folder: Path, figures: Callable[[UniEditPipeline], dict]) -> None:
+    """Trains in place with checkpoints, an average of the weights and figures along the way; resumes by itself.
+
+    Args:
+        model: Where to start.
+        processor: Its processor.
+        pool: What samples are drawn from.
+        plan: How long and how fast.
+        folder: Where checkpoints, the log and the model go.
+        figures: Measures a model along the way.
+    """
+    draws = Draws(pool, plan.mix_at(0).noise_draws)
     model.train()
-    # The position tables are frozen in a finished model; here they are trained.
-    places = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for table in places:
-        table.requires_grad_(True)
-    groups = [
-        {"params": parameters, "peak": PEAK_RATE, "weight_decay": WEIGHT_DECAY},
-        {"params": places, "peak": PLACE_RATE, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.99))
-    parameters = [*parameters, *places]
-    average = WeightAverage(model, AVERAGE_DECAY)
-    first, spent = resume(model, optimizer, average, options.output_dir)
-    test = real_scenes("test")
+    optimizer, parameters = optimizer_of(model, plan)
+    average = WeightAverage(model, plan.average)
+    first, spent = resume(model, optimizer, average, folder)
     started = time.time() - spent
-    last = min(options.steps, options.stop_after or options.steps)
+    last = min(plan.steps, plan.stop_after or plan.steps)
     sums: dict[str, float] = {}
-    with tqdm(range(first, last), initial=first, total=options.steps, mininterval=10) as progress:
+    with tqdm(range(first, last), initial=first, total=plan.steps, mininterval=10) as progress:
         for step in progress:
-            set_rate(optimizer, step, options.steps)
-            mix = FIRST_MIX if step < FEWER_QUESTIONS_FROM else LATER_MIX
+            set_rate(optimizer, step, plan.steps)
+            mix = plan.mix_at(step)
             with cpu_arithmetic().autocast():
-                losses = model(**pack(processor, draws, mix, step, options.seed))
+                losses = model(**pack(processor, draws, mix, step, plan.seed))
             image, text = losses.image_sum / losses.image_count, losses.text_sum / losses.text_count
             take_step(image + mix.text_weight * text, optimizer, parameters)
             average.update(model)
             for name, value in {"image": image.item(), "text": text.item(), "steps": 1}.items():
                 sums[name] = sums.get(name, 0) + value
             progress.set_postfix(image=f"{image.item():.3f}", text=f"{text.item():.3f}", refresh=False)
+            seconds = round(time.time() - started)
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == last:
                 count = sums.pop("steps")
                 line = {name: round(value / count, 4) for name, value in sums.items()}
                 sums = {}
-                log(options.output_dir, {"step": step + 1, "seconds": round(time.time() - started)} | line)
-                state = {"model": model.model.state_dict(), "lm_head": model.lm_head.state_dict()}
-                state |= {"optimizer": optimizer.state_dict(), "average": average.shadow, "step": step + 1}
-                torch.save(state | {"seconds": time.time() - started}, options.output_dir / "state.pt")
-            if (step + 1) % options.eval_every == 0 or step + 1 == last:
-                save(model, processor, options.output_dir / "model", average.shadow)
-                pipe = UniEditPipeline.from_pretrained(options.output_dir / "model", batch_size=50)
-                figures = measure(pipe, *test, options.eval_items, views=["vit"])
-                log(options.output_dir, {"step": step + 1, "seconds": round(time.time() - started)} | figures)
+                log(folder, {"step": step + 1, "seconds": seconds} | line)
+                keep_state(model, optimizer, average, step + 1, seconds, folder)
+            if (step + 1) % plan.eval_every == 0 or step + 1 == last:
+                save(model, processor, folder / "model", average.shadow)
+                found = figures(UniEditPipeline.from_pretrained(folder / "model", batch_size=50))
+                log(folder, {"step": step + 1, "seconds": seconds} | found)
+
+
+def optimizer_of(model, plan: Plan) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+    """AdamW, and what it trains. The tables of places are frozen in a finished model; here they are made."""
+    places = [model.model.vit_pos_embed.pos_embed, model.model.latent_pos_embed.pos_embed]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for table in places:
+        table.requires_grad_(True)
+    groups = [
+        {"params": parameters, "peak": plan.rate, "weight_decay": WEIGHT_DECAY},
+        {"params": places, "peak": plan.place_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.99)), [*parameters, *places]
+
+
+def keep_state(model, optimizer, average: WeightAverage, step: int, seconds: float, folder: Path) -> None:
+    """Writes everything that `resume` reads."""
+    state = {"model": model.model.state_dict(), "lm_head": model.lm_head.state_dict()}
+    state |= {"optimizer": optimizer.state_dict(), "average": average.shadow, "step": step, "seconds": seconds}
+    unfinished = folder / "state.part"
+    torch.save(state, unfinished)
+    os.replace(unfinished, folder / "state.pt")
 
 
 def pack(processor, draws: Draws, mix: Mix, step: int, seed: int) -> dict:
     """The inputs of one step, with latents from the pool instead of pixels."""
     rng = python_random(seed, "step", step)
-    sorts = [*["answer"] * mix.answers, *["drawing"] * mix.drawings]
-    sorts += [*["edit"] * mix.edits, *["redrawing"] * mix.redrawings]
-    drawn = [
-        draws.answer(f"{step}/{index}", rng, mix.composed)
-        if sort == "answer"
-        else {"drawing": draws.drawing, "edit": draws.edit, "redrawing": draws.redrawing}[sort](f"{step}/{index}", rng)
-        for index, sort in enumerate(sorts)
-    ]
+    sorts: list[Callable] = [partial(draws.answer, composed=mix.composed)] * mix.answers
+    sorts += [draws.drawing] * mix.drawings + [draws.edit] * mix.edits + [draws.redrawing] * mix.redrawings
+    sorts += [draws.conditional] * mix.conditional + [draws.embedded] * mix.embedded
+    sorts += [draws.plan] * mix.plans + [draws.planned] * mix.planned
+    drawn = [draw(f"{step}/{index}", rng) for index, draw in enumerate(sorts)]
     features = dict(processor.pack([each.sample for each in drawn], seed))
     del features["vae_images"]
     latents = [draws.pool.latents[index] for each in drawn for index in each.latents]

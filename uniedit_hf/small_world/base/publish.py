@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.small_world.base.measure import DRAWING, IMAGE_GUIDANCE, family, measure
+from uniedit_hf.small_world.base.measure import DRAWING, IMAGE_GUIDANCE, family, measure, share
 from uniedit_hf.small_world.base.scenes import real_scenes
+from uniedit_hf.small_world.suite import groups, outputs_of, score
+from uniedit_hf.small_world.suite_items import planned, test_items
 
 
 ASSETS = Path(__file__).resolve().parents[3] / "assets"
@@ -30,6 +32,10 @@ ABILITIES = {
     "editing_siglip": "plain edits, source by the SigLIP view",
     "editing_vq": "plain edits, source by the VQ view",
     "editing_both": "plain edits, source by both views",
+    "intelligent, to change": "intelligent edits that change something",
+    "intelligent, to leave": "intelligent edits that leave the image as it is",
+    "planned, to change": "intelligent edits that change something, after a plan",
+    "planned, to leave": "intelligent edits that leave the image as it is, after a plan",
 }
 
 
@@ -54,13 +60,28 @@ MAKINGS = {
         """\
 python -m uniedit_hf.small_world.base.vae --output_dir runs/small_world/vae
 python -m uniedit_hf.small_world.base.bagel_base --vae runs/small_world/vae --output_dir runs/small_world/base
-python -m uniedit_hf.small_world.base.publish --vae runs/small_world/vae --base runs/small_world/base""",
+python -m uniedit_hf.small_world.base.second_base --base runs/small_world/base/model \\
+    --output_dir runs/small_world/conditions
+python -m uniedit_hf.small_world.base.second_base --base runs/small_world/conditions/model --mix plans \\
+    --steps 1200 --rate 5e-4 --output_dir runs/small_world/plans
+python -m uniedit_hf.small_world.base.publish --vae runs/small_world/vae --base runs/small_world/plans \\
+    --earlier runs/small_world/base runs/small_world/conditions""",
         """\
-First the autoencoder is trained. Then its latents are stored, and the ViT learns to read under supervision. Then \
-everything else learns answers, drawings, plain edits and redrawing together.""",
+First the autoencoder; then its latents are kept and the ViT learns to read under supervision; then everything else \
+learns answers, drawings, plain edits and redrawing together (part `base` of the log). Training goes on with edits \
+that have one condition about shape or color (part `conditions`), and then with plans, which say what such an \
+instruction comes down to (part `plans`): "if the shape is red, make it blue; otherwise shrink it." becomes "the \
+shape is green, no, so shrink it.".""",
         """\
-The autoencoder alone has a PSNR of {psnr:.1f} dB on {images} test images. After the round trip, the reader that \
-scores everything finds the same shape and color in {reader_right:.1%} of them.""",
+The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
+shape and color after the round trip in {reader_right:.1%}.""",
+        "has seen only those with a single condition, about shape or color",
+        bands={
+            "understanding": (80, 95),
+            "generation": (75, 95),
+            "editing_vit": (75, 95),
+            "intelligent, to change": (10, 30),
+        },
     ),
     "second": Making(
         "BAGEL",
@@ -159,17 +180,18 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("runs/small_world/base"))
     parser.add_argument("--vae", type=Path, default=None, help="for a BAGEL: the folder of its trained autoencoder")
     parser.add_argument("--output_dir", type=Path, default=None, help="by default assets/small_FAMILY")
-    parser.add_argument("--making", choices=list(MAKINGS), help="how it was made; by default that of its family")
-    parser.add_argument("--items", type=int, default=200, help="number of items for each ability")
-    parser.add_argument("--notes", type=Path, default=None, help="a file with further text for the card")
+    parser.add_argument("--making", choices=list(MAKINGS), help="how it was made; by its family if not given")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="trainings that this one goes on from")
+    parser.add_argument("--items", type=int, default=200, help="for each ability")
+    parser.add_argument("--notes", type=Path, default=None, help="a text for the card: what else there is to say")
     options = parser.parse_args()
     pipe = UniEditPipeline.from_pretrained(options.base / "model", batch_size=50)
-    figures = measure(pipe, *real_scenes("test"), options.items)
+    figures = measure(pipe, *real_scenes("test"), options.items) | measure_intelligent(pipe, options.items)
     folder = options.output_dir or ASSETS / f"small_{family(pipe)}"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(options.base / "model", folder)
     (folder / "model.safetensors").chmod(0o644)
-    (folder / "training_log.jsonl").write_text("".join(training_log(options.vae, options.base)))
+    (folder / "training_log.jsonl").write_text("".join(training_log(options.vae, [*options.earlier, options.base])))
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     notes = options.notes.read_text() if options.notes else ""
     autoencoder = json.loads(((options.vae or options.base) / "vae.json").read_text())
@@ -177,10 +199,22 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def training_log(vae: Path | None, base: Path) -> list[str]:
+def measure_intelligent(pipe: UniEditPipeline, count: int) -> dict[str, dict]:
+    """Intelligent edits of the suite, drawn at once and after a plan: those that change something, and the others."""
+    items = [item for item in test_items(count) if item.kind == "intelligent"]
+    items += planned(items)
+    right = [score(item, output).right for item, output in zip(items, outputs_of(pipe, items))]
+    return {
+        name: {"all": share([right[index] for index in indices])}
+        for name, indices in groups(items).items()
+        if name.endswith(("to change", "to leave"))
+    }
+
+
+def training_log(vae: Path | None, trainings: Sequence[Path]) -> list[str]:
     """Lines of JSON, each with the part of the model that it is about."""
     files = [("vae", vae / "log.jsonl")] if vae else []
-    files.append(("base", base / "training_log.jsonl"))
+    files += [(folder.name, folder / "training_log.jsonl") for folder in trainings]
     return [
         json.dumps({"part": part} | json.loads(line)) + "\n"
         for part, file in files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,11 @@ class Pool:
         scenes: The scenes of each, one or several.
         latents: (n, 8, 8, 8), scaled and shifted.
         edits: Source, target and instruction.
-        questions: easy-VQA's questions and answers for each real image.
+        questions: Per real picture easy-VQA's questions and answers.
+        conditional: Source, target and instruction of edits with a condition.
+        embedded: A picture, a question that a condition asks about it, and the answer.
+        plans: A picture, an instruction with a condition, and what it comes down to.
+        planned: Source, target and plan of the edits with a condition.
     """
 
     pictures: np.ndarray
@@ -49,6 +54,10 @@ class Pool:
     latents: torch.Tensor
     edits: list[tuple[int, int, str]]
     questions: list[list[tuple[str, str]]]
+    conditional: Sequence[tuple[int, int, str]] = ()
+    embedded: Sequence[tuple[int, str, str]] = ()
+    plans: Sequence[tuple[int, str, str]] = ()
+    planned: Sequence[tuple[int, int, str]] = ()
 
     @property
     def single(self) -> list[int]:
@@ -148,8 +157,18 @@ class Draws:
         self.single = pool.single
 
     def answer(self, name: str, rng: random.Random, composed: float) -> Drawn:
-        """A question about an image, and its answer; `composed` is the share that is not easy-VQA's own."""
-        image, question, answer = draw_question(self.pool, self.single, rng, composed)
+        """A question about a picture, and its answer; `composed` is the share that is not easy-VQA's own."""
+        return self._answer(name, *draw_question(self.pool, self.single, rng, composed))
+
+    def embedded(self, name: str, rng: random.Random) -> Drawn:
+        """A question that a condition asks, and its answer."""
+        return self._answer(name, *rng.choice(self.pool.embedded))
+
+    def plan(self, name: str, rng: random.Random) -> Drawn:
+        """An instruction with a condition, and the plan that it comes down to."""
+        return self._answer(name, *rng.choice(self.pool.plans))
+
+    def _answer(self, name: str, image: int, question: str, answer: str) -> Drawn:
         segments = [self._pixels(image), TextSegment(question), TextSegment(answer, loss=True)]
         return Drawn(Sample(segments, name), ())
 
@@ -163,6 +182,16 @@ class Draws:
         """An image, a plain instruction and the result."""
         source, target, instruction = rng.choice(self.pool.edits)
         return self._from_source(name, source, instruction, target, rng)
+
+    def conditional(self, name: str, rng: random.Random) -> Drawn:
+        """A picture, an instruction with a condition, and the result."""
+        source, target, instruction = rng.choice(self.pool.conditional)
+        return self._from_source(name, source, instruction, target, rng)
+
+    def planned(self, name: str, rng: random.Random) -> Drawn:
+        """A picture, the plan of an edit with a condition, and the result."""
+        source, target, plan = rng.choice(self.pool.planned)
+        return self._from_source(name, source, plan, target, rng)
 
     def redrawing(self, name: str, rng: random.Random) -> Drawn:
         """An image, no instruction or one to keep it, and the same image."""

@@ -4,10 +4,10 @@ and a page shows the effect on its three abilities.
     edit_data.py      easy-VQA -> Parquet -> `load_dataset`: intelligent edits, and plain ones of the same images
     columns.py        the models to compare: each is tuned, then tested
     tuning.py         the base model and `UniEditTrainer`
-    side_by_side.py   several models in parallel, in processes of one thread
-    estimate.py       the expected time; remaining.py: the remaining time
-    dependence.py     whether edits depend on their source and their instruction
-    summary.py        scores of base, tuned model and control, with intervals
+    side_by_side.py   several models at a time, in processes of one thread
+    estimate.py       how long it takes; remaining.py: how long the rest takes
+    dependence.py     whether edits follow their source and their instruction
+    summary.py        what every model reaches, with intervals
     page.py           items.jsonl, report.json and report.html
 
 The items and their scores are in `uniedit_hf/small_world/suite.py`.

@@ -11,22 +11,21 @@ from typing import Any
 
 from uniedit_hf.arithmetic import best_arithmetic, one_thread
 from uniedit_hf.files import write_text
-from uniedit_hf.images import open_image
 from uniedit_hf.pipeline import UniEditPipeline
+from uniedit_hf.small_world.replay import with_replay
 from uniedit_hf.small_world.scoring import Score
-from uniedit_hf.small_world.suite import Output, bounds, draw, output_path, score
-from uniedit_hf.small_world.suite_items import SmallWorldItem, test_items
+from uniedit_hf.small_world.suite import Output, bounds, draw, output_path, score, stored
+from uniedit_hf.small_world.suite_items import SmallWorldItem, planned, test_items
 from uniedit_hf.training.checkpoints import checkpoints, last_whole_checkpoint
 
 from .dependence import NUM_ITEMS, dependence
-from .edit_data import load_edits
+from .edit_data import EDIT_KINDS, load_edits
 from .side_by_side import Tell
-from .tuning import tune
+from .tuning import REPLAY_SHARES, replay_settings, tune
 
 
 BATCH = 50
-EDITS = {"tuned": "intelligent", "control": "plain"}
-FOLDERS = {"tuned": "model", "control": "control"}
+FOLDERS = {"tuned": "model", "paper": "paper"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Column:
     """One model and the paths of its files.
 
     Args:
-        name: `"base"`, `"tuned"` or `"control"`.
-        seed: Seed of its tuning; for the base, the seed of the run.
+        name: `"base"`, `"tuned"` (with replay) or `"paper"` (on intelligent edits alone).
+        seed: Of its tuning; the base has that of the run.
         start: Folder of the model that is tuned, or that is the base.
         folder: Folder of the run.
         number: Number of the seed, from 0.
@@ -97,12 +96,8 @@ class Column:
         return json.loads(self.curve_file.read_text())
 
     def read_outputs(self, items: Sequence[SmallWorldItem]) -> list[Output]:
-        """Its output for every item."""
-        paths = [output_path(self.outputs, item, 0) for item in items]
-        return [
-            path.read_text(encoding="utf-8") if item.ability == "understanding" else open_image(path)
-            for item, path in zip(items, paths)
-        ]
+        """What it made of every item."""
+        return [stored(item, output_path(self.outputs, item, 0)) for item in items]
 
     def read_side_figures(self) -> dict[str, Any]:
         return json.loads(self.side_figures_file.read_text())
@@ -118,7 +113,7 @@ def make_column(column: Column, tell: Tell) -> None:
     with one_thread():
         if column.name != "base" and not column.curve_file.is_file():
             _tune(column, tell)
-        items = test_items(column.items)
+        items = items_of(column.items)
         pipeline = UniEditPipeline.from_pretrained(column.model, batch_size=BATCH).to(best_arithmetic().device)
         done = column.items_done(items)
         draw(pipeline, items, [0], column.outputs, {}, tell=lambda new: tell(column.label, "item", done + new))
@@ -126,12 +121,23 @@ def make_column(column: Column, tell: Tell) -> None:
             _write(column.side_figures_file, _side_figures(column, pipeline, items))
 
 
+def items_of(num_each: int) -> list[SmallWorldItem]:
+    """The suite's items, and its intelligent edits once more, planned."""
+    items = test_items(num_each)
+    return [*items, *planned(items)]
+
+
 def _tune(column: Column, tell: Tell) -> None:
-    data = load_edits(column.folder / "data", EDITS[column.name])
+    edits = {kind: load_edits(column.folder / "data", kind) for kind in EDIT_KINDS}
+    data, settings = edits["intelligent"], {}
+    if column.name == "tuned":
+        data = with_replay(edits["intelligent"], edits["plain"], edits["plan"], REPLAY_SHARES)
+        settings = replay_settings(column.start)
     curve = tune(
         column.start,
         data,
         column.model,
+        **settings,
         steps=column.steps,
         seed=column.seed,
         tell=lambda step: tell(column.label, "step", step),

@@ -15,7 +15,7 @@ from uniedit_hf.calls.messages import data_url, encoded
 from uniedit_hf.files import write_text
 from uniedit_hf.pages import render
 from uniedit_hf.small_world.scoring import Score
-from uniedit_hf.small_world.suite import ABILITIES, Output, score, write_items
+from uniedit_hf.small_world.suite import PLAN, Output, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
 
 from .summary import COLUMNS, mean_scores, summary, verdict
@@ -26,7 +26,7 @@ NOTE = (
     "world; it says nothing about the 7B model."
 )
 NUM_EXAMPLES = 12
-COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "control": "#d98b2b"}
+COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "paper": "#d98b2b"}
 
 
 def write_report(
@@ -96,17 +96,22 @@ def write_report(
 
 
 def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str, Any]]:
-    """The first intelligent edits, drawn from the ViT view, without selection."""
+    """The first intelligent edits, drawn from the ViT view at once and, by the tuned model, after a plan: nothing is
+    picked."""
     chosen = [i for i, item in enumerate(items) if item.kind == "intelligent" and item.view == "vit"][:NUM_EXAMPLES]
+    after_plan = [i for i, item in enumerate(items) if item.kind == "planned" and item.view == "vit"][:NUM_EXAMPLES]
     return [
         {
             "instruction": items[i].prompt,
+            "plan": outputs["tuned"][j].info.get(PLAN, ""),
+            "planned": data_url(encoded(outputs["tuned"][j])),
+            "planned_right": scores["tuned"][j].right,
             "source": data_url(encoded(items[i].source)),
             "target": data_url(encoded(items[i].expected)),
             **{column: data_url(encoded(outputs[column][i])) for column in COLUMNS},
             "right": {column: scores[column][i].right for column in COLUMNS},
         }
-        for i in chosen
+        for i, j in zip(chosen, after_plan)
     ]
 
 
@@ -115,12 +120,12 @@ def ability_bars(abilities: Mapping[str, Any]) -> str:
     figure, axes = _figure(7, 2.8)
     width = 0.26
     for offset, column in enumerate(COLUMNS):
-        heights = np.array([abilities[ability][column] for ability in ABILITIES])
-        intervals = np.array([abilities[ability]["interval"][column] for ability in ABILITIES], dtype=float)
-        places = np.arange(len(ABILITIES)) + (offset - 1) * width
+        heights = np.array([row[column] for row in abilities.values()])
+        intervals = np.array([row["interval"][column] for row in abilities.values()], dtype=float)
+        places = np.arange(len(abilities)) + (offset - 1) * width
         errors = np.abs(intervals.T - heights)
         axes.bar(places, heights, width * 0.92, yerr=errors, label=column, color=COLORS[column], capsize=3)
-    axes.set_xticks(range(len(ABILITIES)), ABILITIES)
+    axes.set_xticks(range(len(abilities)), list(abilities))
     axes.set_ylim(0, 1)
     axes.set_ylabel("right")
     axes.legend(frameon=False, ncols=3, loc="upper right")

@@ -1,4 +1,4 @@
-"""Scores of base, tuned model and control, with intervals."""
+"""What the base, the tuned model and the one tuned by the paper's recipe reach, with intervals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from uniedit_hf.evaluation.intervals import mean_interval, paired_difference
 from uniedit_hf.small_world.scoring import Score
-from uniedit_hf.small_world.suite import ABILITIES
+from uniedit_hf.small_world.suite import groups
 from uniedit_hf.small_world.suite_items import SmallWorldItem
 
 
-COLUMNS = ("base", "tuned", "control")
+KINDS_OF_EDITS = ("plain", "intelligent", "planned, ")
+COLUMNS = ("base", "tuned", "paper")
 
 
 def mean_scores(runs: Sequence[Sequence[Score]]) -> list[Score]:
@@ -38,15 +39,19 @@ def summary(
     scores: Mapping[str, Sequence[Score]],
     of_seeds: Mapping[str, Sequence[Sequence[Score]]],
 ) -> dict[str, Any]:
-    """For every ability and finer row the mean of every column, and the difference tuned - base with its 95 % paired
-    bootstrap interval (4,000 resamplings of the items, seed 0); for abilities also the mean of every seed."""
-    rows = {ability: [i for i, item in enumerate(items) if item.ability == ability] for ability in ABILITIES}
-    finer: dict[str, dict[str, list[int]]] = {ability: {} for ability in ABILITIES}
+    """Per ability and per finer row the mean of every column, and the difference tuned - base with its 95 % paired
+    bootstrap interval (4,000 resamplings of the items, seed 0); per ability also the mean of every seed."""
+    abilities = tuple(dict.fromkeys(item.ability for item in items))
+    rows = {ability: [i for i, item in enumerate(items) if item.ability == ability] for ability in abilities}
+    finer: dict[str, dict[str, list[int]]] = {ability: {} for ability in abilities}
     for index, item in enumerate(items):
-        name = item.kind if item.view is None else f"{item.kind}, {item.view}"
-        finer[item.ability].setdefault(name, []).append(index)
+        if item.view is None:
+            finer[item.ability].setdefault(item.kind, []).append(index)
+    for name, indices in groups(items).items():
+        if name.startswith(KINDS_OF_EDITS):
+            finer[items[indices[0]].ability][name] = indices
     result = {}
-    for ability in ABILITIES:
+    for ability in abilities:
         result[ability] = _row(rows[ability], scores) | {
             "rows": {name: _row(indices, scores) for name, indices in sorted(finer[ability].items())},
             "parts": _parts(rows[ability], scores),
@@ -64,9 +69,9 @@ def _row(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[
     row: dict[str, Any] = {name: float(np.mean(values)) for name, values in columns.items()}
     row |= {"interval": {name: _known(mean_interval(values)) for name, values in columns.items()}}
     row |= {"difference": difference, "ci95": _known((low, high)), "n": len(indices)}
-    if "control" in columns:
-        against, low, high = paired_difference(columns["tuned"], columns["control"])
-        row["against_control"] = {"difference": against, "ci95": _known((low, high))}
+    if "paper" in columns:
+        against, low, high = paired_difference(columns["tuned"], columns["paper"])
+        row["against_paper"] = {"difference": against, "ci95": _known((low, high))}
     return row
 
 
@@ -82,22 +87,27 @@ def _parts(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dic
 
 def verdict(abilities: Mapping[str, Any]) -> str:
     """The result in a sentence, good or bad: the abilities that changed by more than chance explains."""
-    moved = {name: row for name, row in abilities.items() if row["ci95"][0] > 0 or row["ci95"][1] < 0}
-    parts = [
-        f"{name} {'rose' if row['difference'] > 0 else 'fell'} from {100 * row['base']:.1f} to "
-        f"{100 * row['tuned']:.1f} %"
-        for name, row in moved.items()
-    ]
+    moved = {name: row for name, row in abilities.items() if _excludes_zero(*row["ci95"])}
+    parts = [f"{name} {'rose' if row['difference'] > 0 else 'fell'} {_from_to(row)}" for name, row in moved.items()]
     same = [name for name in abilities if name not in moved]
     if same:
         parts.append(f"{_and(same)} did not change measurably")
-    intelligent = [row for name, row in abilities["editing"]["rows"].items() if name.startswith("intelligent")]
-    share = {c: 100 * sum(row[c] * row["n"] for row in intelligent) / sum(row["n"] for row in intelligent)
-             for c in ("base", "tuned")}  # fmt: skip
+    rows = abilities["editing"]["rows"]
+    changing = rows.get("intelligent, to change")
+    detail = f"; of those that change something, {_from_to(changing)}" if changing else ""
     return (
-        f"After tuning, {_and(parts)}. The share of intelligent edits that are right went from {share['base']:.1f} to "
-        f"{share['tuned']:.1f} %."
+        f"After tuning, {_and(parts)}. The share of intelligent edits that are right went "
+        f"{_from_to(rows['intelligent'])}{detail}."
     )
+
+
+def _excludes_zero(low: float | None, high: float | None) -> bool:
+    """One item has no interval."""
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _from_to(row: Mapping[str, Any]) -> str:
+    return f"from {100 * row['base']:.1f} to {100 * row['tuned']:.1f} %"
 
 
 def _and(words: Sequence[str]) -> str:

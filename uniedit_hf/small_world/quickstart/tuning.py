@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftConfig
 from transformers import PrinterCallback, TrainerCallback
 
 from uniedit_hf.arithmetic import best_arithmetic
@@ -42,6 +43,15 @@ def base_folder(base: str | None, model: str) -> Path:
 # Settings that depend on the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
 # before the first run that was measured on test images.
 TUNING_SETTINGS = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
+# Of the tuning with replay (`replay.py`), chosen likewise. The base was trained with that shift of the flow time.
+REPLAY_SETTINGS = {
+    "recipe": "interleaved",
+    "text_loss_weight": 1.0,
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "cosine",
+}
+REPLAY_SHARES = (0, 2, 1, 1, 6, 3)
+REPLAY_SHIFT = {"bagel": 3.0}
 # About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
 SAVE_STEPS = 100
@@ -49,8 +59,18 @@ SAVE_STEPS = 100
 
 def small_world(base: Path) -> dict[str, float | int]:
     """The small world's own settings for a model."""
-    family = json.loads((base / "config.json").read_text())["model_type"]
-    return TUNING_SETTINGS | {"max_tokens_per_pack": PACK_TOKENS[family]}
+    return TUNING_SETTINGS | {"max_tokens_per_pack": PACK_TOKENS[family_of(base)]}
+
+
+def replay_settings(base: Path) -> dict[str, Any]:
+    """What the tuning with replay sets differently."""
+    shift = REPLAY_SHIFT.get(family_of(base))
+    return REPLAY_SETTINGS | ({"timestep_shift": shift} if shift else {})
+
+
+def family_of(base: Path) -> str:
+    """`"bagel"` or `"janus"`."""
+    return json.loads((base / "config.json").read_text())["model_type"]
 
 
 def _fast() -> dict[str, Any]:
@@ -74,6 +94,7 @@ def tune(
     seed: int,
     tell: Callable[[int], None] | None = None,
     resume: bool = False,
+    peft_config: PeftConfig | None = None,
     **settings,
 ) -> list[dict[str, float]]:
     """Tunes a model and saves its averaged weights, as in the released BAGEL. A BAGEL is tuned by the paper's recipe
@@ -88,10 +109,11 @@ def tune(
         seed: Seed of the order and all draws.
         tell: Called with the number of every finished step, instead of a progress bar.
         resume: Save checkpoints along the way, and start from the last one in `folder` if there is one.
+        peft_config: Train these adapters, and merge them in the end.
         settings: Options of `UniEditConfig` that differ.
 
     Returns:
-        The number and loss of every logged step.
+        Per logged step its number and image loss.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, when the step is finished and a checkpoint is saved.
@@ -110,7 +132,7 @@ def tune(
         disable_tqdm=tell is not None,
         **(_fast() | small_world(base) | settings),
     )
-    trainer = UniEditTrainer(str(base), args, train_dataset=data)
+    trainer = UniEditTrainer(str(base), args, train_dataset=data, peft_config=peft_config)
     if tell is not None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Steps(tell))
@@ -118,9 +140,11 @@ def tune(
     if trainer.stop_signal.signaled:  # the signal ended training, so stop here as well
         raise KeyboardInterrupt if trainer.stop_signal.received == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
     trainer.average.copy_to(trainer.model)
-    trainer.model.save_pretrained(folder)
+    model = trainer.model if peft_config is None else trainer.model.merge_and_unload()
+    model.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
-    return [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
+    history = [log for log in trainer.state.log_history if "loss" in log]
+    return [{"step": log["step"], "loss": log.get("image_loss", log["loss"])} for log in history]
 
 
 class _Steps(TrainerCallback):

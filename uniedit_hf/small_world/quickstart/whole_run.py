@@ -14,16 +14,16 @@ from typing import Any
 from uniedit_hf.arithmetic import Arithmetic, best_arithmetic
 from uniedit_hf.files import DiskFullError, write_text
 from uniedit_hf.small_world.scoring import Score
-from uniedit_hf.small_world.suite_items import test_items
 
 from . import QuickstartResult, QuickstartRun
-from .columns import Column, make_column, scores_of
+from .columns import Column, items_of, make_column, scores_of
 from .edit_data import make_edits
 from .estimate import PAGE, Speed, in_words, measured_speed
 from .page import write_report
 from .remaining import RemainingTime
 from .side_by_side import run_side_by_side
-from .tuning import base_folder, small_world
+from .summary import COLUMNS
+from .tuning import base_folder, replay_settings, small_world
 
 
 SETTINGS, DATA, PAGE_NAME = "settings.json", "data.json", "report.html"
@@ -43,7 +43,7 @@ def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]
     resumed = open_folder(folder, decisive(options, arithmetic))
     columns = columns_of(options, start, folder)
     speed = measured_speed(start, arithmetic, time.perf_counter() - started)
-    items = test_items(options.items)
+    items = items_of(options.items)
     progress = RemainingTime(columns, items, speed, jobs)
     if resumed:
         say(f"Resuming the run that was stopped in {folder}.")
@@ -55,13 +55,13 @@ def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]
     run_side_by_side([partial(make_column, column) for column in columns], jobs, progress)
     progress.close()
     seconds["tuning and measuring"] = time.perf_counter() - begun - seconds["data"]
-    by_name = {name: [each for each in columns if each.name == name] for name in ("base", "tuned", "control")}
+    by_name = {name: [each for each in columns if each.name == name] for name in COLUMNS}
     bounds = by_name["base"][0].read_side_figures()
     page, verdict = write_report(
         folder,
         settings=_settings(options, arithmetic, start),
         data=data,
-        losses={name: by_name[name][0].curve() for name in ("tuned", "control")},
+        losses={name: by_name[name][0].curve() for name in COLUMNS[1:]},
         items=items,
         outputs={name: each[0].read_outputs(items) for name, each in by_name.items()},
         scores={name: [scores_of(column, items) for column in each] for name, each in by_name.items()},
@@ -90,7 +90,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> bool:
         found = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).is_file() else None
         if found == settings and not (folder / PAGE_NAME).is_file():
             return True
-        for old in (folder / "data", folder / "outputs", *folder.glob("model*"), *folder.glob("control*")):
+        for old in (folder / "data", folder / "outputs", *folder.glob("model*"), *folder.glob("paper*")):
             shutil.rmtree(old, ignore_errors=True)
         for name in (PAGE_NAME, "report.json", "items.jsonl", DATA):
             (folder / name).unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def columns_of(options: QuickstartRun, start: Path, folder: Path) -> list[Column
     tuned = [
         Column(name, options.seed + number, number=number, **rest)
         for number in range(options.seeds)
-        for name in ("tuned", "control")
+        for name in COLUMNS[1:]
     ]
     return [*tuned, Column("base", options.seed, number=0, **rest)]
 
@@ -140,4 +140,5 @@ def _settings(options: QuickstartRun, arithmetic: Arithmetic, start: Path) -> di
         "device": arithmetic.device,
         "dtype": arithmetic.dtype_name,
         **small_world(start),
+        "replay": replay_settings(start),
     }
