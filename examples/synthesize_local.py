@@ -43,6 +43,8 @@ def main() -> None:
         "verify": {"judge": "chat", "quality": "chat"},
     }
     made = run(settings_from(settings, "the settings"))
+    if not made.counts.records:
+        raise SystemExit(f"No edit was made: {args.output_dir}/report.html says why the rows were rejected.")
     print(f"{made.counts.records} edits in {made.dataset}, {made.counts.rejects} rows rejected: see report.html.")
 
 
