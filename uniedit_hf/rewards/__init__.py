@@ -1,6 +1,6 @@
 """Rewards that can be checked: functions of what a model drew or wrote and of the columns of the row.
 
-    reward(images, sources, instructions, **columns) -> one number or None for each image
+`reward(images, sources, instructions, **columns)` returns one number or `None` for each image.
 
 `images` are what was drawn, `None` where a text was written; `texts` are what was written, `None` where an image was
 drawn; `sources` are the images that were edited or asked about; every other keyword is a column of the data set, one
