@@ -3,7 +3,7 @@
 Begins at a base, draws intelligent edits of training images, rewards them with the small world's reader, and measures
 on test items before and after: intelligent edits that change something and that do not, plain edits, questions and
 drawings, all edits from the understanding view. Prints a table with 95 % paired bootstrap intervals over items of the
-mean of the seeds, and writes `table.json`, `curves.json` and `items-SEED.jsonl`.
+mean of the seeds, and writes `table.json`, `curves.json`, `scores-SEED.json` and `figure.png`.
 
 The check for reward hacking asks another judge than the reward: pixels. `hacked` counts edits that the reader calls
 right although fewer than half of the pixels to change look as in the target, or fewer than nine of ten others as in
@@ -163,6 +163,30 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
         print(f"| {name} | {row['items']} | {numbers} | {low} to {high} | {hacked} |", flush=True)
 
 
+def draw_figure(rows: dict[str, dict[str, Any]], curves: Sequence[Sequence[dict]], path: Path) -> None:
+    """The rewards over the steps, one line for each seed, and what is right before and after."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    for curve in curves:
+        left.plot([log["step"] for log in curve], [log["reward"] for log in curve], linewidth=1.6)
+    left.set_xlabel("step")
+    left.set_ylabel("reward")
+    places = np.arange(len(rows))
+    for shift, name in ((-0.2, "before"), (0.2, "after")):
+        right.bar(places + shift, [100 * row[name] for row in rows.values()], 0.4, label=name)
+    errors = np.abs(np.array([[100 * (row["difference"] - each) for each in row["ci95"]] for row in rows.values()]).T)
+    after = [100 * row["after"] for row in rows.values()]
+    right.errorbar(places + 0.2, after, yerr=errors, fmt="none", ecolor="black", linewidth=1)
+    right.set_xticks(places, [name.replace(", ", ",\n") for name in rows], fontsize=8)
+    right.set_ylabel("right, %")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/small_world_rl"))
@@ -215,6 +239,7 @@ def main() -> None:
         rows = table(items, before, after)
         (options.out / "table.json").write_text(json.dumps(rows, indent=1))
         print_table(rows)
+        draw_figure(rows, curves, options.out / "figure.png")
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def test_generations_of_a_prompt_share_one_encoded_context(tmp_path, monkeypatch
 @pytest.mark.parametrize("way", POLICIES)
 def test_ratios_are_1_before_the_first_update(tmp_path, way):
     this = trainer(tmp_path, way, scale_rewards="none", max_steps=1)
+    this.model.double()  # or cache and pack round one token's log-probability apart by up to 3e-6
     completions, ((batch,),) = first_generation(this)
     learned = batch["criterion"].learned
     assert learned
@@ -112,9 +113,7 @@ def test_ratios_are_1_before_the_first_update(tmp_path, way):
     for each, now in zip(learned, found):
         if each.drawn is not None:
             assert len(now) == len(each.drawn)
-            apart = now.double() - each.drawn.double()
-            assert apart.mean().exp().sub(1).abs() <= 1e-6, each.id
-            assert apart.exp().sub(1).abs().max() <= 5e-6, "as far as fp32 has digits for one token's log-probability"
+            assert (now.double() - each.drawn.double()).exp().sub(1).abs().max() <= 1e-6, each.id
     if way.endswith("text"):
         check_text_probabilities(this, completions, learned, found)
 
@@ -229,6 +228,17 @@ def test_it_learns_and_logs(tmp_path, way):
     this.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "grpo" in card and f"| rewards | {name} |" in card and "| num_generations | 2 |" in card
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("way", WAYS)
+def test_rewards_rise(tmp_path, way):
+    shared = {"max_steps": 40, "num_generations": 8, "generation_batch_size": 32, "logging_steps": 10}
+    this = trainer(tmp_path, way, **shared)
+    this.train()
+    rewards = [log["reward"] for log in this.state.log_history if "reward" in log]
+    assert rewards[-1] > rewards[0]
 
 
 def test_rewards_that_are_all_alike_are_counted_and_skipped(tmp_path):

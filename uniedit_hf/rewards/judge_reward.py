@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -40,8 +41,9 @@ class JudgeReward:
 
     Args:
         prompt: The question, with `{instruction}` and other columns of the row in braces.
-        cache: Folder in which replies are kept, so that the same image is not paid for twice.
-        budget: `calls`, `tokens` and `money` at most, those of the cache included.
+        cache: Folder in which replies are kept, so that the same image is not paid for twice. Each process of a
+            distributed run has a file of its own there.
+        budget: `calls`, `tokens` and `money` of a process at most, those of its cache included.
         settings: `model`, `base_url`, `api_key_env` and further settings of `OpenAiChat`.
 
     Raises:
@@ -95,7 +97,8 @@ class JudgeReward:
     def _open_cache(self):
         if self.cache is None:
             return nullcontext()
-        return closing(CallCache(self.cache / "calls.sqlite", self.cache / "images"))
+        rank = os.environ.get("RANK", "0")  # one process at a time has a cache open
+        return closing(CallCache(self.cache / f"calls-{rank}.sqlite", self.cache / "images"))
 
     def _spent(self):
         with self._open_cache() as cache:

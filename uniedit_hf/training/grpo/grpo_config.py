@@ -62,8 +62,9 @@ class UniEditGRPOConfig(UniEditConfig):
             How far the implicit policies of DiffusionNFT are from the one that drew (its beta).
         advantage_clip (`float`, *optional*, defaults to `5.0`):
             The largest advantage that counts in DiffusionNFT.
-        ratio_tolerance (`float`, *optional*, defaults to `0.001`):
-            How far the ratio of probabilities in training and in drawing may be from 1 before the first update.
+        ratio_tolerance (`float`, *optional*):
+            How far the mean ratio of probabilities in training and in drawing may be from 1 before the first update:
+            0.001 if not set, and 0.05 with 16-bit arithmetic.
 
         > Parameters that control what is shown
 
@@ -103,7 +104,9 @@ class UniEditGRPOConfig(UniEditConfig):
     epsilon: float | None = field(default=None, metadata={"help": "Clipping of the ratio in GRPO."})
     nft_strength: float = field(default=1.0, metadata={"help": "Distance of DiffusionNFT's implicit policies."})
     advantage_clip: float = field(default=5.0, metadata={"help": "The largest advantage that counts in NFT."})
-    ratio_tolerance: float = field(default=1e-3, metadata={"help": "Distance of the on-policy ratio from 1."})
+    ratio_tolerance: float | None = field(
+        default=None, metadata={"help": "Largest distance of the on-policy ratio from 1."}
+    )
 
     log_completions: bool = field(default=False, metadata={"help": "Save grids of images with their rewards."})
 
@@ -115,9 +118,13 @@ class UniEditGRPOConfig(UniEditConfig):
             self.text_loss_weight = 1.0 if self.recipe == "answer" else 0.0
         if self.recipe == "answer":
             self.image_loss_weight = self.image_loss_weight or 1.0
-        super().__post_init__()
-        self._check_generations()
         self._check_unused()
+        for name in DROPOUTS:
+            setattr(self, name, 0.0)
+        super().__post_init__()
+        if self.ratio_tolerance is None:
+            self.ratio_tolerance = 0.05 if self.bf16 or self.fp16 else 1e-3
+        self._check_generations()
 
     @property
     def prompts_per_generation(self) -> int:

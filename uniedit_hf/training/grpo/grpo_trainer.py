@@ -109,10 +109,15 @@ class UniEditGRPOTrainer(UniEditTrainer):
         self._check_trained_dtype()
         flows = objective == "grpo" and "nft" in inner.image_objectives
         self._paper = PAPERS["flow" if flows else objective or "grpo"]
-        self.rollouts = Rollouts(inner, self.processing_class, args, objective)
+        self.rollouts = Rollouts(inner, self.reader.processor, args, objective)  # of the sizes that are trained
         self.learning = LearningBatches(self, objective, self._hyperparameters(inner))
         self.reference = None
         if args.beta and not isinstance(self.model, PeftModel):
+            if self.is_fsdp_enabled:
+                raise ValueError(
+                    f"beta is {args.beta}, for which every device would keep a whole copy of the first model beside "
+                    "its shard: set beta=0, or give peft_config, whose base is the reference."
+                )
             self.reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         self._batches: list[list[dict[str, Any]]] = []
         self._newest: tuple[list[Completion], torch.Tensor] | None = None
@@ -180,8 +185,9 @@ class UniEditGRPOTrainer(UniEditTrainer):
         return self.data.plan.batches[number][self.args.process_index :: self.args.world_size]
 
     def _read(self, row):
-        default = self.processing_class.default_size(inner_model(self.model).config)
-        return read_prompt(self.parts[row.part], row.row, self.processing_class, default)
+        processor = self.reader.processor
+        default = processor.default_size(inner_model(self.model).config)
+        return read_prompt(self.parts[row.part], row.row, processor, default)
 
     def _columns(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The keyword arguments of reward functions."""

