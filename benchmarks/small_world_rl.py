@@ -196,7 +196,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--objective", choices=("nft", "grpo"))
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--learning_rate", type=float, default=3e-5)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--num_generations", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=16)

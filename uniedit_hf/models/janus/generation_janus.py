@@ -131,7 +131,7 @@ class JanusImageGenerationMixin:
         for request, pixels in enumerate(self._pixels(drawn.tokens, settings)):
             ids, own = drawn.tokens[request], settings[request]
             target = _target(ids.tolist(), self.image_tokenizer, own)
-            step = DrawnStep(target, (ids, own.temperature), drawn.log_probs[request].float().cpu())
+            step = DrawnStep(target, (ids, own.temperature), drawn.log_probs[request].cpu())
             drawings.append(Drawing(pixels, [step]))
         return drawings
 

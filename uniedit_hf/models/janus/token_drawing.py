@@ -51,7 +51,7 @@ class TokenDrawing:
         self.model, self.requests, self.mixing, self.cache, self.chances = model, requests, mixing, cache, chances
         self.attention_mask = attention_mask
         self.tokens = torch.zeros_like(chances, dtype=torch.long)
-        self.log_probs = torch.zeros_like(chances)
+        self.log_probs = torch.zeros_like(chances, dtype=torch.float32)
         self.number = torch.zeros(1, dtype=torch.long, device=requests.device)
         self.position = attention_mask.sum(-1)
         self.temperatures = torch.tensor([each.temperature for each in settings], device=requests.device)[:, None]
@@ -63,12 +63,13 @@ class TokenDrawing:
     def choose(self, hidden: torch.Tensor) -> None:
         """Samples the next token of every request from hidden states (P, D), and increments the step."""
         logits = self.mixing @ self.model.model.generation_head(hidden).float()
-        likely = (logits / self.temperatures.clamp(min=1e-6)).double().softmax(-1)
+        scaled = logits / self.temperatures.clamp(min=1e-6)
+        likely = scaled.double().softmax(-1)
         chances = self.chances.index_select(1, self.number)
         drawn = torch.searchsorted(likely.cumsum(-1), chances, right=True).clamp(max=logits.shape[1] - 1)
         chosen = torch.where(self.temperatures == 0, logits.argmax(-1, keepdim=True), drawn)
         self.tokens.index_copy_(1, self.number, chosen)
-        self.log_probs.index_copy_(1, self.number, likely.gather(1, chosen).log())
+        self.log_probs.index_copy_(1, self.number, scaled.log_softmax(-1).gather(1, chosen))  # as training has it
         self.number.add_(1)
 
     def _step(self) -> None:
