@@ -84,6 +84,11 @@ def private_names() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 defined.add(node.name)
+                if isinstance(node, ast.ClassDef):
+                    values = (each for each in node.body if isinstance(each, ast.Assign))
+                    defined |= {
+                        target.id for each in values for target in each.targets if isinstance(target, ast.Name)
+                    }
             elif isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
                 if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
                     if isinstance(node.ctx, ast.Store):

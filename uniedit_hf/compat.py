@@ -188,7 +188,9 @@ LAYOUTS = "models/bagel/layouts_bagel.py"
 # Methods that ours override or wrap; the parameters are those that our version takes by name.
 OVERRIDDEN = (
     Upstream(TRAINER + "_prepare_input", "training/trainer.py", ("data",)),
+    Upstream(TRAINER + "_prepare_inputs", "training/evaluating.py, training/grpo/learning.py", ("inputs",)),
     Upstream(TRAINER + "_clip_grad_norm", "training/trainer.py", ("model",)),
+    Upstream(TRAINER + "_get_grad_norm", "training/trainer.py", ("model", "grad_norm")),
     Upstream(TRAINER + "_build_accelerator_args", "training/trainer.py"),
     Upstream(
         TRAINER + "_prepare_for_training",
@@ -285,6 +287,7 @@ NAMES = (
     Upstream("transformers.models.janus.modeling_janus:JanusVQVAE", "models/janus/image_tokens.py"),
     Upstream("transformers.models.janus.modeling_janus:JanusVQVAEConfig", "models/workload.py"),
     Upstream("transformers.models.janus.processing_janus:JanusProcessor", "models/janus/processing_janus.py"),
+    Upstream("transformers.models.janus.processing_janus:JanusProcessorKwargs", "models/janus/processing_janus.py"),
     Upstream("transformers.models.janus.processing_janus:DEFAULT_SYSTEM_PROMPT", "models/janus/layout.py"),
     Upstream("transformers.cache_utils:StaticLayer", "models/bagel/token_step.py"),
     Upstream("transformers.activations:ACT2FN", "models/bagel/encoders_bagel.py, models/bagel/step_weights.py"),

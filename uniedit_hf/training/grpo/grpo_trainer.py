@@ -90,7 +90,7 @@ class UniEditGRPOTrainer(UniEditTrainer):
         peft_config: PeftConfig | None = None,
         **unsupported,
     ):
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else model.config.name_or_path
         args = args or UniEditGRPOConfig(output_dir=f"{Path(name).name or 'model'}-GRPO")
         if isinstance(train_dataset, IterableDataset):
             raise ValueError(
