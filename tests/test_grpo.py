@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from grpo_rewards import redness
 from peft import LoraConfig
 from tiny_models import FAMILIES
 from training_data import curve, edit_row, edit_rows
@@ -18,12 +19,6 @@ from uniedit_hf.models.loading import inner_model
 from uniedit_hf.training import TrainingPart
 from uniedit_hf.training.grpo import UniEditGRPOConfig, UniEditGRPOTrainer
 from uniedit_hf.training.grpo.objectives import outcome_of, rows_of
-
-
-def redness(images, **columns):
-    """How much more red than blue an image has; `None` for texts."""
-    return [None if each is None else float(np.asarray(each, dtype=float)[..., [0, 2]].mean((0, 1)) @ [1, -1]) / 255
-            for each in images]  # fmt: skip
 
 
 def brevity(texts, **columns):

@@ -85,7 +85,8 @@ def command(options: dict[str, Any], processes: int = 1) -> list[str]:
 
 def environment() -> dict[str, str]:
     """One thread a process, and our package wherever the command runs."""
-    root = str(Path(__file__).parents[1])
+    here = Path(__file__).parent
+    root = os.pathsep.join([str(here.parent), str(here)])
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
 
 
