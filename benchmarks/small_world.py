@@ -66,10 +66,9 @@ WAYS: dict[str, Way] = {
         data["intelligent"],
         {"peft_config": LoraConfig(r=16, lora_alpha=32), "learning_rate": 1e-3},
     ),
-    "replay": replayed((5, 2, 1, 2, 0, 0)),
-    "plans": replayed(REPLAY_SHARES),
-    "plans at 1e-3": replayed(REPLAY_SHARES, learning_rate=1e-3),
-    "plans and edits": replayed((3, 2, 1, 1, 5, 2)),
+    "replay": replayed(REPLAY_SHARES),
+    "plans": replayed((0, 4, 1, 3, 10, 3), learning_rate=3e-4, max_tokens_per_pack=4096),
+    "plans in small steps": replayed((0, 2, 1, 1, 6, 3), learning_rate=5e-4, max_tokens_per_pack=1536),
 }
 
 

@@ -43,15 +43,11 @@ def base_folder(base: str | None, model: str) -> Path:
 # Settings that depend on the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
 # before the first run that was measured on test images.
 TUNING_SETTINGS = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
-# Of the tuning with replay (`replay.py`), chosen likewise. The base was trained with that shift of the flow time.
-REPLAY_SETTINGS = {
-    "recipe": "interleaved",
-    "text_loss_weight": 1.0,
-    "learning_rate": 5e-4,
-    "lr_scheduler_type": "cosine",
-}
-REPLAY_SHARES = (0, 2, 1, 1, 6, 3)
-REPLAY_SHIFT = {"bagel": 3.0}
+# Settings of tuning with replay (`replay.py`), chosen likewise. The base was trained with that shift of the flow time,
+# and larger steps keep more of what it knows.
+REPLAY_SETTINGS = {"recipe": "interleaved", "text_loss_weight": 1.0, "lr_scheduler_type": "cosine"}
+REPLAY_OF_FAMILY = {"bagel": {"timestep_shift": 3.0, "max_tokens_per_pack": 2048}}
+REPLAY_SHARES = (6, 3, 3, 2, 0, 0)
 # About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
 SAVE_STEPS = 100
@@ -64,8 +60,7 @@ def small_world(base: Path) -> dict[str, float | int]:
 
 def replay_settings(base: Path) -> dict[str, Any]:
     """What the tuning with replay sets differently."""
-    shift = REPLAY_SHIFT.get(family_of(base))
-    return REPLAY_SETTINGS | ({"timestep_shift": shift} if shift else {})
+    return REPLAY_SETTINGS | REPLAY_OF_FAMILY.get(family_of(base), {})
 
 
 def family_of(base: Path) -> str:
