@@ -6,7 +6,13 @@ Tunes the small base in several ways and measures all of them on the same test i
     plain     plain edits of the same images, otherwise like paper: the control
     both      intelligent edits, source by the ViT and the VAE view
     gen only  like paper, the understanding expert frozen
-    mixed     intelligent edits with answers and drawings beside them (weights 2 : 1 : 1), text loss on
+    LoRA      like paper, adapters alone
+    replay    intelligent edits with drawings, answers and plain edits beside them: the quickstart's recipe
+    plans     what instructions come down to, in words, and edits after such plans, with replay; tune it longer
+              (`--steps 1000`)
+    plans in small steps  likewise, in packs of the paper's size
+
+Intelligent edits are measured twice: drawn at once, and after a plan that the model writes (rows `planned`).
 
 Each run has a folder with its `items.jsonl`; finished runs are not repeated, so that a stopped benchmark resumes.
 Prints a table in Markdown: the differences to the base, over items of the mean of the seeds, with 95 % paired
@@ -38,11 +44,12 @@ from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import differing
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.small_world.quickstart.edit_data import EDIT_KINDS, load_edits, make_edits
+from uniedit_hf.small_world.quickstart.edit_data import EDIT_KINDS, intelligent_settings, load_edits, make_edits
 from uniedit_hf.small_world.quickstart.tuning import REPLAY_SHARES, TUNING_SETTINGS, base_folder, replay_settings, tune
 from uniedit_hf.small_world.replay import with_replay
 from uniedit_hf.small_world.suite import groups, outputs_of, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, planned, test_items
+from uniedit_hf.synthesis.run import run as synthesize
 
 
 Way = Callable[[dict[str, Dataset]], tuple[object, dict]]
@@ -54,7 +61,10 @@ REPLAY = replay_settings(base_folder(None, "bagel"))
 
 def replayed(shares: Sequence[float], **settings) -> Way:
     """Intelligent edits with what the base knows beside them, in these shares (`uniedit_hf/small_world/replay.py`)."""
-    return lambda data: (with_replay(data["intelligent"], data["plain"], data["plan"], shares), REPLAY | settings)
+    return lambda data: (
+        with_replay(data["intelligent"], data["plain"], data["plan"], shares=shares),
+        REPLAY | settings,
+    )
 
 
 WAYS: dict[str, Way] = {
@@ -115,10 +125,11 @@ def data_folder(output_dir: Path, seed: int) -> Path:
 
 def write_edits(folder: Path, seed: int, size: int) -> None:
     make_edits(folder, seed=seed, size=size)
+    synthesize(intelligent_settings(folder / "plan", seed=seed, size=size, asking="plan"))
 
 
 def recipe(way: str, folder: Path) -> tuple[object, dict]:
-    return WAYS[way]({kind: load_edits(folder, kind) for kind in EDIT_KINDS})
+    return WAYS[way]({kind: load_edits(folder, kind) for kind in (*EDIT_KINDS, "plan")})
 
 
 def run_all(

@@ -68,7 +68,7 @@ def plans(edits: Dataset, told: Dataset) -> Dataset:
 
 
 def with_replay(
-    edits: Dataset, plain: Dataset, told: Dataset | None = None, shares: Sequence[float] = (5, 2, 1, 2, 0, 0)
+    edits: Dataset, plain: Dataset, told: Dataset | None = None, *, shares: Sequence[float]
 ) -> list[TrainingPart]:
     """Intelligent edits with what the base knows beside them; train them with a text loss.
 
@@ -76,7 +76,8 @@ def with_replay(
         edits: Intelligent edits.
         plain: Plain edits, whose source is shown by both views.
         told: The same with a plan in place of the instruction.
-        shares: Of edits, drawings, questions, plain edits, plans, and edits after a plan, in the samples.
+        shares: Of edits, drawings, questions and plain edits in the samples; with `told` also of plans and of edits
+            after a plan.
     """
     parts = [
         (edits, EDIT),

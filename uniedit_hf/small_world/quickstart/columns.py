@@ -131,7 +131,7 @@ def _tune(column: Column, tell: Tell) -> None:
     edits = {kind: load_edits(column.folder / "data", kind) for kind in EDIT_KINDS}
     data, settings = edits["intelligent"], {}
     if column.name == "tuned":
-        data = with_replay(edits["intelligent"], edits["plain"], edits["plan"], REPLAY_SHARES)
+        data = with_replay(edits["intelligent"], edits["plain"], shares=REPLAY_SHARES)
         settings = replay_settings(column.start)
     curve = tune(
         column.start,

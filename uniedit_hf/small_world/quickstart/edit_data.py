@@ -18,7 +18,7 @@ from uniedit_hf.synthesis.writer import Merged
 
 CHOICES = ("depth", "condition", "changed", "edit")
 ROWS_PER_FILE = 10_000
-EDIT_KINDS = ("intelligent", "plan", "plain")
+EDIT_KINDS = ("intelligent", "plain")
 BY_RULES = {
     "decontaminate": {"near_duplicates": False},  # images of single flat shapes look alike
     "instruct": {"backend": "rules"},
@@ -30,18 +30,16 @@ BY_RULES = {
 
 
 def make_edits(folder: Path, *, seed: int, size: int) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Makes `intelligent` edits, the same with a `plan` in place of the question, and `plain` ones. Each has a
-    folder of its own with `dataset/`, `report.html`, `rejects.parquet` and `contact_sheet.png`, and is loaded as a
-    user would load it.
+    """Makes `intelligent` and `plain` edits, each in its own folder with `dataset/`, `report.html`, `rejects.parquet`
+    and `contact_sheet.png`, and loads them as a user would.
 
     Returns:
         The data sets by name, and the counts of each.
     """
     intelligent = intelligent_settings(folder / "intelligent", seed=seed, size=size)
-    plan = intelligent_settings(folder / "plan", seed=seed, size=size, asking="plan")
     plain = plain_settings(folder / "plain", seed=seed, of=data_folder(folder, "intelligent"))
     datasets, counts = {}, {}
-    for name, settings in zip(EDIT_KINDS, (intelligent, plan, plain)):
+    for name, settings in zip(EDIT_KINDS, (intelligent, plain)):
         merged = synthesize(settings)
         datasets[name] = load_edits(folder, name)
         counts[name] = _counts(merged, datasets[name])

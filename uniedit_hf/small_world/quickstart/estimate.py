@@ -22,7 +22,7 @@ from uniedit_hf.small_world.suite import ask, batches
 from uniedit_hf.small_world.suite_items import test_items
 from uniedit_hf.synthesis.records import Record, record_to_row
 
-from .tuning import small_world
+from .tuning import replay_settings, small_world
 
 
 SOME_EDITS, SOME_ITEMS = 20, 4
@@ -63,7 +63,8 @@ def measured_speed(base: Path, arithmetic: Arithmetic, start: float) -> Speed:
         edit = ALL_OF_AN_EDIT * _seconds(lambda: records.extend(results)) / SOME_EDITS
         model = load_model(base, attn_implementation="eager").to(arithmetic.device)
         processor = load_processor(base, model.config)
-        step = _step_seconds(model, processor, records, arithmetic, small_world(base)["max_tokens_per_pack"])
+        largest = (small_world(base) | replay_settings(base))["max_tokens_per_pack"]
+        step = _step_seconds(model, processor, records, arithmetic, largest)
         item = _item_seconds(UniEditPipeline(model, processor))
     slower = _slowdown(arithmetic.jobs)
     return Speed(edit, step * slower, item * slower, start)

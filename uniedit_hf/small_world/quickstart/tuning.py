@@ -47,7 +47,7 @@ TUNING_SETTINGS = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.9
 # and larger steps keep more of what it knows.
 REPLAY_SETTINGS = {"recipe": "interleaved", "text_loss_weight": 1.0, "lr_scheduler_type": "cosine"}
 REPLAY_OF_FAMILY = {"bagel": {"timestep_shift": 3.0, "max_tokens_per_pack": 2048}}
-REPLAY_SHARES = (6, 3, 3, 2, 0, 0)
+REPLAY_SHARES = (6, 3, 3, 2)  # of intelligent edits, drawings, questions and plain edits
 # About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
 SAVE_STEPS = 100
