@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["quickstart", "--output_dir", str(tmp_path / "file" / "out")]) == 1
     message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "Pass another --output_dir" in message
+    assert message.count("\n") == 1 and "is not a folder. Choose another place." in message
 
 
 def test_the_page_begins_with_the_result(folder, report):
