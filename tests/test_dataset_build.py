@@ -226,7 +226,7 @@ def test_two_configurations_and_named_manifests(tmp_path):
     assert build(tmp_path / "raw", tmp_path / "out").rows == {"148k/train": 20, "40k/train": 10}
     (tmp_path / "raw" / "uniedit_40k.jsonl").rename(tmp_path / "raw" / "data_final.jsonl")
     assert find_release(tmp_path / "raw").configs == ["148k"]
-    assert "Not placed: data_final.jsonl (name has neither 148k nor 40k" in find_release(tmp_path / "raw").report()
+    assert "Not used: data_final.jsonl (name has neither 148k nor 40k" in find_release(tmp_path / "raw").report()
     named = build(tmp_path / "raw", tmp_path / "named", manifests={"40k": ["data_final.jsonl"]})
     assert named.rows == {"148k/train": 20, "40k/train": 10}
 

@@ -81,7 +81,7 @@ def test_a_command_has_its_options(page, command, monkeypatch, tmp_path):
     name = next(name for name in cli.COMMANDS if words[: len(name.split())] == name.split())
     run = import_module(f"uniedit_hf.cli.{name.replace(' ', '_')}").run
     # loggers that a configuration names need not be installed here
-    flags = words[len(name.split()) :] + ("--report_to none".split() if name == "train" else [])
+    flags = words[len(name.split()) :] + ("--report_to none".split() if name in ("train", "grpo") else [])
     assert CommandParser(name, cli.COMMANDS[name], run).parse(flags)
 
 

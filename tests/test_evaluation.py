@@ -369,7 +369,7 @@ def test_mistakes_are_one_sentence(models, benchmarks, tmp_path, capsys, monkeyp
     with JudgeServer() as server:
         local = ("--judge_model", "judge", "--judge_base_url", server.address, "--judge_api_key_env", "none")
         assert "Row 1 of" in complaint("wise", *local, "--prompts", benchmarks / "rise.json")
-        assert "no JSON" in complaint("wise", *local, "--prompts", benchmarks / "a.png")
+        assert "is not JSON" in complaint("wise", *local, "--prompts", benchmarks / "a.png")
         assert "no prompt file" in complaint("wise", *local, "--prompts", benchmarks / "none.json")
         assert "not in" in complaint("imgedit", *local, "--images", tmp_path)
         assert "environment variable OPENAI_API_KEY" in complaint("wise", "--judge_model", "judge")

@@ -157,7 +157,7 @@ def test_a_run_that_makes_nothing_says_so(tmp_path, capsys):
     settings["output_dir"] = str(tmp_path / "file")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert main(["synthesize", "--config", str(tmp_path / "run.yaml")]) == 1
-    assert "is a file: choose a folder as output_dir" in capsys.readouterr().err
+    assert "is not a folder. Choose another place." in capsys.readouterr().err
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys):

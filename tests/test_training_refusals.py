@@ -195,7 +195,7 @@ def test_a_model_without_its_heads_is_refused(tmp_path):
     class Reader(torch.nn.Module):
         config = tiny_bagel().config
 
-    with pytest.raises(ValueError, match="Reader has no check_image_settings, .* which FamilyModel .* asks"):
+    with pytest.raises(ValueError, match="Reader has no check_image_settings, .* which FamilyModel .* requires"):
         trainer(tmp_path, ROWS, model=Reader())
 
 
