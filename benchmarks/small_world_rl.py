@@ -52,7 +52,7 @@ def group_of(item: SmallWorldItem) -> str:
 
 
 def answers_and_images(pipeline: UniEditPipeline, items: Sequence[SmallWorldItem]) -> list[Any]:
-    """What a model makes of every item."""
+    """The output of a model for every item."""
     family, made = pipeline.model.config.model_type, [None] * len(items)
     for batch in batches(items, pipeline.batch_size):
         asked = [items[index] for index in batch]

@@ -203,7 +203,7 @@ def test_every_command_has_help(capsys, command):
         out = capsys.readouterr().out
         assert out.startswith(f"usage: uniedit {command} ")
         longest = {"train": 120, "grpo": 160, "evaluate": 51}.get(command, 40)
-        assert flag == "--help_all" or out.count("\n") <= longest, "--help fits a screen, that of train three, of grpo four"
+        assert flag == "--help_all" or out.count("\n") <= longest, "--help fits a screen; train fits three, grpo four"
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])

@@ -37,7 +37,7 @@ DOCUMENTED = re.compile(
     r"torch\.(nn|nn\.functional|nn\.attention|nn\.attention\.flex_attention|utils\.data|utils\.checkpoint)|"
     r"torch\.(utils\.flop_counter|distributed\.\w+|profiler)"
 )
-# Private names of objects that are no library's: methods of named tuples, the standard library, and the stop that
+# Private names that do not belong to another library: methods of named tuples, the standard library, and the stop that
 # diffusers' users know, which our pipeline has as well.
 OTHERS = {"_asdict", "_replace", "_fields", "_exit", "_value", "_interrupt"}
 

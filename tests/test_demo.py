@@ -194,7 +194,7 @@ def opened(page, **parameters) -> dict:
 
 @pytest.mark.parametrize("tab", ["edit", "ask", "generate"])
 def test_the_stored_example_is_one_of_the_list(tab):
-    """By the rule of stored_example.py; which pictures those are depends on the shipped base."""
+    """By the rule of stored_example.py; which images those are depends on the shipped base."""
     stored, examples = read_stored(tab), read_examples(True, tab)
     assert stored.example in examples and (tab == "edit" or stored.example == examples[0])
     if tab == "ask":

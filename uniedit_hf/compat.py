@@ -1,4 +1,4 @@
-"""What this package uses of other libraries beyond their documented interface.
+"""The parts of other libraries that this package uses beyond their documented interface.
 
 The functions below touch private attributes of transformers, datasets and accelerate, so that other modules need not.
 `UPSTREAM` lists all of them, and what stays elsewhere: methods of `Trainer` and others that we override, and names
@@ -105,7 +105,7 @@ def has_forward_hooks(module: Any) -> bool:
 
 
 def content_id(dataset: Any) -> str:
-    """What identifies the content of a data set. Relies on `Dataset._fingerprint`."""
+    """An identifier of the content of a data set. Relies on `Dataset._fingerprint`."""
     return dataset._fingerprint
 
 
@@ -146,7 +146,7 @@ class Upstream:
         return self.name.partition(".")[0].partition(":")[0]
 
     def problem(self) -> str | None:
-        """What is gone, in a sentence, or `None`."""
+        """A sentence that says what is missing, or `None`."""
         module, _, names = self.name.partition(":")
         try:
             found = import_module(module)

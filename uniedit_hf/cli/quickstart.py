@@ -61,7 +61,7 @@ def run(options: QuickstartOptions) -> None:
 
 
 def said_at_the_end(options: QuickstartOptions, page: str, minutes: float) -> str:
-    """What was made, where the page is, and what to run next on one's own data, in three lines."""
+    """Three lines: the models that were made, where the page is, and the command to run next on one's own data."""
     from uniedit_hf.cli.demo import QUICKSTART
     from uniedit_hf.small_world.quickstart.tuning import base_folder
 

@@ -87,7 +87,7 @@ class BaseImageSettings:
 
 @dataclass
 class PackPredictions:
-    """What a model predicts at the supervised tokens of a pack, in the order of the sequence, in fp32.
+    """The predictions of a model at the supervised tokens of a pack, in the order of the sequence, in fp32.
 
     Args:
         text_logits: (text targets, words).
@@ -109,12 +109,12 @@ Criterion = Callable[[PackPredictions], Losses]
 
 @dataclass
 class DrawnStep:
-    """What a model decided in a part of a drawing.
+    """The decisions of a model in a part of a drawing.
 
     Args:
         segment: Put in the place of the target, it makes the training forward predict this part again.
-        action: What `action_log_probs` asks of it; `None` where the drawing has no probabilities.
-        log_probs: (decisions,) of the model that drew.
+        action: The input of `action_log_probs` for this part; `None` where the drawing has no probabilities.
+        log_probs: (decisions,) log-probabilities of the model that drew.
     """
 
     segment: ImageSegment
@@ -124,11 +124,11 @@ class DrawnStep:
 
 @dataclass
 class Drawing:
-    """An image that was drawn, with what it takes to learn from it.
+    """An image that was drawn, with the data needed to learn from it.
 
     Args:
         pixels: (3, h, w).
-        steps: What was decided, in order.
+        steps: The decisions, in order.
     """
 
     pixels: torch.Tensor
@@ -136,11 +136,11 @@ class Drawing:
 
 
 class PolicyModel(Protocol):
-    """What `UniEditGRPOTrainer` asks of a `FamilyModel` that draws, beside `forward(**pack, criterion=...)`, which
-    returns what the criterion makes of the `PackPredictions`.
+    """The interface that `UniEditGRPOTrainer` needs from a `FamilyModel` that draws. It also needs
+    `forward(**pack, criterion=...)`, which returns the criterion's result for the `PackPredictions`.
 
     Attributes:
-        image_objectives: Those of `"nft"` and `"grpo"` that its drawings can be trained with, the default first.
+        image_objectives: The objectives for its drawings, `"nft"`, `"grpo"` or both, the default first.
         policy_epsilon: How far the ratio of its decisions' probabilities may move in `"grpo"`.
     """
 

@@ -1,4 +1,4 @@
-"""What the small base knows already, as data to tune on beside intelligent edits: images with prompts, questions with
+"""Data that the small base knows already, to tune on beside intelligent edits: images with prompts, questions with
 answers, and plain edits, all of easy-VQA's training images; and plans, which say what an intelligent instruction comes
 down to."""
 
@@ -75,9 +75,9 @@ def with_replay(
     Args:
         edits: Intelligent edits.
         plain: Plain edits, whose source is shown by both views.
-        told: The same with a plan in place of the instruction.
-        shares: Of edits, drawings, questions and plain edits in the samples; with `told` also of plans and of edits
-            after a plan.
+        told: The intelligent edits with a plan in place of the instruction.
+        shares: Shares of edits, drawings, questions and plain edits in the samples; with `told` also the shares of
+            plans and of edits after a plan.
     """
     parts = [
         (edits, EDIT),

@@ -109,7 +109,7 @@ def _store(path: Path, output: Output) -> None:
 
 
 def stored(item: SmallWorldItem, path: Path) -> Output:
-    """What `draw` stored of an item: an answer, or an image, with the plan before it in `info["plan"]`."""
+    """The output of an item that `draw` stored: an answer, or an image, with the plan before it in `info["plan"]`."""
     if item.ability == "understanding":
         return path.read_text(encoding="utf-8")
     image = open_image(path)

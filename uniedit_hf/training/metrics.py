@@ -22,7 +22,7 @@ class RunningSums:
     """Sums accumulated on this process since the last log. Losses stay on their device until they are logged.
 
     Args:
-        names: Of the sums that are logged.
+        names: The names of the sums that are logged.
     """
 
     def __init__(self, names: Sequence[str] = SUMMED):

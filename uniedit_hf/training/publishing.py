@@ -181,7 +181,7 @@ class HubMixin:
         )
 
     def _card_settings(self) -> dict:
-        """What the card of a trainer of another kind says beside these."""
+        """More entries for the card; trainers of another kind override this."""
         return {}
 
 

@@ -215,7 +215,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
     # --- data ---------------------------------------------------------------------------------------------------
 
     def _plan_data(self, args: UniEditConfig) -> RunPlan | None:
-        """What the steps of the run train on, as far as it is known beforehand."""
+        """The data that the steps of the run train on, as far as it is known beforehand."""
         return plan_training(self.parts, self.reader, args)
 
     def get_train_dataloader(self) -> PackLoader:
@@ -354,7 +354,7 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         }
 
     def _more_logs(self, sums: dict[str, float]) -> dict[str, float]:
-        """What a trainer of another kind logs beside these."""
+        """More values to log; trainers of another kind override this."""
         return {}
 
     # --- checkpoints --------------------------------------------------------------------------------------------

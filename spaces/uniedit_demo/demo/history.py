@@ -1,4 +1,4 @@
-"""What a visitor drew on this visit: tiles that open large and restore their request."""
+"""The drawings of a visitor on this visit: tiles that open large and restore their request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def remember(
 
     Args:
         tab: The tab of the request.
-        history: What was drawn before.
+        history: Earlier drawings.
         base: Result of the base model; nothing is remembered without it.
         tuned: Result of the tuned model.
         source: The image of the request.

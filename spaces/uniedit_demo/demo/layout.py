@@ -31,7 +31,7 @@ class Examples:
 
 @dataclass
 class Notice:
-    """What the small models do not know of a request, with the nearest example to press."""
+    """A notice that the small models do not know parts of a request, with the nearest example to press."""
 
     box: gr.Column
     words: gr.Markdown
@@ -160,7 +160,7 @@ def history_gallery() -> gr.Gallery:
 
 
 def privacy(limits: Limits) -> None:
-    """What happens with uploads."""
+    """A note that says what happens to uploads."""
     gr.HTML(
         f"<p>Nothing you upload is kept: files are deleted after {limits.keep_seconds // 60} minutes at the latest. "
         "<span class='keyboard'>Press Escape to stop.</span></p>",

@@ -177,7 +177,7 @@ def _connect_links(page: gr.Blocks, tabs: gr.Tabs, parts: list[layout.Tab], limi
 
 
 def _stored(tab: layout.Tab) -> dict:
-    """What the page shows of a tab before anything is pressed."""
+    """The values that a tab shows before anything is pressed."""
     stored = read_stored(tab.name)
     values = {tab.text: stored.example.text, tab.status: stored.status, **dict(zip(tab.results, stored.results))}
     values |= {} if tab.picture is None else {tab.picture: stored.example.picture}

@@ -1,4 +1,4 @@
-"""What the small models do not know, said where the result would be and before anything is drawn."""
+"""Notices of what the small models do not know, shown in place of the result before anything is drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def notice(pair: Pair, picture: Image.Image | None, text: str | None) -> str | N
 
     Args:
         pair: The models.
-        picture: The image of the request.
+        `picture`: The image of the request.
         text: Its text.
     """
     doubts = doubts_of(pair, picture, text)
@@ -37,7 +37,7 @@ def notice(pair: Pair, picture: Image.Image | None, text: str | None) -> str | N
 
 
 def doubts_of(pair: Pair, picture: Image.Image | None, text: str | None) -> list[str]:
-    """What of a request small models never saw, in a few words each. Large ones know everything."""
+    """The parts of a request that small models never saw, in a few words each. Large models know everything."""
     doubts = []
     if pair.side <= SMALL_WORLD and picture is not None and not is_drawing(picture):
         doubts.append("this image is not a drawing of shapes")

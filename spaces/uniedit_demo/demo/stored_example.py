@@ -40,8 +40,8 @@ def store(pair: Pair, base: str, tuned: str, folder: Path) -> str:
 
     Args:
         pair: The models.
-        base: What the page says about the base model.
-        tuned: What it says about the tuned one.
+        base: The text of the page about the base model.
+        tuned: The text about the tuned model.
         folder: Where the files go.
 
     Returns:

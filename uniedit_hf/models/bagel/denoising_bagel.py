@@ -138,8 +138,8 @@ def denoise(
     Args:
         decoder: The language model of a `BagelModel`.
         experts: Both of every layer that runs, see `step_experts`.
-        regions: What the layers do with them around attention.
-        branches: Of this step.
+        regions: The operations of a layer before and after attention.
+        branches: The branches of this step.
         gen: The embedded latent tokens.
     """
     at_work(decoder.layers)

@@ -87,7 +87,7 @@ class Stochastic(Euler):
     """Stochastic steps in a window, Euler steps around it. Noise is a function of each request's seed.
 
     Args:
-        times: Of every request, from noise to image.
+        times: The times of every request, from noise to image.
         settings: An `ImageSettings` for every request.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What the experts do around attention in one step of drawing or writing, on their weights alone.
+"""The operations of the experts before and after attention in one step of drawing or writing, on plain weights.
 
 A step has few tokens, so that calling modules takes a CPU longer than their products. Here an expert is a tuple of
 tensors: queries, keys and values are one product, gate and up another; norms and rotary positions are one each; the
@@ -58,7 +58,7 @@ class Weights(NamedTuple):
         input_norm: Before the projections.
         qkv: (D, (H + 2 K) E).
         qkv_bias: ((H + 2 K) E,).
-        head_norm: Of queries and keys, weights (H + K, E).
+        head_norm: Weights of the norms of queries and keys, (H + K, E).
         out: (H E, D).
         post_norm: Before the MLP.
         gate_up: (D, 2 M).
@@ -101,12 +101,12 @@ PLAIN = EAGER._replace(project=project, absorb=absorb)
 
 
 def step_experts(decoder: nn.Module, suffixes: Sequence[str], regions: Regions) -> tuple[list[tuple], Regions]:
-    """The experts of every layer for one drawing or answer, and what the layers do with them around attention.
+    """The experts of every layer for one drawing or answer, and the operations before and after attention.
 
     Args:
         decoder: The language model of a `BagelModel`.
-        suffixes: Of the experts, see `BagelDecoderLayer.expert`.
-        regions: As asked for; compiled regions take modules.
+        suffixes: Suffixes of the experts, see `BagelDecoderLayer.expert`.
+        regions: The regions that were asked for; compiled regions take modules.
     """
     if regions is EAGER and _is_plain(decoder):
         norm_of = _norms(decoder)
@@ -152,7 +152,7 @@ def _is_plain(decoder: nn.Module) -> bool:
 
 
 def _norms(decoder: nn.Module) -> Callable[..., Norm]:
-    """What makes the norms: of lengths in fp32 on a CPU, where rms_norm is a dozen operations."""
+    """A function that makes the norms. They use lengths in fp32 on a CPU, where rms_norm is a dozen operations."""
     like = decoder.norm.weight
     by_length = like.device.type == "cpu" and like.dtype == torch.float32
     floors: dict[tuple[int, float], torch.Tensor] = {}

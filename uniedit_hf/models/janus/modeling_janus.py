@@ -209,7 +209,7 @@ class JanusForConditionalGeneration(
             vq_loss: (M,) whether a VQ view is drawn.
             vq_made_by: Fingerprints of the tokenizers that made the stored tokens.
             logits_to_keep, inputs_embeds, past_key_values, use_cache: As in transformers.
-            criterion: What to make of the predictions of a pack, see `uniedit_hf.models.family.PolicyModel`.
+            criterion: Called with the predictions of a pack, see `uniedit_hf.models.family.PolicyModel`.
             kwargs: Likewise.
 
         Returns:

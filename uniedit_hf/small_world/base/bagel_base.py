@@ -48,7 +48,7 @@ class Mix:
         composed: Share of the questions that are composed.
         drawings: Images from a prompt.
         edits: Plain edits.
-        redrawings: Pictures from themselves.
+        redrawings: Images from themselves.
         conditional: Edits with a condition.
         embedded: Questions that conditions ask.
         plans: Instructions with a condition, and what they come down to.
@@ -80,13 +80,13 @@ class Plan:
     """How long, on what and how fast a base is trained.
 
     Args:
-        steps: Of the optimizer.
+        steps: Steps of the optimizer.
         mix_at: The mix of a step, by its number.
         rate: Peak learning rate.
-        place_rate: Likewise of the tables of places.
+        place_rate: Peak learning rate of the tables of places.
         average: Decay of the average of the weights.
         eval_every: Steps between figures.
-        seed: Of all draws.
+        seed: Seed of all draws.
         stop_after: Stop early, as a killed run would.
     """
 
@@ -204,7 +204,7 @@ def train(model, processor, pool: Pool, plan: Plan, folder: Path, figures: Calla
     Args:
         model: Where to start.
         processor: Its processor.
-        pool: What samples are drawn from.
+        pool: The pool that samples are drawn from.
         plan: How long and how fast.
         folder: Where checkpoints, the log and the model go.
         figures: Measures a model along the way.

@@ -68,12 +68,12 @@ python -m uniedit_hf.small_world.base.publish --vae runs/small_world/vae --base 
     --earlier runs/small_world/base runs/small_world/conditions""",
         """\
 First the autoencoder; then its latents are kept and the ViT learns to read under supervision; then everything else \
-learns answers, drawings, plain edits and redrawing together (part `base` of the log). Training goes on with edits \
+learns answers, drawings, plain edits and redrawing together (part `base` of the log). Training continues with edits \
 that have one condition about shape or color (part `conditions`), and then with plans, which say what such an \
 instruction comes down to (part `plans`): "if the shape is red, make it blue; otherwise shrink it." becomes "the \
 shape is green, no, so shrink it.".""",
         """\
-The autoencoder alone: PSNR {psnr:.1f} dB on {images} test pictures; the reader that scores everything finds the same \
+The autoencoder alone: PSNR {psnr:.1f} dB on {images} test images; the reader that scores everything finds the same \
 shape and color after the round trip in {reader_right:.1%}.""",
         "has seen only those with a single condition, about shape or color",
         bands={
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=None, help="for a BAGEL: the folder of its trained autoencoder")
     parser.add_argument("--output_dir", type=Path, default=None, help="by default assets/small_FAMILY")
     parser.add_argument("--making", choices=list(MAKINGS), help="how it was made; by its family if not given")
-    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="trainings that this one goes on from")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="trainings that this one continues")
     parser.add_argument("--items", type=int, default=200, help="for each ability")
     parser.add_argument("--notes", type=Path, default=None, help="a text for the card: what else there is to say")
     options = parser.parse_args()

@@ -42,10 +42,10 @@ class Pool:
         scenes: The scenes of each, one or several.
         latents: (n, 8, 8, 8), scaled and shifted.
         edits: Source, target and instruction.
-        questions: Per real picture easy-VQA's questions and answers.
+        questions: The questions and answers of easy-VQA for each real image.
         conditional: Source, target and instruction of edits with a condition.
-        embedded: A picture, a question that a condition asks about it, and the answer.
-        plans: A picture, an instruction with a condition, and what it comes down to.
+        embedded: An image, a question that a condition asks about it, and the answer.
+        plans: An image, an instruction with a condition, and what it comes down to.
         planned: Source, target and plan of the edits with a condition.
     """
 
@@ -157,7 +157,7 @@ class Draws:
         self.single = pool.single
 
     def answer(self, name: str, rng: random.Random, composed: float) -> Drawn:
-        """A question about a picture, and its answer; `composed` is the share that is not easy-VQA's own."""
+        """A question about an image, and its answer; `composed` is the share that is not easy-VQA's own."""
         return self._answer(name, *draw_question(self.pool, self.single, rng, composed))
 
     def embedded(self, name: str, rng: random.Random) -> Drawn:
@@ -184,12 +184,12 @@ class Draws:
         return self._from_source(name, source, instruction, target, rng)
 
     def conditional(self, name: str, rng: random.Random) -> Drawn:
-        """A picture, an instruction with a condition, and the result."""
+        """An image, an instruction with a condition, and the result."""
         source, target, instruction = rng.choice(self.pool.conditional)
         return self._from_source(name, source, instruction, target, rng)
 
     def planned(self, name: str, rng: random.Random) -> Drawn:
-        """A picture, the plan of an edit with a condition, and the result."""
+        """An image, the plan of an edit with a condition, and the result."""
         source, target, plan = rng.choice(self.pool.planned)
         return self._from_source(name, source, plan, target, rng)
 

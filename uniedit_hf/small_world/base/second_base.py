@@ -140,7 +140,7 @@ def first_grasp(count: int) -> dict[str, torch.Tensor | list[str]]:
 
 
 def train_figures(pipe: UniEditPipeline, count: int) -> dict[str, float]:
-    """Right in per cent, by group, of the suite's items on training images."""
+    """The percentage that is right, by group, of the suite's items on training images."""
     items = test_items(count, "train")
     items = [*items, *planned(items)]
     right = [score(item, output).right for item, output in zip(items, outputs_of(pipe, items))]

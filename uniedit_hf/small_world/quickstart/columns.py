@@ -34,7 +34,7 @@ class Column:
 
     Args:
         name: `"base"`, `"tuned"` (with replay) or `"paper"` (on intelligent edits alone).
-        seed: Of its tuning; the base has that of the run.
+        seed: The seed of its tuning; the base has the seed of the run.
         start: Folder of the model that is tuned, or that is the base.
         folder: Folder of the run.
         number: Number of the seed, from 0.
@@ -96,7 +96,7 @@ class Column:
         return json.loads(self.curve_file.read_text())
 
     def read_outputs(self, items: Sequence[SmallWorldItem]) -> list[Output]:
-        """What it made of every item."""
+        """The output of the model for every item."""
         return [stored(item, output_path(self.outputs, item, 0)) for item in items]
 
     def read_side_figures(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the base, the tuned model and the one tuned by the paper's recipe reach, with intervals."""
+"""The results of the base, the tuned model and the model tuned by the paper's recipe, with intervals."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def small_world(base: Path) -> dict[str, float | int]:
 
 
 def replay_settings(base: Path) -> dict[str, Any]:
-    """What the tuning with replay sets differently."""
+    """The settings that differ in the tuning with replay."""
     return REPLAY_SETTINGS | REPLAY_OF_FAMILY.get(family_of(base), {})
 
 

@@ -18,7 +18,7 @@ def advantages_of(rewards: torch.Tensor, num_generations: int, scale: ScaleRewar
     Args:
         rewards: (completions,) by prompt, NaN where no reward applies.
         num_generations: Completions of a prompt.
-        scale: What to divide by.
+        scale: The divisor: the standard deviation of the group or of the batch, or none.
 
     Returns:
         (completions,), 0 where the rewards of the group are all alike and where no reward applies. Both teach nothing.

@@ -1,4 +1,4 @@
-"""A picture of a generation batch: a row for each prompt, its source, and its completions with their rewards."""
+"""An image of a generation batch: a row for each prompt, its source, and its completions with their rewards."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def save_completions(
     """Saves `completions/step-N.png` and hands it to the reporters.
 
     Args:
-        completions: Of this process, by prompt.
+        completions: The completions of this process, by prompt.
         rewards: (completions, functions).
-        names: Of the functions.
-        args: Of the run.
+        names: The names of the functions.
+        args: The arguments of the run.
         step: N.
     """
     grid = completion_grid(completions, rewards, names, args.num_generations)

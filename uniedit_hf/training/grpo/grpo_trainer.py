@@ -299,7 +299,7 @@ def objective_of(model, args: UniEditGRPOConfig, draws: bool) -> str | None:
         return None
     known = model.image_objectives
     if not known:
-        raise ValueError(f"{type(model).__name__} has no image_objectives: see docs/add_a_model.md for what it lacks.")
+        raise ValueError(f"{type(model).__name__} has no image_objectives: docs/add_a_model.md says what is needed.")
     if args.objective is not None and args.objective not in known:
         raise ValueError(
             f"objective is {args.objective!r}, but {type(model).__name__} learns its drawings with "

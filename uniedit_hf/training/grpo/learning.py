@@ -22,8 +22,8 @@ class LearningBatches:
 
     Args:
         trainer: A `UniEditGRPOTrainer`.
-        objective: Of drawings.
-        hyperparameters: Of the objectives.
+        objective: The objective for drawings.
+        hyperparameters: The hyperparameters of the objectives.
     """
 
     def __init__(self, trainer, objective: str | None, hyperparameters: Hyperparameters):
@@ -33,15 +33,15 @@ class LearningBatches:
     def batches(
         self, completions: Sequence[Completion], advantages: Sequence[float], number: int
     ) -> list[list[dict[str, Any]]]:
-        """Per optimizer step of a generation batch its batches, one for each accumulation.
+        """The batches of each optimizer step of a generation batch, one for each accumulation.
 
         Completions whose advantage is 0 teach nothing and are left out. Outcomes before the update, which later steps
         compare with, and those of the reference are computed here, while the weights are still those that drew.
 
         Args:
-            completions: Of this process, by prompt.
-            advantages: One for each.
-            number: Of the generation batch.
+            completions: The completions of this process, by prompt.
+            advantages: The advantage of each completion.
+            number: The number of the generation batch.
         """
         per_step = len(completions) // self.args.steps_per_generation
         steps = []

@@ -1,4 +1,4 @@
-"""What is learned from completions with advantages: criteria over the predictions of a pack.
+"""Objectives that learn from completions with advantages: criteria over the predictions of a pack.
 
 `"grpo"` (arXiv 2402.03300; of drawings by a flow, 2505.05470) raises the probability of decisions whose completion was
 better than the others of its prompt. `"nft"` (DiffusionNFT, 2509.16117) needs no probabilities: it moves the velocity
@@ -28,9 +28,9 @@ class Learned:
         objective: `"nft"` or `"grpo"`.
         is_text: Whether it is a text.
         num_rows: How many supervised tokens it has in the pack.
-        advantage: Of its completion.
-        action: Of a step of a drawing, for the model's `action_log_probs`.
-        num_decisions: Of a text, the tokens that the model chose: the marker of the end is not, if it was cut.
+        advantage: The advantage of its completion.
+        action: The action of a step of a drawing, for the model's `action_log_probs`.
+        num_decisions: For a text, how many tokens the model chose: all, or all but the end marker if the text was cut.
         drawn: Log-probabilities (D,) when it was drawn, if they are known.
         old: The outcome before the update: velocities (N, C) or log-probabilities (D,); `None` if this is the first
             update on it.
@@ -63,8 +63,8 @@ class Hyperparameters:
 
 @dataclass
 class Rows:
-    """What a pack predicts at the rows of one sample: of an image `predicted` and `targets` with their `times`, of a
-    text logits and labels."""
+    """The predictions of a pack at the rows of one sample. An image has `predicted`, `targets` and their `times`.
+    A text has logits and labels."""
 
     predicted: torch.Tensor
     targets: torch.Tensor
@@ -85,7 +85,7 @@ def rows_of(learned: Sequence[Learned], predictions: PackPredictions) -> Iterato
 
 
 def outcome_of(learned: Learned, rows: Rows, model, temperature: float) -> torch.Tensor:
-    """What an update changes: the velocities (N, C) for `"nft"`, else the log-probabilities (D,) of the decisions."""
+    """The values that an update changes: velocities (N, C) for `"nft"`, else log-probabilities of decisions (D,)."""
     if learned.is_text:
         likely = (rows.predicted / temperature).log_softmax(-1)
         return likely.gather(1, rows.targets[:, None])[: learned.num_decisions, 0]
@@ -99,8 +99,8 @@ class Recorder:
 
     Args:
         learned: The samples of the pack.
-        model: Whose predictions they are.
-        temperature: Of texts.
+        model: The model that predicts.
+        temperature: The temperature of texts.
     """
 
     def __init__(self, learned: Sequence[Learned], model, temperature: float):
@@ -120,10 +120,10 @@ class Objective:
 
     Args:
         learned: The samples of the pack.
-        model: Whose predictions they are.
-        hyperparameters: Of the objectives.
+        model: The model that predicts.
+        hyperparameters: The hyperparameters of the objectives.
         sums: Takes what is logged.
-        largest_error: How far the ratio of an on-policy step may be from 1; `None` where it is not looked at.
+        largest_error: How far the ratio of an on-policy step may be from 1; `None` where it is not checked.
     """
 
     def __init__(self, learned: Sequence[Learned], model, hyperparameters: Hyperparameters, sums, largest_error=None):

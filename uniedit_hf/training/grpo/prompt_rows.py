@@ -99,16 +99,16 @@ def _ids(part: TrainingPart) -> list[str]:
 
 @dataclass
 class Prompt:
-    """What completions are drawn or written for.
+    """A prompt that completions are drawn or written for.
 
     Args:
-        id: Of the row.
+        id: The id of the row.
         condition: The sample up to what is drawn or written.
         draws: Whether an image follows, else a text.
         size: (width, height) of the image that is drawn.
         instruction: The last text of the condition.
         source: The first image of the condition, if there is one.
-        columns: Of the row, images opened.
+        columns: The columns of the row, with images opened.
     """
 
     id: str

@@ -28,7 +28,7 @@ class RewardCalls:
 
     Args:
         funcs: Functions, coroutine functions, or names of `uniedit_hf.rewards`; one or several.
-        weights: Of each; all 1 if not given.
+        weights: The weight of each; all 1 if not given.
         timeout: Seconds that one call may take.
 
     Raises:
@@ -52,7 +52,7 @@ class RewardCalls:
 
     @property
     def names(self) -> list[str]:
-        """What logs call the rewards; those of one name are numbered."""
+        """The names of the rewards in logs; functions with the same name are numbered."""
         names = [getattr(func, "__name__", type(func).__name__) for func in self.funcs]
         return [
             name if names.count(name) == 1 else f"{name}_{names[:number].count(name)}"

@@ -27,15 +27,15 @@ from .prompt_rows import Prompt
 
 @dataclass
 class Completion:
-    """What was drawn or written for a prompt.
+    """An image or a text that was made for a prompt.
 
     Args:
-        id: Of the row, the generation batch and the generation.
-        prompt: What it was made for.
+        id: The id of the row, the generation batch and the generation.
+        prompt: The prompt that it was made for.
         image: The image, if one was drawn.
         text: The text, if one was written.
-        steps: Of a drawing, what is learned.
-        token_ids: Of a text, without the marker of the end.
+        steps: The steps of a drawing that are learned from.
+        token_ids: The tokens of a text, without the end marker.
         ended: Whether a text ends by itself.
     """
 
@@ -49,7 +49,7 @@ class Completion:
 
     @property
     def segments(self) -> list[Segment]:
-        """What stands behind the prompt, in each of the samples that are learned from."""
+        """The segment after the prompt, in each of the samples that are learned from."""
         if self.image is not None:
             return [step.segment for step in self.steps]
         return [TextSegment(self.token_ids, loss=True)]
@@ -62,7 +62,7 @@ class Rollouts:
         model: The model itself, without a wrapper.
         processor: Its processor.
         args: A `UniEditGRPOConfig`.
-        objective: Of drawings.
+        objective: The objective for drawings.
 
     Raises:
         ValueError: If a setting of drawings is not known or cannot be learned from.
@@ -83,7 +83,7 @@ class Rollouts:
         """`num_generations` completions of each prompt, in order.
 
         Args:
-            prompts: Of this process.
+            prompts: The prompts of this process.
             batch: The number of the generation batch.
         """
         completions = [
@@ -149,7 +149,7 @@ class SeededSampling(LogitsProcessor):
 
     Args:
         seeds: One for each row.
-        temperature: Of the distribution.
+        temperature: The temperature of the distribution.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float):
