@@ -76,7 +76,7 @@ def test_a_good_data_set(tmp_path):
         ({"id": stable_id("0")}, "duplicate id", "expected a unique id"),
         ({"instruction": " "}, "no instruction", "instruction is empty"),
         ({"target_image": {"bytes": encoded(photo(1))[:-100], "path": None}}, "unusable image", "cannot be read"),
-        ({"target_image": {"bytes": None, "path": __file__}}, "no image", "target_image holds no bytes"),
+        ({"target_image": {"bytes": None, "path": __file__}}, "no image", "target_image contains no bytes"),
         ({"source_size": [120, 160]}, "wrong size", "source_image is [160, 120], its column says [120, 160]"),
     ],
 )

@@ -128,10 +128,10 @@ def test_what_cannot_be_converted(official, tmp_path, capsys):
     for path in official.folder.iterdir():
         if path.suffix != ".safetensors":
             (pickled / path.name).write_bytes(path.read_bytes())
-    assert "holds no weights, but safetensors" in refused(lambda: convert_official(pickled, tmp_path / "out"))
+    assert "contains no weights, but safetensors" in refused(lambda: convert_official(pickled, tmp_path / "out"))
     (pickled / "pytorch_model.bin").write_bytes(b"anything")
     sentence = refused(lambda: convert_official(pickled, tmp_path / "out"))
-    assert "holds only pytorch_model.bin, which can run code when it is opened" in sentence
+    assert "contains only pytorch_model.bin, which can run code when it is opened" in sentence
     tensors = load_file(official.folder / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if n != "gen_embed.weight"}, pickled / "model.safetensors")
     sentence = refused(lambda: convert_official(pickled, tmp_path / "out"))

@@ -206,7 +206,7 @@ def test_a_stopped_run_is_resumed(folder, tmp_path, number):
         time.sleep(0.1)
     time.sleep(2)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
     assert not (tmp_path / "report.html").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)

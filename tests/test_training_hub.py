@@ -198,7 +198,7 @@ def test_the_card(pushed):
     assert f"datasets/{ORGANISATION}/edits/tree/{trained['revision']}" in text
     assert "| editing | 12.5 | 50.0 | +37.5 | +25.0 to +50.0 | 40 |" in text
     assert "| understanding | 12.5 | 10.0 | -2.5 |" in text
-    assert "![Loss over the steps](loss.png)" in text and "Licence: apache-2.0." in text
+    assert "![Loss over the steps](loss.png)" in text and "License: apache-2.0." in text
     assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/tuned")' in text and 'subfolder="ema"' in text
     with Image.open(loaded["curve"]) as curve:
         assert curve.format == "PNG" and len(curve.convert("L").getcolors()) > 10
@@ -225,7 +225,7 @@ def test_the_card_of_merged_adapters(pushed):
     assert metadata["library_name"] == "transformers"
     text = Path(pushed[1]["merged card"]).read_text()
     assert f"[{ORGANISATION}/lora](https://huggingface.co/{ORGANISATION}/lora) merged into its weights" in text
-    assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/merged")' in text and "Licence: mit." in text
+    assert f'UniEditPipeline.from_pretrained("{ORGANISATION}/merged")' in text and "License: mit." in text
 
 
 def test_a_pipeline_is_pushed_once_more(pushed):
