@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from uniedit_hf.cli.leaving import leave_processes
 from uniedit_hf.cli.option_types import Count, OutputDir, Seconds, Seed
 from uniedit_hf.evaluation.suites import SUITES
 
@@ -121,9 +122,7 @@ def run(options: EvaluateOptions, judging: JudgeOptions) -> None:
         state.wait_for_everyone()
         _draw(model, suite, items, seeds, options, folders[name], drawing, state)
     state.wait_for_everyone()
-    state.destroy_process_group()  # scoring is the first process's alone
-    if not state.is_main_process:
-        return
+    leave_processes()  # scoring is the first process's alone
     if options.baseline:
         check_same(*folders.values())
     outcomes = {name: scorer(suite, items, folder) for name, folder in folders.items()}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from uniedit_hf.cli.leaving import leave_processes
 from uniedit_hf.cli.option_types import Count, Probability, check_writable
 from uniedit_hf.files import disk_errors_name
 from uniedit_hf.recipes import READ_COLUMNS, RECIPES
@@ -117,14 +118,7 @@ def run_trainer(
         trainer.train(resume_from_checkpoint=checkpoint)
         names = [data.dataset_name] if data.dataset_name else [part["name"] for part in _mix(data).values()]
         _finish(trainer, names)
-    _leave()
-
-
-def _leave() -> None:
-    """Closes the process group. Left to the end of the interpreter, it can abort a process whose work is done."""
-    from accelerate import PartialState
-
-    PartialState().destroy_process_group()
+    leave_processes()
 
 
 def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
@@ -141,7 +135,7 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
                 "--resume_from_checkpoint true."
             )
         if trainer.stop_signal.received == signal.SIGINT:
-            _leave()
+            leave_processes(130)
             raise KeyboardInterrupt
         return
     if trainer.first_step >= state.max_steps:
