@@ -4,7 +4,6 @@ that `test_docs_code.py` does not run, run here on tiny models and local rows.
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import raw_releases
 from PIL import Image
 from tiny_models import picture
-from training_data import edit_rows, save_checkpoint
+from training_data import edit_rows, save_checkpoint, save_csv
 
 from uniedit_hf import UniEditPipeline, cli
 from uniedit_hf.cli.parsing import CommandParser
@@ -108,15 +107,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("shop.png", "street.png", "shop.jpg"):
         picture(64, 48, seed=len(name)).save(tmp_path / name)
-    (tmp_path / "edits" / "images").mkdir(parents=True)
-    with (tmp_path / "edits" / "rows.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["id", "source_image", "instruction", "target_image"])
-        table.writeheader()
-        for row in edit_rows(10):
-            names = {side: f"images/{row['id']}-{side}.png" for side in ("source_image", "target_image")}
-            for side, name in names.items():
-                row[side].save(tmp_path / "edits" / name)
-            table.writerow({"id": row["id"], "instruction": row["instruction"], **names})
+    save_csv(edit_rows(10), tmp_path / "edits")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

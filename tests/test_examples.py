@@ -15,7 +15,7 @@ import pytest
 from installed_wheel import environment, run
 from PIL import Image
 from tiny_models import picture
-from training_data import edit_rows, save_checkpoint
+from training_data import edit_rows, save_checkpoint, save_csv
 
 from uniedit_hf import UniEditPipeline, cli
 from uniedit_hf.hub import load_split
@@ -44,16 +44,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture
 def rows(tmp_path) -> Path:
     """A CSV of ten edits and a folder of their images."""
-    (tmp_path / "edits" / "images").mkdir(parents=True)
-    with (tmp_path / "edits" / "rows.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["id", "source_image", "instruction", "target_image"])
-        table.writeheader()
-        for row in edit_rows(10):
-            names = {side: f"images/{row['id']}-{side}.png" for side in ("source_image", "target_image")}
-            for side, name in names.items():
-                row[side].save(tmp_path / "edits" / name)
-            table.writerow({"id": row["id"], "instruction": row["instruction"], **names})
-    return tmp_path / "edits" / "rows.csv"
+    return save_csv(edit_rows(10), tmp_path / "edits")
 
 
 @pytest.fixture

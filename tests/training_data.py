@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -106,6 +107,20 @@ def save_parquet(dataset: Dataset, folder: Path, num_files: int = 1) -> Path:
     for index in range(num_files):
         dataset.shard(num_files, index).to_parquet(str(folder / f"train-{index:05d}.parquet"))
     return folder
+
+
+def save_csv(rows: Dataset, folder: Path) -> Path:
+    """Edits as `rows.csv` and a folder of the images that it names, as a user would have them."""
+    (folder / "images").mkdir(parents=True)
+    with (folder / "rows.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["id", "source_image", "instruction", "target_image"])
+        table.writeheader()
+        for row in rows:
+            names = {side: f"images/{row['id']}-{side}.png" for side in ("source_image", "target_image")}
+            for side, name in names.items():
+                row[side].save(folder / name)
+            table.writerow({"id": row["id"], "instruction": row["instruction"], **names})
+    return folder / "rows.csv"
 
 
 def save_checkpoint(folder: Path, family: str = "bagel") -> Path:
