@@ -259,9 +259,9 @@ def test_what_cannot_be_placed_is_said(tmp_path, files, sentence):
 def test_our_synthesis_is_a_source(tmp_path):
     raw = synthesize(intelligent_settings(tmp_path / "made", seed=0, size=40)).dataset
     report = build(raw, tmp_path / "out", rows_per_file=16)
-    assert report.rows == {"148k/train": 40} and not report.faults
+    assert report.rows == {"default/train": 40} and not report.faults
     original = pq.read_table(raw / "train-00000-of-00001.parquet").to_pylist()
-    assert stored_rows(tmp_path / "out") == original
+    assert stored_rows(tmp_path / "out", "default") == original
 
 
 def test_a_snapshot_of_the_hub_s_cache_is_a_source(tmp_path):

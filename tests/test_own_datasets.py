@@ -61,7 +61,7 @@ def test_files_that_differ_in_a_column_are_refused(tmp_path, capsys):
     assert "column rating is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "148k"), ("mine", "mine")])
+@pytest.mark.parametrize(("given", "expected"), [(None, "default"), ("mine", "mine")])
 def test_where_rows_without_a_name_go(tmp_path, given, expected):
     own_rows(tmp_path / "raw")
     assert find_release(tmp_path / "raw", own_config=given).configs == [expected]

@@ -149,11 +149,27 @@ def _finish(trainer: UniEditTrainer, dataset_names: list[str]) -> None:
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card(dataset_name=on_hub)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=on_hub)
+    pushed = trainer.push_to_hub(dataset_name=on_hub) if trainer.args.push_to_hub else None
     if trainer.is_world_process_zero():
         resumed = f" ({state.global_step - trainer.first_step} new ones)" if trainer.first_step else ""
         print(f"Trained {state.global_step} steps{resumed}; the model is in {folder}.")
+        if pushed is not None:
+            _print_pushed(trainer)
+
+
+def _print_pushed(trainer: UniEditTrainer) -> None:
+    """Says where the model is on the Hub, and whether others can load it."""
+    from huggingface_hub import constants
+    from peft import PeftModel
+
+    print(f"Pushed to {constants.ENDPOINT}/{trainer.hub_model_id}.")
+    base = trainer.model.get_base_model().config.name_or_path if isinstance(trainer.model, PeftModel) else ""
+    if base and Path(base).exists():
+        print(
+            f"Its adapters need their base, {base}, which is only on this machine. For others, train on a base from "
+            "the Hub, or upload both as one model with "
+            f'UniEditPipeline.from_pretrained("{trainer.args.output_dir}").merge_adapters().push_to_hub("USER/NAME").'
+        )
 
 
 def _checkpoint(value: str | None) -> str | bool | None:

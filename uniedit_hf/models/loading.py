@@ -117,7 +117,11 @@ def _is_bagel(name, **kwargs) -> bool:
     folder = CheckpointFolder(name, kwargs)
     config = folder.json("config.json")
     if not config and folder.has("adapter_config.json"):
-        return _is_bagel(folder.json("adapter_config.json")["base_model_name_or_path"])
+        base = folder.json("adapter_config.json")["base_model_name_or_path"]
+        try:
+            return _is_bagel(base)
+        except OSError as error:
+            raise OSError(f"{name} has adapters for the base model {base}, which cannot be loaded: {error}") from error
     if not config or folder.has("llm_config.json"):
         return True  # an official folder, or no checkpoint at all: the class says what is missing
     if config.get("model_type") == OFFICIAL_JANUS:

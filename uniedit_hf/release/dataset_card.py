@@ -56,8 +56,8 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
 
     Args:
         folder: The folder.
-        repo_id: The repository that the card's examples load from, and whose name is the title. Only a repository
-            called uniedit-148k, or none, is compared with the published shares.
+        repo_id: The repository that the card's examples load from, and whose name is the title; before it is
+            published, that is the folder. Only uniedit-148k is compared with the published shares.
         terms: License terms.
 
     Raises:
@@ -65,6 +65,8 @@ def write_card(folder: Path, repo_id: str | None = None, terms: Terms | None = N
     """
     counted = statistics(folder)
     terms = terms or Terms()
+    if repo_id is None and not {result.config for result in counted} & set(PUBLISHED_SHARES):
+        repo_id = f"path/to/{folder.absolute().name}"
     title = NAME if repo_id is None else repo_id.rpartition("/")[2]
     own = title.lower() != NAME  # another data set, to which the paper's shares do not apply
     _example_sheet(folder)

@@ -24,7 +24,7 @@ from uniedit_hf.row_error import RowError
 
 
 CONFIGS = ("148k", "40k")
-OWN_CONFIG = "default"  # of rows that synthesis made, if no name is given
+OWN_CONFIG = "default"  # of Parquet files that are not in a folder named 148k or 40k, if no name is given
 SPLITS = ("train", "validation", "test")
 ARCHIVES = (".tar", ".zip")
 PACKED = (".gz", ".tgz", ".zst", ".xz", ".bz2", ".7z", ".rar")
@@ -147,7 +147,7 @@ def find_release(
         manifests: Names of the manifests of each configuration, relative to the folder; by default they are found by
             name.
         own_config: The configuration of Parquet files outside a folder named after one, and of manifests whose name
-            says none; by default `default` for a folder of synthesis, and 148k for Parquet files elsewhere.
+            says none; by default `default` for Parquet files.
 
     Raises:
         RawReleaseError: If there is no such folder, or a named manifest is missing.
@@ -156,8 +156,6 @@ def find_release(
     if not source.is_dir():
         raise RawReleaseError(f"There is no folder {source}: expected the folder of a raw release.")
     release = RawRelease(_rows_of_synthesis(source), own_config=own_config)
-    if own_config is None and release.source != source:
-        release.own_config = OWN_CONFIG
     source = release.source
     for config, names in (manifests or {}).items():
         for name in names:
@@ -250,7 +248,7 @@ def _place(release: RawRelease, path: Path, others: Counter[str]) -> None:
     elif ending == ".jsonl":
         release.unplaced.append((str(place), "manifests must be at the top of the folder"))
     elif ending == ".parquet":
-        config = place.parts[0] if place.parts[0] in CONFIGS else release.own_config or CONFIGS[0]
+        config = place.parts[0] if place.parts[0] in CONFIGS else release.own_config or OWN_CONFIG
         split = next((each for each in SPLITS if path.name.startswith(f"{each}-")), "train")
         release.tables.setdefault(config, {}).setdefault(split, []).append(path)
     elif ending in PACKED:

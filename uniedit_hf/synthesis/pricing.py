@@ -79,6 +79,8 @@ def estimate(settings: Settings) -> Estimate:
     size, source = settings.balance.size, settings.source
     rows = size if isinstance(source, PlannedEdits) else count_source(source)
     read = sample[-1].position[0] + 1 if sample else 0
+    if rows is None and len(sample) < SAMPLE:
+        rows = read  # the sample is all there is
     questions = round(len(sample) * (rows if rows is not None else read) / read) if read else 0
     letters = sum(len(d.question or "") + len(d.answer or "") for d in drafts) / len(drafts) if drafts else 0
     edits = min(questions, size or questions)

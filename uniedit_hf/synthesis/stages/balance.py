@@ -26,9 +26,10 @@ def quotas(size: int, weights: Mapping[str, float]) -> dict[str, int]:
 class Balancer:
     """Lets drafts pass while there are free places in their category.
 
-    A rejected draft returns its place. To be independent of the speed of calls, each decision counts exactly the
-    outcomes of the drafts that came at least `lag` earlier, and waits for them. So the run also always ends at the
-    same draft, when every place is taken by a finished record.
+    A rejected draft returns its place, and a draft whose category is full waits until one comes back or all are taken
+    for good. To be independent of the speed of calls, outcomes are counted in the order of the drafts, those that came
+    at least `lag` earlier in any case. So the run also always ends at the same draft, when every place is taken by a
+    finished record.
 
     Args:
         places: Records wanted of each category; None lets everything pass.
@@ -40,13 +41,14 @@ class Balancer:
         self.missing = 1 if places is None else sum(places.values())
         self.lag = lag
         self.under_way: deque[tuple[str, asyncio.Future[bool]] | None] = deque()
+        self.undecided: Counter[str] = Counter()  # drafts under way, by category
         self.futures: dict[tuple[int, int], asyncio.Future[bool]] = {}
         self.end: tuple[int, int] | None = None
 
     async def __call__(self, draft: Draft) -> Draft | Rejection:
         if self.places is None:
             return draft
-        if len(self.under_way) >= self.lag:
+        while len(self.under_way) >= self.lag or (self.places[draft.category] < 1 and self.undecided[draft.category]):
             await self._count(self.under_way.popleft())
         if not self.missing and self.end is None:
             self.end = draft.position
@@ -54,6 +56,7 @@ class Balancer:
             self.under_way.append(None)
             return draft.rejected(STAGE, "category is full", f"there are enough of {draft.category}.")
         self.places[draft.category] -= 1
+        self.undecided[draft.category] += 1
         outcome = self.futures[draft.position] = asyncio.get_running_loop().create_future()
         self.under_way.append((draft.category, outcome))
         return draft
@@ -68,6 +71,7 @@ class Balancer:
         if entry is None:
             return
         category, outcome = entry
+        self.undecided[category] -= 1
         if await outcome:
             self.missing -= 1
         else:
