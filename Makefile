@@ -31,7 +31,8 @@ docs: install
 	@echo "Open build/docs/index.html"
 
 # Files of tests are shared out to as many processes as there are cores, four at most: each holds a torch of its own.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# They begin in the order of tests/conftest.py, the longest first.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(RUN) -m pytest -q --durations=10 $(PARALLEL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from hypothesis import settings
@@ -32,3 +33,29 @@ os.environ.update(
 # A drawn example may take long on a busy machine, which says nothing about the code.
 settings.register_profile("uniedit", deadline=None)
 settings.load_profile("uniedit")
+
+# A shell starts what runs in its background with Ctrl-C ignored, and the processes of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# These files take longest. They begin first, so that no process is left with one of them when the others are done.
+LONGEST_FILES = (
+    "test_synthesis_run",
+    "test_quickstart",
+    "test_training_hub",
+    "test_training_exact",
+    "test_examples",
+    "test_training_resume",
+    "test_synthesis_engines",
+    "test_serving_process",
+    "test_small_world_base",
+    "test_hub_errors",
+    "test_gpu_programs",
+    "test_demo_space",
+    "test_docs_code",
+    "test_synthesis_edits",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
