@@ -162,3 +162,12 @@ def test_what_does_not_go_with_sharded_weights_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(args.distributed_state, "distributed_type", DistributedType.MULTI_GPU)
     with pytest.raises(ValueError, match="optim='adamw_torch_8bit' keeps quantized states"):
         check_sharding(args)
+
+
+def test_a_checkpoint_of_full_weights_is_not_resumed_under_fsdp(tmp_path):
+    trainer(tmp_path, edit_rows(8), max_steps=2, save_strategy="steps", save_steps=1).train()
+    sharded = trainer(tmp_path, edit_rows(8), max_steps=2)
+    sharded.is_fsdp_enabled = True
+    for wanted in (True, str(tmp_path / "checkpoint-1")):
+        with pytest.raises(ValueError, match="under FSDP: its weights and optimizer states are not sharded.* Resume"):
+            sharded.train(resume_from_checkpoint=wanted)

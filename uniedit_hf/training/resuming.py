@@ -46,9 +46,8 @@ class CheckpointMixin:
             raise ValueError(f"Cannot resume from {wanted}: {reason}. Pass another checkpoint.")
         if wanted is not None and self.is_fsdp_enabled and not is_sharded_checkpoint(wanted):
             raise ValueError(
-                f"Cannot resume from {wanted} under FSDP: its weights and optimizer states are not sharded. "
-                "Resume without "
-                "FSDP, or start a new run from its model with model_name_or_path."
+                f"Cannot resume from {wanted} under FSDP: its weights and optimizer states are not sharded. Resume "
+                "without FSDP, or start a new run from its model with model_name_or_path."
             )
         return wanted
 
