@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_models import FAMILIES, picture
 
 from uniedit_hf import UniEditPipeline, cli
+from uniedit_hf.cli.inference import InferenceOptions, load_pipeline
 
 
 FAST = ["--device", "cpu", "--dtype", "float32"]
@@ -104,3 +107,20 @@ def test_mistakes_are_a_sentence(flags, sentence, tmp_path, monkeypatch, capsys)
     message = capsys.readouterr().err
     assert sentence in message and message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_weights_in_4_bits_without_their_package_are_refused(saved, tmp_path, capsys):
+    folder = saved[0]
+    flags = ["--model", str(folder / "model"), "--question", "what?", "--load_in_4bit", "true", *FAST]
+    assert cli.main(["ask", *flags, "--image", str(folder / "images" / "image-0.png")]) == 1
+    assert "need the package bitsandbytes: pip install 'uniedit_hf[quantization]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_weights_in_4_bits(saved):
+    options = InferenceOptions(str(saved[0] / "model"), dtype="float32", load_in_4bit=True, device="cpu")
+    model = load_pipeline(options).model
+    quantized = {name for name, weight in model.named_parameters() if weight.dtype == torch.uint8}
+    assert quantized and all("layers" in name for name in quantized)
+    assert all(weight.dtype == torch.float32 for name, weight in model.named_parameters() if name not in quantized)

@@ -24,6 +24,9 @@ class InferenceOptions:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
         default="auto", metadata={"help": "dtype of the weights; auto is bfloat16 on CUDA and float32 elsewhere"}
     )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "load the decoder's weights in 4 bits (nf4), for a 24 GB card"}
+    )
     device: str | None = field(
         default=None, metadata={"help": "cuda, cuda:1, mps or cpu; a GPU if there is one by default"}
     )
@@ -62,8 +65,12 @@ def load_pipeline(options: InferenceOptions):
     """The pipeline on its device."""
     from uniedit_hf import UniEditPipeline
     from uniedit_hf.arithmetic import inference_arithmetic
+    from uniedit_hf.training.quantization import quantized_weights
 
     device, dtype = inference_arithmetic(options.device, options.dtype)
+    if options.load_in_4bit:
+        placing = {"quantization_config": quantized_weights(4, dtype), "device_map": device}
+        return UniEditPipeline.from_pretrained(options.model, options.batch_size, dtype=dtype, **placing)
     return UniEditPipeline.from_pretrained(options.model, options.batch_size, dtype=dtype).to(device)
 
 

@@ -8,9 +8,9 @@ import torch
 from transformers import BitsAndBytesConfig
 
 
-NOT_QUANTISED = ("vae", "model.vit_model", "model.connector", "model.time_embedder", "vae2llm", "llm2vae", "lm_head")
-NOT_QUANTISED += ("model.vqmodel", "model.vision_model", "model.aligner", "model.generation_aligner")  # of Janus-Pro
-NOT_QUANTISED += ("model.generation_head",)
+NOT_QUANTIZED = ("vae", "model.vit_model", "model.connector", "model.time_embedder", "vae2llm", "llm2vae", "lm_head")
+NOT_QUANTIZED += ("model.vqmodel", "model.vision_model", "model.aligner", "model.generation_aligner")  # of Janus-Pro
+NOT_QUANTIZED += ("model.generation_head",)
 
 
 def quantized_weights(bits: int, dtype: torch.dtype | str | None = None) -> BitsAndBytesConfig:
@@ -32,5 +32,5 @@ def quantized_weights(bits: int, dtype: torch.dtype | str | None = None) -> Bits
         load_in_8bit=bits == 8,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
-        llm_int8_skip_modules=list(NOT_QUANTISED),
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
     )
