@@ -157,7 +157,7 @@ def test_own_data_page(script, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = tmp_path / "edits" / "images"
     images.mkdir(parents=True)
-    for number, row in enumerate(edit_rows(10)):
+    for number, row in enumerate(edit_rows(12)):
         row["source_image"].save(images / f"{number}-source.png")
         row["target_image"].save(images / f"{number}-target.png")
         (images / f"{number}.txt").write_text(row["instruction"] + "\n")
@@ -182,7 +182,10 @@ def test_own_data_page(script, model, tmp_path, monkeypatch):
     shutil.rmtree(images)  # Parquet holds the images themselves
     rows = load_split("edits/rows.parquet")
     assert [open_image(row["target_image"]).tobytes() for row in rows] == expected
-    assert rows["instruction"] == [row["instruction"] for row in edit_rows(10)]
+    made = sorted(range(12), key=str)  # by name, as the page reads them
+    assert rows["id"] == [f"edit-{number}" for place, number in enumerate(made) if place % 10]
+    instructions = edit_rows(12)["instruction"]
+    assert rows["instruction"] == [instructions[int(each.removeprefix("edit-"))] for each in rows["id"]]
 
 
 def test_install_page_names_every_extra():
