@@ -267,3 +267,13 @@ def test_wrong_arguments(small):
         buffer = BytesIO()
         noise(40, 40).save(buffer, "PNG")
         small.prepare(buffer.getvalue()[:300], "vit", name="source of row 2")
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_a_read_only_array_brings_no_warning(floating, recwarn):
+    levels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    array = levels.astype(np.float32) if floating else levels
+    array.setflags(write=False)
+    ours = BagelImageProcessor().prepare(array, "vae")
+    assert torch.equal(ours, BagelImageProcessor().prepare(torch.from_numpy(array.copy()), "vae"))
+    assert not [str(each.message) for each in recwarn if "not writable" in str(each.message)]

@@ -319,12 +319,15 @@ def _is_array(image: Any) -> bool:
 
 def is_floating(image: Any) -> bool:
     """Whether an image is an array or tensor in floating point."""
-    return _is_array(image) and torch.as_tensor(image).is_floating_point()
+    if isinstance(image, np.ndarray):
+        return np.issubdtype(image.dtype, np.floating)
+    return isinstance(image, torch.Tensor) and image.is_floating_point()
 
 
 def _rows_first(image: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
     """An array with three channels, first or last, as (H, W, 3)."""
-    values = torch.as_tensor(image)
+    # An array may be read-only, as those of Pillow are; torch takes only writable ones without a warning.
+    values = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
     if values.ndim != 3 or 3 not in (values.shape[0], values.shape[2]):
         raise ImageError(
             f"{name} has the shape {tuple(values.shape)}, but an array needs three channels, (3, H, W) or (H, W, 3): "
