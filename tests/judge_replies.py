@@ -88,6 +88,60 @@ FORMS: dict[str, Form] = {
     "ideographic": _lines("{label}： {mark}。"),
     "check mark": _lines("✅ {label}: {mark} ⭐"),
     "given": _lines("{label}: I would give it a {mark}."),
+    # what outsiders' judges write besides
+    "em dash": _lines("**{label}** — {mark}"),
+    "dot leaders": _lines("{label} ........ {mark}/{high}"),
+    "number in parentheses": _lines("({number}) {label}: {mark}"),
+    "stars and mark": _lines("{label}: ⭐⭐⭐ ({mark}/{high})"),
+    "angle brackets": _lines("{label}: <{mark}>"),
+    "mark in parentheses": _lines("**{label} ({mark})**: The image shows 2 cats."),
+    "fraction in parentheses": _lines("**{label} ({mark}/{high})**: The image shows 2 cats."),
+    "score in parentheses": _lines("**{label} (Score: {mark})**: good, 2 of 3."),
+    "heading with dash": _lines("### {label} — Score: {mark}\nGood."),
+    "bold and a remark": _lines("**{label}: {mark}** – 1 of 3 reasons."),
+    "rated in a list": _lines("{label} {mark}", before="I rate ", after=", "),
+    "would give": _lines("I would give {label} a score of {mark}."),
+    "give after a comma": _lines("For {label}, I give {mark}."),
+    "would be": _lines("The {label} score would be {mark}."),
+    "rate this as": _lines("{label}: I'd rate this as a {mark}."),
+    "grade and mark": _lines("{label}: Exemplary - {mark}"),
+    "mark and grade": _lines("{label}: {mark}: Exemplary"),
+    "level": _lines("{label}: Level {mark}"),
+    "over in words": _lines("{label}: {mark} over {high}"),
+    "assessment": _lines("{label} Assessment: {mark}"),
+    "score for": _lines("Score for {label}: {mark}"),
+    "brackets around the label": _lines("[{label}]: {mark}"),
+    "parentheses around the label": _lines("({label}) {mark}"),
+    "struck": _lines("~~{label}~~: {mark}"),
+    "double arrow": _lines("{label} ⇒ {mark}"),
+    "key cap": _lines("{label}: {mark}\ufe0f\u20e3"),
+    "with flaws": _lines("{label}: {mark} with minor flaws"),
+    "em dash and remark": _lines("{label}: {mark}—it shows 1 cat"),
+    "ellipsis": _lines("{label}: {mark}…"),
+    "slashes": _lines("{label}: {mark} // it shows 1 cat"),
+    "number sign": _lines("{label}: {mark} # it shows 1 cat"),
+    "remark behind a bar": _lines("{label}: {mark} | it shows 1 cat"),
+    "therefore": _lines("{label}: The image shows 2 cats of 3. Therefore, {mark}."),
+    "score in the same line": _lines("{label}: The image shows 2 cats of 3. Score: {mark}"),
+    "table with reasons": _lines(
+        "| **{label}** | **{mark}/{high}** | 3 of 4 |", before="| What | Mark | Why |\n|:--|:-:|--|\n"
+    ),
+    "table across": lambda labels, marks, high: (
+        f"| {' | '.join(labels)} |\n|{'---|' * len(labels)}\n| {' | '.join(map(str, marks))} |"
+    ),
+    "yaml": _lines("{label}:\n  score: {mark}\n  reason: 2 of 3", before="```yaml\n"),
+    "latex": _lines("\\textbf{{{label}}}: $\\frac{{{mark}}}{{{high}}}$"),
+    "html": _lines("<p><strong>{label}</strong>: {mark}<br/>"),
+    "html comment": _lines("{label}: {mark} <!-- 1 of 2 -->"),
+    "attributes": _lines('<score name="{label}">{mark}</score>'),
+    "json with a comment": lambda labels, marks, high: (
+        "{\n" + ",\n".join(f'"{snake(label)}": {mark}' for label, mark in zip(labels, marks)) + "  // 2 of 3\n}"
+    ),
+    "json list in an object": lambda labels, marks, high: json.dumps(
+        {"results": [{"criterion": label, "why": "1 of 2", "rating": mark} for label, mark in zip(labels, marks)]}
+    ),
+    "json of lists": _json(value=lambda mark, high: [str(mark)]),
+    "json in camel case": _json(key=lambda label: snake(label).title().replace("_", "")),
     "cut json": lambda labels, marks, high: (
         "{" + "".join(f'"{label}": {mark}, ' for label, mark in zip(labels, marks)) + '"reasoning": "about 2/5 of the'
     ),
@@ -103,6 +157,16 @@ NOISE: dict[str, Callable[[str], str]] = {
     "a thought": lambda reply: f"<think>Perhaps 1? No: 2 of the 5 are wrong.</think>\n{reply}",
     "a thought without its beginning": lambda reply: f"Perhaps 1? Consistency: 1. 2 of the 5.\n</think>\n\n{reply}",
     "greeting": lambda reply: f"Sure! Here are my marks for image 2:\n{reply}\nLet me know if 1 or 2 need changes.",
+    "answer element": lambda reply: f"<reasoning>2 of 3, realism 1?</reasoning>\n<answer>\n{reply}\n</answer>",
+    "boxed by tokens": lambda reply: f"<think>2 of 3</think><|begin_of_box|>{reply}<|end_of_box|>",
+    "another thought": lambda reply: f"◁think▷Perhaps 1 of 5?◁/think▷\n{reply}",
+    "bracketed thought": lambda reply: f"[THINK]Perhaps 1 of 5?[/THINK]{reply}",
+    "channels": lambda reply: (
+        f"<|channel|>analysis<|message|>Consistency: 1?<|end|><|start|>assistant<|channel|>final<|message|>{reply}"
+    ),
+    "end of turn": lambda reply: f"{reply}<|im_end|>",
+    "escaped": lambda reply: reply.replace("_", "\\_").replace("**", "\\*\\*"),
+    "sums": lambda reply: f"{reply}\n\nTotal: 7/10\nAverage: 2.67\nWiScore = (0.7 * 2 + 0.2 * 1) / 2 = 0.8",
     "byte order mark": lambda reply: f"\ufeff{reply}\n\n",
 }
 
@@ -124,6 +188,20 @@ BAD = (
     "1 of the 3 parts",
     "1+",
     "4/5/2023",
+    "1,5",
+    "2 or 1",
+    "1 (or 2)",
+    "2 → 1",
+    "1..2",
+    "1 / 2 / 0",
+    "~1",
+    "½",
+    "2nd",
+    "2 cats",
+    "one of the cats",
+    "1 | 2 |",
+    "99",
+    "TBD",
 )
 
 

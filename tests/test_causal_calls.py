@@ -180,6 +180,7 @@ def test_auto_model_takes_what_the_processor_returns(model, texts, tmp_path):
 
 ASSISTANTS = {
     "lookup": lambda family: {"prompt_lookup_num_tokens": 2},
+    "lookup, dynamic": lambda family: {"prompt_lookup_num_tokens": 2, "cache_implementation": "dynamic"},
     "same": lambda family: {"assistant_model": FAMILIES[family].model()},
     "another": lambda family: {"assistant_model": FAMILIES[family].model(1)},
     "configured": lambda family: {
@@ -206,6 +207,8 @@ def test_beams_are_not_assisted(family):
     beams = {"num_beams": 2, "max_new_tokens": 8, "do_sample": False}
     found = model.generate(**inputs, **beams, prompt_lookup_num_tokens=2)
     torch.testing.assert_close(found, model.generate(**inputs, **beams))
+    with pytest.raises(ValueError, match="cache_implementation is 'static'.*leave it out"):
+        model.generate(**inputs, prompt_lookup_num_tokens=2, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="cannot leave its layers early"):
         model.generate(**inputs, max_new_tokens=2, assistant_early_exit=1)
 
@@ -316,6 +319,15 @@ def test_image_features_are_those_that_the_decoder_takes(model, sizes):
     assert {each.shape for each in features.hidden_states} == {features.last_hidden_state.shape}
     last = model.model.vit_model.vision_model.post_layernorm(features.hidden_states[-1])
     torch.testing.assert_close(last, features.last_hidden_state)
+    shape = features.last_hidden_state.shape
+    attended = model.get_image_features(inputs["vit_patches"], vit_grids=inputs["vit_grids"], output_attentions=True)
+    assert {each.shape for each in attended.attentions} == {(4, shape[0], shape[0])}
+    first = inputs["vit_grids"][0].prod()
+    for weights in attended.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(4, shape[0]))
+        assert not weights[:, :first, first:].any()
+    torch.testing.assert_close(attended.last_hidden_state, features.last_hidden_state, rtol=1e-4, atol=1e-4)
+    assert features.attentions is None
     by_pixels = model.get_image_features(**processor.image_processor(images))
     torch.testing.assert_close(by_pixels.last_hidden_state, features.last_hidden_state)
     assert isinstance(model.get_image_features(**processor.image_processor(images), return_dict=False), tuple)
@@ -365,7 +377,7 @@ def test_janus_prefill_has_the_logits_of_the_last_place():
     assert shapes == [1, 1, 1]
 
 
-def test_a_cast_janus_keeps_its_image_tokenizer():
+def test_a_cast_janus_keeps_its_image_tokenizer(tmp_path):
     model, images = tiny_janus(), torch.stack([torch.rand(3, 32, 32) * 2 - 1 for _ in range(8)])
     expected, name = model.encode_images(images), model.image_tokenizer
     cast = tiny_janus().to(torch.bfloat16)
@@ -373,6 +385,11 @@ def test_a_cast_janus_keeps_its_image_tokenizer():
     assert cast.model.vqmodel.dtype == torch.float32
     torch.testing.assert_close(cast.encode_images(images), expected)
     assert cast.image_tokenizer == name
+    model.save_pretrained(tmp_path)
+    for dtype in (torch.bfloat16, torch.float16):
+        loaded = type(model).from_pretrained(tmp_path, dtype=dtype)
+        assert {each.dtype for each in loaded.model.vqmodel.parameters()} == {torch.float32}
+        assert loaded.lm_head.weight.dtype == dtype
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -46,7 +46,7 @@ UNREADABLE = [(name, *case) for name, (_, *rest) in READERS.items() for case in 
 
 
 def test_there_are_enough_replies():
-    assert len(MADE) > 1200 and len(UNREADABLE) > 300 and len({reply for *_, reply, _ in MADE}) > 1200
+    assert len(MADE) > 5000 and len(UNREADABLE) > 500 and len({reply for *_, reply, _ in MADE}) > 1200
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -135,7 +135,15 @@ def test_puzzle_marks(reply, marks):
     assert list(puzzle(reply).marks.values()) == marks
 
 
-DEEP = ["[" * 2000, '{"a":' * 2000, '{"score": [' + "9" * 4400 + "]}", "9" * 4400, "{" * 5000, '"' * 5000]
+LONG = [
+    "**a" * 20_000,
+    "<a" * 30_000,
+    "| a " * 20_000 + "\n| 1",
+    "Consistency: " * 5000,
+    "\\frac{1" * 9000,
+    "a " * 40_000,
+]
+DEEP = [*LONG, "[" * 2000, '{"a":' * 2000, '{"score": [' + "9" * 4400 + "]}", "9" * 4400, "{" * 5000, '"' * 5000]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +177,52 @@ def test_gedit_marks(reply, mark):
 )
 def test_imgedit_marks(reply, marks):
     assert list(imgedit_scores.parse(reply).marks.values()) == marks
+
+
+TRAPS = {
+    "wise": [
+        ("It asks for consistency of 2 apples.\n\nConsistency: 1\nRealism: 0\nAesthetic Quality: 2", [1, 0, 2]),
+        ("Consistency: 2 (0 would mean no match)\nRealism: 1 (scale 0-2)\nAesthetic Quality: 1 (2 = best)", [2, 1, 1]),
+        ("Rubric: Consistency: 0-2, Realism: 0-2, Aesthetic Quality: 0-2.\n\nConsistency: 2\nRealism: 1\n"
+         "Aesthetic Quality: 1", [2, 1, 1]),
+        ("Consistency: 0\nRealism: 1\nAesthetic Quality: 2\n\nRevised scores:\nConsistency: 1\nRealism: 1\n"
+         "Aesthetic Quality: 2", [1, 1, 2]),
+        ("A - Consistency: 2, Realism: 1, Aesthetic Quality: 1\nB - Consistency: 1, Realism: 1, "
+         "Aesthetic Quality: 1", []),
+        ("Scores (Consistency/Realism/Aesthetic Quality): 2/1/0", []),
+        ("Consistency: 3/3\nRealism: 1/2\nAesthetic Quality: 0/2", []),
+        ("Consistency: \nRealism: 0\nAesthetic Quality: 1", []),
+        ("Consistency：2分\nRealism：1分\nAesthetic Quality：1分", [2, 1, 1]),
+    ],
+    "kris": [
+        ('{"consistency_score": "4 - minor changes"}', [4]), ('{"consistency_score": 4, "consistency_score": 2}', [2]),
+        ('{"consistency_score": [3, 4]}', []), ('{"consistency_score": null, "reasoning": "4/5"}', []),
+        ('{"reasoning": "first consistency_score: 2", "consistency_score": 4}', [4]),
+        ("Sorry, I cannot help. Error 4/5.", []), ("Between 3 and 4, I lean 4.", []), ("I'd give it 4/5.", [4]),
+        ("Consistency: 4/5, Quality: 2/5", [4]), ("| Consistency | 4 | 5 |", []),
+    ],
+    "kris dual": [
+        ('{"instruction_score": 4}\n{"knowledge_score": 2}', [4, 2]), ("Both 4", []),
+        ("Instruction: 4/5. Knowledge: 2/5.", [4, 2]),
+    ],
+    "rise": [
+        ("Final Score: (3+5)/2 = 4", []), ("Final Score: Consistency 4, Reasoning 3", []), ("Final Score: 4 → 3", []),
+        ("The final score of the game is 4:2. Final Score: 3", [3]), ("Final Score: 4 to 5", []),
+        ("Score: 2 for the sky, 5 for the rest. Final Score: 4", [4]), ("Final Score: 3\n\nFinal Score: 3", [3]),
+        ("My final score would be 4.", [4]),
+    ],
+    "imgedit": [
+        ("Instruction: 4\nQuality: 3\nNumber of objects: 5", []), ("4, 3, 5", []), ("Scores: 4, 3, 5", [4, 3, 5]),
+        ("Instruction: 4\nQuality: 3\nPreservation: 5\nNumber of dogs: 2\nFinal Score: 4", [4, 3, 5]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_careful_reader_is_not_misled(name):
+    parse, *_ = READERS[name]
+    wrong = [(reply, found) for reply, marks in TRAPS[name] if list((found := parse(reply)).marks.values()) != marks]
+    assert not wrong, wrong
 
 
 ALL = [

@@ -181,7 +181,7 @@ def test_imgedit_scores():
     [
         ('{"score": [7, 5], "reasoning": "r"}', 5), ('so ||V^=^V|| {"score": [9]} ||V^=^V|| end', 9),
         ('text {"score": 8, "reasoning": "x"} text', 8), ("[3, 4]", 3), ("6", 6), ("no idea", None),
-        ('{"score": [11, 5]}', None), ('{"score": ["7"]}', None), ('{"reasoning": "x"}', None), ("{}", None),
+        ('{"score": [11, 5]}', None), ('{"score": ["7"]}', 7), ('{"reasoning": "x"}', None), ("{}", None),
         ("", None), ('{"score": []}', None), ('{"score": true}', None),
     ],
 )  # fmt: skip

@@ -36,6 +36,20 @@ def is_assisted(options: dict[str, Any], config: GenerationConfig) -> bool:
     return options.get("assistant_model") is not None or looks_up is not None
 
 
+def check_cache_choice(options: dict[str, Any]) -> None:
+    """Takes `cache_implementation` out of the arguments of `generate`, whose context is read into a dynamic cache.
+
+    Raises:
+        ValueError: If another cache is chosen.
+    """
+    chosen = options.pop("cache_implementation", None)
+    if chosen not in (None, "dynamic"):
+        raise ValueError(
+            f"cache_implementation is {chosen!r}, but assisted generation removes rejected candidates from the cache, "
+            "which only a dynamic one allows: leave it out."
+        )
+
+
 def mark_read(cache: Cache | None) -> None:
     """Records how many tokens of the context are in a cache before candidates are added."""
     if cache is not None and cache.get_seq_length():

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from uniedit_hf.evaluation.scorers import official_replies
-from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, plain_text, read
+from uniedit_hf.evaluation.scorers.marks import Marks, Scale, mean, read
+from uniedit_hf.evaluation.scorers.reply_text import plain_text
 
 
 TYPES = ("replace", "add", "adjust", "remove", "style", "action", "extract", "background", "compose")

@@ -8,13 +8,13 @@ exception.
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import isfinite
 from typing import Any
+
+from uniedit_hf.evaluation.scorers.reply_text import answer, plain_text, split_objects
 
 
 @dataclass(frozen=True)
@@ -96,58 +96,20 @@ def read(reply: str, names: Mapping[str, Sequence[str]], scale: Scale, others: S
     return Marks({str(index): value for values in marks.values() for index, value in enumerate(values, 1)})
 
 
-# ---- From a reply to text and JSON
-
-DECODER = json.JSONDecoder(strict=False, parse_int=lambda digits: int(digits) if len(digits) < 10 else inf)
-MOST_OBJECTS = 200
-# Reasoning from its opening tag at the start of a line to its closing tag; some servers omit the opening tag.
-THOUGHT = re.compile(r"^\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
-THOUGHT_END = re.compile(r"\A.*(?:\n\s*</think(?:ing)?>|</think(?:ing)?>\s*\n)", re.DOTALL | re.IGNORECASE)
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-ELEMENT, ELEMENT_END = re.compile(r"<([A-Za-z][A-Za-z_ -]{0,40})>"), re.compile(r"</[A-Za-z_ -]{1,41}>")
-NO_DIGITS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹", " ") | {"。": "."})
-
-
-def plain_text(text: str) -> str:
-    """The text without emphasis and the like, in ASCII where there is an equivalent, with single blanks."""
-    text = unicodedata.normalize("NFKC", text.translate(NO_DIGITS))
-    text = "".join(letter for letter in text if unicodedata.category(letter) != "So")  # stars, check marks
-    text = BOXED.sub(r" \1 ", ELEMENT_END.sub("\n", ELEMENT.sub(r"\n\1: ", text)))
-    text = re.sub(r"\r\n?", "\n", re.sub("[\u200b-\u200d\u2060\ufeff*`#$]", "", text))
-    return re.sub(r" *\n[ \n]*", "\n", re.sub(r"[ \t_]+", " ", text)).strip()
-
-
-def _answer(reply: str) -> str:
-    """The reply after the model's reasoning."""
-    return THOUGHT_END.sub("", THOUGHT.sub("\n", reply))
-
-
-def _split(text: str) -> tuple[list[dict], str]:
-    """All JSON objects of a text, and the text without them. Raw newlines in strings are accepted."""
-    objects, rest, done, place = [], [], 0, text.find("{")
-    for _ in range(MOST_OBJECTS):
-        if place < 0:
-            break
-        try:
-            found, end = DECODER.raw_decode(text, place)
-            objects.append(found)
-            rest.append(text[done:place])
-            done = end
-        except (ValueError, RecursionError):
-            end = place + 1
-        place = text.find("{", end)
-    return objects, "\n".join([*rest, text[done:]])
+# ---- Labels in JSON
 
 
 def _values(found: dict, label: re.Pattern, depth: int = 3) -> Iterator[Any]:
-    """The values whose keys are labels, also in nested objects, and objects whose key is a label."""
+    """The values whose keys are labels, also in nested objects and lists, and objects that are named as a label."""
     if any(isinstance(name := found.get(key), str) and label.fullmatch(plain_text(name)) for key in NAMES):
         yield found
     for key, value in found.items():
         if label.fullmatch(plain_text(key)):
             yield value
-        elif isinstance(value, dict) and depth:
-            yield from _values(value, label, depth - 1)
+        elif depth:
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, dict):
+                    yield from _values(each, label, depth - 1)
 
 
 NAMES = ("name", "metric", "criterion", "category", "aspect", "dimension", "label")
@@ -156,15 +118,25 @@ NAMES = ("name", "metric", "criterion", "category", "aspect", "dimension", "labe
 # ---- Labels and what follows them
 
 # Words that may precede a label, and follow it.
-BEFORE = r"(?:final|overall|image|visual|revised|updated|corrected|the|my|and|for|give)"
-BEHIND = r"(?:[\s\-]*(?:following|adherence|compliance|scores?|ratings?|marks?|grade))*"
+BEFORE = (
+    r"(?:final|overall|image|visual|revised|updated|corrected|the|my|and|for|give|score|rating|mark|"
+    r"I(?:['’]d)?|would|rate|assign|award)"
+)
+BEHIND = r"(?:[\s\-]*(?:following|adherence|compliance|scores?|ratings?|marks?|grade|result|assessment|evaluation))*"
 NOTE = r"(?:\s*(\([^()\n]{0,60}\)|\[[^\[\]\n]{0,60}\]))?"  # such as "(0-2)"
 ORDINARY = ("score", "scores", "rating", "mark", "grade")  # labels only with a colon or similar
-HARD = r"[\"'”’]*\s*(?:[:=|]|->|=>|→)\s*[\"'“‘]*"  # the following number is meant as the mark
-SOFT = r"\s*(?:[-–—]\s+|\s(?:is|was|of|gets|at)\s+(?:a\s+)?|\s)"
+HARD = r"[\"'”’\])]*\s*(?:[:=|]|->|=>|→|⇒)\s*[\"'“‘]*"  # the following number is meant as the mark
+SOFT = (
+    r"[\])]?\s*(?:[-–—]\s+(?:(?:score|rating|mark)\s*[:=]\s*)?|\.{2,}\s*"
+    r"|\s(?:is|was|of|gets|at|would\s+be)\s+(?:a\s+)?|\sa\s+(?:score|rating|mark)\s+of\s+"
+    r"|,\s+I\s+(?:would\s+)?(?:give|rate|assign)\s+(?:it\s+)?(?:an?\s+)?(?:(?:score|rating|mark)\s+of\s+)?|\s)"
+)
 BELOW = r"[\"'”’]*\s*:?\s*\n\s*(?:[-•]\s+)?"
-FILLER = r"(?:(?:score|rating|rated|mark|grade|value|is|of|an?|I(?:['’]d| would)?|give|it|this)\b\s*[:=]?\s*)*"
-SCORE_LINE = re.compile(r"\n\W*(?:score|rating|mark) ?[:=] ?", re.IGNORECASE)
+FILLER = (
+    r"(?:(?:score|rating|rated?|mark|grade|value|level|is|of|as|an?|I(?:['’]d| would)?|give|assign|it|this)\b"
+    r"\s*[:=]?\s*)*"
+)
+SCORE_LINE = re.compile(r"(?:\n\W*|[.;!] )(?:score|rating|mark) ?[:=] ?", re.IGNORECASE)
 EXPLAINING = re.compile(r"\b(?:scale|where|range|rubric|legend|possible|example)\b", re.IGNORECASE)
 FINAL = re.compile(
     r"\b(?:final|finally|revised|updated|corrected|correction|adjusted|wait|actually|instead|reconsider\w*)\b|"
@@ -174,17 +146,22 @@ FINAL = re.compile(
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER = rf"(?:[-+−]?\d+(?:\.\d+)?|\b(?:{'|'.join(WORDS)})\b)"
-UNIT = r"(?:\s*(?:points?|pts?|stars?|marks?)\b)?"
-OVER = r"(?:\s*(?:/|\(?\s*out\s+of|of)\s*(\d+(?:\.\d+)?)(?:\s*\))?)?"
+DIGITS = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
+UNIT = r"(?:\s*(?:(?:points?|pts?|stars?|marks?)\b|分))?"
+OVER = r"(?:\s*(?:/|\(?\s*out\s+of|of|over)\s*(\d+(?:\.\d+)?)(?:\s*\))?)?"
 COMMENT = (  # what may follow a mark: the end, punctuation, a remark, or the next label
     r" ?[\"'”’\])}|]*(?:\s*\Z|[ \t]*\n|\s*[,;](?!\s*[-+−\d])|\s*[.!](?=\s|\Z|[\"'”’\])}])"
-    r"|\s*\((?!\s*(?:out\s+of|of|/)\s)|\s*[-–—]\s+(?!\d)|\s*→"
-    r"|\s+(?:because|since|as|due|given|for|but|while|though)\b|\s+(?=[A-Za-z][A-Za-z ]{2,30}[:=]))"
+    r"|\s*\((?!\s*(?:out\s+of|of|/|or|to|and)\s)|\s*[-–—]\s+(?!\d)|\s*—\s*(?=[A-Za-z])|\s*→(?!\s*\d)|\s*//|\s*\.{3}(?!\s*\d)"
+    r"|\s*\|(?!\s*\d+(?:\.\d+)?\s*(?:\||\n|\Z))"
+    r"|\s+(?:because|since|as|due|given|for|but|while|though|with)\b|\s+(?=[A-Za-z][A-Za-z ]{2,30}[:=]))"
 )
 DEFINITION = re.compile(r"\s*(?:[=:]|means?\b|indicates?\b|is\b|being\b|represents?\b|would\b|->|→|(?:[-–—]|to)\s*\d)")
 BOUNDS = re.compile(r"(\d{1,9})\s*(?:[-–—]|to)\s*(\d{1,9})")
-CONCLUSION = re.compile(rf"\b(?:so|therefore|thus|hence)\s+(?:I\s+give\s+)?({NUMBER}){OVER}[.!]?\s*$", re.IGNORECASE)
-RATED = re.compile(rf"[A-Za-z]+\s*\(\s*(\d+){OVER}\s*\)\s*$")  # such as "exemplary (2)"
+CONCLUSION = re.compile(rf"\b(?:so|therefore|thus|hence),?\s+(?:I\s+give\s+)?({NUMBER}){OVER}[.!]?\s*$", re.IGNORECASE)
+RATED = re.compile(  # such as "exemplary (2)" and "exemplary - 2"
+    rf"[A-Za-z]+\s*\(\s*(\d+){OVER}\s*\)\s*$|[A-Za-z][A-Za-z ]{{0,40}}?\s*(?:[:–—]|\s-|→|->|=>)\s+(\d+){OVER}[.!]?\s*$"
+)
+TITLED = re.compile(r":\s+[A-Za-z][^\n\d]*(?:\n|\Z)")  # a mark with its title: "2: exemplary"
 GIVEN = r"\b(?:give|giving|assign|award|rate|rated|score|rating|mark|grade|deserves|gets|earns)\b[^.\n\d]{0,40}?"
 NOTHING_ELSE = re.compile(r"[^A-Za-z]*(?:out of[^A-Za-z]*)?", re.IGNORECASE)
 
@@ -215,7 +192,7 @@ class _Page:
     """
 
     def __init__(self, reply: str, scale: Scale, labels: Sequence[str]):
-        self.objects, rest = _split(_answer(reply))
+        self.objects, rest = split_objects(answer(reply))
         self.text, self.scale = plain_text(rest), scale
         self.labels = _one_of(labels)
         between = r" ?(?:,|;|\band\b| ) ?"
@@ -253,6 +230,7 @@ class _Page:
             text = plain_text(value)
             return self._at(text, 0) or _Found(problem=f"{text[:40]!r} is not a mark")
         values = value if isinstance(value, list) else [value]
+        values = [_as_number(x) if isinstance(x, str) and DIGITS.fullmatch(x) else x for x in values]
         if not all(type(each) in (int, float) for each in values):
             return _Found(problem="not a number")
         return _Found(tuple(values), self.scale.problem(values))
@@ -275,23 +253,33 @@ class _Page:
         """The numbers after a label; `None` if the text does not state its mark."""
         ordinary = re.sub(r"[^a-z]+", " ", label[0].lower()).strip() in ORDINARY
         if hard := re.compile(HARD + FILLER, re.IGNORECASE).match(self.text, label.end()):
-            line = self.text[hard.end() :].partition("\n")[0]
+            line = _line(self.text, hard.end())
             if found := self._at(self.text, hard.end(), meant=True):
                 return found
-            if rated := RATED.match(line) or CONCLUSION.search(line):
-                return self._marks([rated[1]], rated[2])
+            if noted := self._noted(label):
+                return noted
+            rated = None if "\n" in hard[0] else RATED.match(line)
+            if rated := rated or CONCLUSION.search(line):
+                number, *over = filter(None, rated.groups())
+                return self._marks([number], *over)
             return self._scored(hard.end()) if line else self._below(label)
         if not ordinary and label[1] and label[1][1:2].isdigit() and self.end.match(self.text, label.end()):
             return self._at(label[1], 0)  # "Realism (1), ..."
-        if not ordinary and (soft := re.compile(SOFT).match(self.text, label.end())):
+        if not ordinary and (soft := re.compile(SOFT, re.IGNORECASE).match(self.text, label.end())):
             found = self._at(self.text, soft.end())
             if found and not found.problem:
                 return found
         return self._below(label)
 
+    def _noted(self, label: re.Match) -> _Found | None:
+        """The mark in parentheses behind a label: `Realism (2): ...`, `Realism (Score: 2/2): ...`."""
+        inside = (label[1] or "")[1:-1]
+        found = self._at(inside, re.compile(FILLER, re.IGNORECASE).match(inside).end())
+        return found if found and not found.problem else None
+
     def _scored(self, place: int) -> _Found | None:
         """The numbers of a line "score" below the reasons after a label, before the next label."""
-        block = self.text[place:]
+        block = self.text[place : place + 8000]
         following = re.search(rf"\n\W*{self.labels}", block, re.IGNORECASE)
         scored = SCORE_LINE.search(block, 0, following.start() if following else len(block))
         return self._at(self.text, place + scored.end(), meant=True) if scored else None
@@ -301,7 +289,7 @@ class _Page:
         below = re.compile(BELOW + FILLER, re.IGNORECASE).match(self.text, label.end())
         if below is None or self.text[: label.start()].rpartition("\n")[2].strip(" -•0123456789.)\"'"):
             return None
-        line = self.text[below.end() :].partition("\n")[0]
+        line = _line(self.text, below.end())
         found = self._at(line, 0) if NOTHING_ELSE.fullmatch(line) else None
         return found if found and not found.problem else None
 
@@ -326,7 +314,9 @@ class _Page:
             groups = found.groups()
             over = {each for each in groups[1::2] if each}
             return self._marks([each for each in groups[::2] if each], *over)
-        line = text[place:].partition("\n")[0]
+        if meant and TITLED.match(text, found.end()):
+            return self._marks([each for each in found.groups()[::2] if each], *filter(None, found.groups()[1::2]))
+        line = _line(text, place)
         if concluded := CONCLUSION.search(line):
             return self._marks([concluded[1]], concluded[2])
         if not meant or DEFINITION.match(text, found.end()) and self._defines(line):
@@ -345,6 +335,11 @@ class _Page:
                 return _Found(problem=f"{written[0][:9]} out of {highest[:9]}, expected out of {self.scale.high}")
         values = tuple(map(_as_number, written))
         return _Found(values, self.scale.problem(values))
+
+
+def _line(text: str, place: int) -> str:
+    """The rest of a line, at most 2,000 characters."""
+    return text[place : place + 2000].partition("\n")[0]
 
 
 def _as_number(written: str) -> float:

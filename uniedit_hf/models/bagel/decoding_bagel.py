@@ -20,7 +20,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uniedit_hf.models.assisted import is_assisted, mark_read, unread
+from uniedit_hf.models.assisted import check_cache_choice, is_assisted, mark_read, unread
 from uniedit_hf.models.offloading import at_work
 from uniedit_hf.split_attention import NAME as SPLITS
 
@@ -204,6 +204,7 @@ class BagelTextGenerationMixin:
             )
         if is_assisted(kwargs, self.generation_config):
             if kwargs.get("token_type_ids") is not None:
+                check_cache_choice(kwargs)
                 kwargs = self._read_ahead(input_ids, images, kwargs)
             mark_read(kwargs.get("past_key_values"))
         elif images:

@@ -86,16 +86,39 @@ def text_positions(embeds: torch.Tensor, attention_mask: torch.Tensor | None, ca
 
 
 @contextmanager
-def recorded(layers: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """Collects the hidden states (T, size) of one row before the first layer and behind every layer."""
-    states: list[torch.Tensor] = []
+def recorded(layers: Sequence[nn.Module]) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor | None]]]:
+    """Collects of one row the hidden states (T, size) before the first layer and behind every layer, and the attention
+    weights (H, T, T) of every layer, which are `None` unless attention is eager.
+    """
+    states, weights = [], []
+
+    def add_weights(module, inputs, output):
+        weights.append(None if output[1] is None else output[1][0])
+
     hooks = [layers[0].register_forward_pre_hook(lambda module, inputs: states.append(inputs[0][0]))]
     hooks += [each.register_forward_hook(lambda module, inputs, output: states.append(output[0])) for each in layers]
+    hooks += [each.self_attn.register_forward_hook(add_weights) for each in layers]
     try:
-        yield states
+        yield states, weights
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def attending(config, implementation: str | None) -> Iterator[None]:
+    """Attention is computed by `implementation`, if given, and then as before."""
+    before = config._attn_implementation
+    config._attn_implementation = implementation or before
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def end_to_end(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Attention weights (H, T, T) of each image as those of all patches (H, V, V), zero between images."""
+    return torch.stack([torch.block_diag(*heads) for heads in zip(*weights)])
 
 
 class BagelReadingMixin:
@@ -179,6 +202,7 @@ class BagelReadingMixin:
         vit_grids: torch.Tensor | None = None,
         pixel_values: Sequence[torch.Tensor] | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """The features that the understanding encoder makes of images.
@@ -188,6 +212,7 @@ class BagelReadingMixin:
             vit_grids: (images, 2) their rows and columns, as BagelProcessor returns both; or
             pixel_values: images (3, h, w), as BagelImageProcessor returns them.
             output_hidden_states: Whether to return those before and behind every layer, (V, vision size) each.
+            output_attentions: Whether to return the weights of every layer, (H, V, V), zero between images.
             kwargs: `return_dict`.
 
         Returns:
@@ -207,17 +232,21 @@ class BagelReadingMixin:
             raise ValueError("There are no images: give vit_patches with vit_grids, or pixel_values.")
         grids, side = vit_grids.tolist(), self.vit_pos_embed.side
         sizes = [rows * columns for rows, columns in grids]
-        seen, states, tokens = [], [], []
+        asked = self.asked_outputs(output_hidden_states, output_attentions)
+        eager = "eager" if asked["output_attentions"] else None
+        seen, states, weights, tokens = [], [], [], []
         # one image at a time, whose hidden states come in its own order
         for image, grid in zip(vit_patches.to(self.device).split(sizes), grids):
             index = grid_index(*grid, side, image.device)
-            with recorded(self.vit_model.vision_model.encoder.layers) as layers:
+            vision = self.vit_model.vision_model
+            with recorded(vision.encoder.layers) as records, attending(self.config.vision_config, eager):
                 seen.append(self.vit_model(image, [grid], index))
-            states.append(layers)
+            states.append(records[0])
+            weights.append(records[1])
             tokens.append(self.connector(seen[-1]) + self.vit_pos_embed(index))
-        asked = self.asked_outputs(output_hidden_states, None)["output_hidden_states"]
-        hidden = tuple(torch.cat(layer) for layer in zip(*states)) if asked else None
-        return BaseModelOutputWithPooling(torch.cat(seen), tuple(tokens), hidden)
+        hidden = tuple(map(torch.cat, zip(*states))) if asked["output_hidden_states"] else None
+        attentions = tuple(map(end_to_end, zip(*weights))) if asked["output_attentions"] else None
+        return BaseModelOutputWithPooling(torch.cat(seen), tuple(tokens), hidden, attentions)
 
     def asked_outputs(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
         """Which other outputs to return: those that the caller asks for, or else the configuration."""

@@ -20,7 +20,7 @@ from transformers.models.janus.modeling_janus import (
 )
 
 from uniedit_hf.losses import Losses
-from uniedit_hf.models.assisted import is_assisted, mark_read, unread
+from uniedit_hf.models.assisted import check_cache_choice, is_assisted, mark_read, unread
 from uniedit_hf.models.bagel.token_step import CapturedStep
 from uniedit_hf.models.family import Criterion, ModelDefaults, PackPredictions
 
@@ -44,7 +44,7 @@ class JanusForConditionalGeneration(
         "lm_head.": "text_only",
     }
     # Image tokens must not depend on the precision of the rest of the model.
-    _keep_in_fp32_modules_strict = [r"^model\.vqmodel\."]
+    _keep_in_fp32_modules_strict = [r"^model\.vqmodel\..*"]
 
     def __init__(self, config):
         super().__init__(config)
@@ -347,6 +347,7 @@ class JanusForConditionalGeneration(
             self._check_context(kwargs["token_type_ids"], None, kwargs.get("inputs_embeds"))
             embeds = self.embed_context(inputs, kwargs.pop("token_type_ids"), **images)
             if is_assisted(kwargs, self.generation_config):
+                check_cache_choice(kwargs)
                 kwargs["past_key_values"] = self._read_ahead(embeds, attention_mask)
             else:
                 kwargs["inputs_embeds"] = embeds
