@@ -226,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
             "url-safe": {"b64_json": text.replace("+", "-").replace("/", "_")},
             "data url as url": {"url": f"data:image/png;base64,{text}"},
             "bare list": {"image": text},
-            "unknown": {"picture_in_parts": [text]},
+            "unknown": {"image_in_hex": base64.b64decode(text).hex()},
         }
         owner.struck[form] += 1
         return content | {"data": [fields[form]]}

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import contextlib
 import io
 import json
 import sqlite3
 import time
 
 import pytest
-from hypothesis import given, strategies as st
 from model_server import IMAGE_FORMS, Behaviour, ModelServer
 from PIL import Image
 
 from uniedit_hf.calls.budget import Budget
 from uniedit_hf.calls.cache import CallCache, Spent
-from uniedit_hf.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer, without_fence
-from uniedit_hf.calls.chat_bodies import ErrorBody
-from uniedit_hf.calls.failures import failure_in_body, sorted_failure, without_key
-from uniedit_hf.calls.image_bodies import decoded_image, read_image
+from uniedit_hf.calls.caller import FAILURES_IN_A_ROW, Caller, NoAnswer
+from uniedit_hf.calls.failures import sorted_failure, without_key
 from uniedit_hf.calls.messages import (
     BackendError,
     ChatRequest,
@@ -217,7 +214,7 @@ def test_a_reply_in_an_unknown_form_is_kept_and_is_not_a_refusal(tmp_path):
         ]
         assert server.calls == 1
     assert replies[0] == replies[1] and replies[0].refusal is replies[0].image is None
-    assert "picture_in_parts" in replies[0].text
+    assert "image_in_hex" in replies[0].text
 
 
 def test_our_own_editor_may_send_a_data_url(tmp_path):
@@ -228,50 +225,37 @@ def test_our_own_editor_may_send_a_data_url(tmp_path):
     assert reply.image.pixels().size in ((30, 20), (60, 20))
 
 
-@pytest.mark.parametrize("text", ["", "data:image/png;base64", "never an image!", "abcde"])
-def test_what_is_not_base64_is_refused(text):
-    with pytest.raises(ValueError):
-        decoded_image(text)
+@pytest.mark.parametrize("address", ["https://[::1", "https://images.example:99999999/a.png", "http://"])
+def test_an_address_that_is_none_ends_no_run(tmp_path, address):
+    with ModelServer() as server:
+        backend = make_backend("mine", editor_settings(server, OpenAiEditor))
+        body = json.dumps({"data": [{"url": address}]})
+        with contextlib.suppress(BackendError):
+            assert asyncio.run(backend.read(body)) is None
 
 
-@given(st.binary(min_size=1, max_size=90), st.booleans(), st.booleans(), st.integers(1, 80))
-def test_any_image_comes_back_from_any_base64(data, safe, padded, width):
-    text = (base64.urlsafe_b64encode if safe else base64.b64encode)(data).decode()
-    text = "\n".join(text[at : at + width] for at in range(0, len(text), width))
-    assert decoded_image(text if padded else text.rstrip("=\n")) == data
+def test_a_page_instead_of_an_image_is_downloaded_again(tmp_path):
+    request = EditRequest("paint it", SOURCE, (64, 64), 1)
+    with ModelServer(Behaviour(image_as="url")) as server:
+        drawn, server.drawn = server.drawn, Pages(server.drawn)
+        settings = editor_settings(server, OpenAiEditor)
+        with pytest.raises(RowFailure, match="paid for and could not be downloaded .what is not an image"):
+            call(settings, tmp_path, lambda caller: caller.reply(request))
+        server.drawn = drawn | server.drawn.kept
+        assert call(settings, tmp_path, lambda caller: caller.reply(request)).image is not None
+        assert server.calls == 1
 
 
-@pytest.mark.parametrize("body", ["<html>Just a moment</html>", '{"data": [{"b64', "", "null", ": PROCESSING"])
-def test_an_editors_body_that_cannot_be_read_is_asked_for_again(body):
-    with pytest.raises(PassingFailure):
-        read_image(body)
+class Pages(dict):
+    """Gives a page in place of every image, which it keeps."""
 
+    def __init__(self, drawn):
+        super().__init__(drawn)
+        self.kept: dict[str, bytes] = {}
 
-def test_events_of_an_image_api_are_read():
-    text = base64.b64encode(SOURCE.data).decode()
-    done = json.dumps({"type": "image_edit.completed", "b64_json": text, "usage": {"input_tokens": 3}})
-    part = json.dumps({"type": "image_edit.partial_image", "b64_json": "AAAA"})
-    found = read_image(f"event: x\ndata: {part}\n\ndata: {done}\n\n")
-    assert found.image == SOURCE.data and found.tokens_in == 3
-    with pytest.raises(PassingFailure, match="cut"):
-        read_image(f"data: {part}\n\n")
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        ({"message": "overloaded", "code": 503}, PassingFailure),
-        ({"message": "slow down", "code": 429}, PassingFailure),
-        ({"message": "Insufficient credits", "code": 402}, BackendError),
-        ({"message": "Billing hard limit has been reached"}, BackendError),
-        ({"message": "too long", "code": 400}, RowFailure),
-    ],
-)
-def test_an_error_with_status_200_is_sorted_as_its_status_would_be(error, kind):
-    with pytest.raises(ErrorBody) as caught:
-        read_image(json.dumps({"error": error}))
-    assert type(failure_in_body("mine", "m", caught.value, "")) in (kind, ErrorBody)
-    assert isinstance(failure_in_body("mine", "m", caught.value, ""), kind)
+    def __setitem__(self, path, data):
+        self.kept[path] = data
+        super().__setitem__(path, b"<html>Sign in</html>")
 
 
 @pytest.mark.parametrize(
@@ -419,11 +403,6 @@ def test_prices_are_counted(tmp_path):
         settings = chat_settings(server, price=Price(tokens_in=10_000, tokens_out=50_000))
         call(settings, tmp_path, lambda caller: caller.answer(question()), budget)
     assert (budget.calls, budget.tokens) == (1, 120) and budget.money == pytest.approx(2.0)
-
-
-@pytest.mark.parametrize("text", ['{"a": 1}', '```json\n{"a": 1}\n```', '  ```\n{"a": 1}```\n'])
-def test_a_code_fence_around_an_answer_is_taken_off(text):
-    assert without_fence(text) == '{"a": 1}'
 
 
 def test_waiting_is_bounded(tmp_path):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from uniedit_hf.calls.budget import Budget, price_of
 from uniedit_hf.calls.cache import CallCache
 from uniedit_hf.calls.call_settings import BackendSettings, BudgetSettings
-from uniedit_hf.calls.chat_bodies import whole_text
+from uniedit_hf.calls.chat_bodies import json_in, whole_text
 from uniedit_hf.calls.messages import (
     Answer,
     BackendDown,
@@ -168,7 +168,7 @@ class Caller:
                 return NoAnswer("the model refused", reply.refusal)
             text = reply.text or ""
             try:
-                answer = request.answer.model_validate_json(without_fence(text))
+                answer = request.answer.model_validate_json(json_in(text))
                 self.well_formed = True
                 return answer
             except ValidationError as error:
@@ -283,11 +283,3 @@ def _clean(reply: Reply, key: str) -> Reply:
         clean = {name: text.replace(key, "***") for name, text in clean.items()}
     found = {name: text for name, text in clean.items() if text != texts[name]}
     return replace(reply, **found) if found else reply
-
-
-def without_fence(text: str) -> str:
-    """The text without the code fence that some models put around JSON."""
-    text = text.strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text.removeprefix("```").removesuffix("```").removeprefix("json").strip()
-    return text

@@ -12,23 +12,30 @@ from uniedit_hf.calls.messages import BackendError, PassingFailure, Reply, RowFa
 
 
 LONGEST_MESSAGE = 300
-PASSING = (408, 409, 425, 429)
+PASSING = (408, 409, 425, 429, 498)
 # Messages of a service that refuses the content of a request.
 REFUSED = re.compile(
     r"moderation_blocked|content_?policy|content_?filter|content management policy|responsibleaipolicy|safety system|"
-    r"data_inspection_failed|sensitive content|invalid_prompt",
+    r"content filtering|data_inspection_failed|sensitive content|invalid_prompt",
     re.IGNORECASE,
 )
 # ... whose account has no credit.
 UNPAID = re.compile(
     r"insufficient_quota|insufficient_balance|billing|exceeded your current quota|credit balance|out of credit|"
-    r"not enough credit|account.{0,20}(?:inactive|suspended|arrears)|arrearage|payment",
+    r"not enough credit|available credits|insufficient.{0,10}(?:balance|funds|credit)|balance.{0,20}insufficient|"
+    r"spend(?:ing)? limit|account.{0,20}(?:inactive|suspended|arrears)|arrearage|payment|欠费|余额不足",
     re.IGNORECASE,
 )
 # ... that does not accept one of our parameters.
 PARAMETER = re.compile(
     r"unsupported[_ ](?:parameter|value)|(?:is|are) not supported|not supported with this|unknown[_ ]parameter|"
-    r"unrecognized request argument|extra (?:inputs|fields)|unexpected keyword",
+    r"unrecognized (?:request argument|key)|unknown name|is unavailable now|max_(?:completion_)?tokens is too large|"
+    r"extra (?:inputs|fields)|unexpected keyword",
+    re.IGNORECASE,
+)
+# ... that has no such model.
+NO_MODEL = re.compile(
+    r"model_not_found|model_not_supported|invalid model name|model \S+ (?:does not exist|was not found|is not found)",
     re.IGNORECASE,
 )
 
@@ -69,15 +76,27 @@ def sorted_failure(who: str, model: str, status: int, message: str, wait: str, k
     """
     message, said = without_key(message, key), f"{code} {message}"
     again = "then run the same command again: what has been answered is kept"
-    if status == 402 or status in (400, 403, 429) and UNPAID.search(said):
+    if status == 402 or status in (400, 403, 412, 429) and UNPAID.search(said):
         return BackendError(
             f"{who} has no credit left (HTTP {status}: {message}): add credit to the account, {again}."
         )
     if status in (401, 403):
-        return BackendError(f"{who} refuses the key (HTTP {status}): check the environment variable.")
-    if status == 404:
+        reason = f": {message}" if message else ""
         return BackendError(
-            f"{who} knows no model {model!r} or has another address (HTTP 404: {message}): check model and base_url."
+            f"{who} refuses the key (HTTP {status}{reason}): check the environment variable, and what its account may "
+            "use."
+        )
+    if status in (404, 405, 410) or status == 400 and NO_MODEL.search(said):
+        return BackendError(
+            f"{who} knows no model {model!r} or has another address (HTTP {status}: {message}): check model and "
+            "base_url."
+        )
+    if status in (400, 422) and re.search("organization must be verified", said, re.IGNORECASE):
+        return BackendError(f"{who} does not open this model to the account (HTTP {status}: {message}), {again}.")
+    if 300 <= status < 400:
+        return BackendError(
+            f"{who} sends calls to another address (HTTP {status}), which are not followed with a key: write that "
+            "address into base_url."
         )
     if status in PASSING or status >= 500:
         seconds = float(wait) if wait.replace(".", "", 1).isdecimal() else 0.0

@@ -149,10 +149,10 @@ class OpenAiChatBackend:
             response = await self.client.post(f"{self.base_url}/chat/completions", json=body)
         except httpx2.HTTPError as error:
             raise transport_failure(error) from error
-        message, code = error_of(response.text) if response.status_code != 200 else ("", "")
+        message, code = error_of(response.text) if not response.is_success else ("", "")
         if is_refusal(response.status_code, message, code):
             return Reply(self.settings.model, refusal=without_key(message, self.key))
-        if response.status_code != 200 or is_html(response.text):
+        if not response.is_success or is_html(response.text):
             raise self._failure(response)
         try:
             made = read_completion(response.text)

@@ -45,7 +45,7 @@ class HttpEditorBackend:
             response = await self.client.post(self.settings.base_url, json=body)
         except httpx2.HTTPError as error:
             raise transport_failure(error) from error
-        if response.status_code != 200:
+        if not response.is_success:
             wait, (message, code) = response.headers.get("retry-after", ""), error_of(response.text)
             raise sorted_failure(self.who, self.settings.model, response.status_code, message, wait, self.key, code)
         try:

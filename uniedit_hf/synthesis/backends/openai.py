@@ -22,7 +22,7 @@ from uniedit_hf.calls.failures import (
     transport_failure,
     without_key,
 )
-from uniedit_hf.calls.image_bodies import read_image
+from uniedit_hf.calls.image_bodies import is_image, read_image
 from uniedit_hf.calls.messages import BackendError, EditRequest, EncodedImage, PassingFailure, Reply, RowFailure
 from uniedit_hf.calls.openai_chat import check_arguments
 from uniedit_hf.synthesis.geometry import nearest_ratio
@@ -105,7 +105,10 @@ class OpenAiEditorBackend:
         made = read_image(body)
         if made.url is None:
             return None if made.image is None else EncodedImage(made.image)
-        address, own = httpx2.URL(made.url), httpx2.URL(str(self.client.base_url))
+        try:
+            address, own = httpx2.URL(made.url), httpx2.URL(str(self.client.base_url))
+        except httpx2.InvalidURL:
+            return None
         if _origin(address) != _origin(own) and address.host not in self.settings.image_hosts:
             raise BackendError(
                 f"{self.who} replies with the address of an image on {address.host}: add this host to image_hosts of "
@@ -140,6 +143,8 @@ async def _download(address: httpx2.URL, timeout: float) -> bytes:
                     raise PassingFailure(f"more than {LARGEST_IMAGE:,} bytes from {address.host}")
     except httpx2.HTTPError as error:
         raise PassingFailure(f"{type(error).__name__} at {address.host}", reached=False) from error
+    if not is_image(data):
+        raise PassingFailure(f"what is not an image from {address.host}")
     return bytes(data)
 
 
