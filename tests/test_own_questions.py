@@ -126,7 +126,7 @@ def test_they_are_published_tuned_on_and_compared(built, shared):
     assert all(loaded[form] == pq.read_table(built / form / "my-edits").num_rows for form in SOURCES)
     assert "Trained 4 steps; the model is in runs/lora." in said and "/tester/my-lora." in said
     assert "which is only on this machine" in said, "nobody else can load adapters of a local base"
-    assert "| small_world | tuned | baseline |" in said
+    assert "| small_world | tuned | baseline | difference | 95 % interval |" in said
     page = (built.parent / "runs" / "compared" / "result.html").read_text(encoding="utf-8")
     assert "<h1>small_world</h1>" in page
     card = (built / "parquet" / "README.md").read_text(encoding="utf-8")

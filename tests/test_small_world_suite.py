@@ -78,7 +78,13 @@ def test_the_command_runs_goes_on_and_compares(tuned, items, tmp_path, capsys):
         assert (stated["difference"], stated["interval"]) == (difference, interval)
         assert result["runs"]["baseline"]["summary"][name] == pytest.approx(sum(theirs) / len(theirs))
     text = (tmp_path / "result.md").read_text()
-    assert "understanding: Over 4 items" in text and "detected by the small world's reader" in text
+    changed, row = next(
+        (each, line) for line in text.splitlines() for name, each in result["paired_groups"].items()
+        if line.startswith(f"| {name} |") and each["items"] > 1 and not each["interval_note"]
+    )  # fmt: skip
+    low, high = changed["interval"]
+    assert f"| {low:+.3f} to {high:+.3f} | {changed['better']}, {changed['worse']} | {changed['items']} |" in row
+    assert "detected by the small world's reader" in text
     assert "### Evaluation" not in (tuned / "README.md").read_text()  # whole runs only, not one with limit
     assert "| intelligent |" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,26 +21,43 @@ from uniedit_hf.pages import render
 
 
 SIDE = 256
+SMALL = 128  # pixels of an image: smaller ones are shown with visible pixels
+GROUP_COLUMNS = ("difference", "95 % interval", "better, worse", "items")
 
 
 def markdown(result: dict) -> str:
-    """A table of the suite's numbers, and the comparison in a sentence."""
-    runs = result["runs"]
-    lines = [f"| {result['suite']} | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
-    names = {name: None for run in runs.values() for name in run["summary"]}
-    for name in sorted(names, key=lambda each: each != result["headline"]):
-        lines.append(f"| {name} | " + " | ".join(_number(run["summary"].get(name)) for run in runs.values()) + " |")
+    """A table of the suite's numbers with their differences, or with the comparison in a sentence below it."""
+    runs, groups = result["runs"], result.get("paired_groups") or {}
+    columns = [result["suite"], *runs, *(GROUP_COLUMNS if groups else ())]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    names = dict.fromkeys([*groups, *(name for run in runs.values() for name in run["summary"])])
+    for name in names if groups else sorted(names, key=lambda each: each != result["headline"]):
+        cells = [name, *(_number(run["summary"].get(name)) for run in runs.values()), *_differences(groups, name)]
+        lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     for name, run in runs.items():
         lines += [f"- {name}, {_short(result['models'][name])}: {_statuses(run['statuses'])}"]
         lines += [f"  - {run['problem']}"] if run.get("problem") else []
         lines += [f"  - {each['count']} {each['status']}: {_cell(each['reason'])}" for each in run.get("reasons", ())]
-    if groups := result.get("paired_groups"):  # the mean over all of them would mix abilities
-        for name, paired in groups.items():
-            lines += ["", f"{name}: {_sentence(paired)}"]
+    if groups:  # the mean over all of them would mix abilities
+        lines += ["", "Differences are means over the items, with a 95 % interval of a paired bootstrap."]
     elif paired := result.get("paired"):
         lines += ["", _sentence(paired)]
     return "\n".join([*lines, "", _provenance(result)]) + "\n"
+
+
+def _differences(groups: dict, name: str) -> list[str]:
+    """The cells of `GROUP_COLUMNS`, if there are groups; empty for a number that is not a group's."""
+    if name not in groups:
+        return [""] * len(GROUP_COLUMNS) if groups else []
+    paired = groups[name]
+    if not paired["items"]:
+        return ["-", "-", "-", "0"]
+    interval = "one item"
+    if paired["items"] > 1:
+        low, high = paired["interval"]
+        interval = "all equal" if paired.get("interval_note") else f"{low:+.3f} to {high:+.3f}"
+    return [f"{paired['difference']:+.3f}", interval, f"{paired['better']}, {paired['worse']}", str(paired["items"])]
 
 
 def _number(value: float | None) -> str:
@@ -129,8 +147,9 @@ def _example(item: Item, values: Sequence[float], seed: int, runs: dict[str, Pat
     return {"prompt": item.prompt, "figures": figures, "answers": answers}
 
 
-def _figure(image: Image.Image, caption: str) -> dict[str, str]:
+def _figure(image: Image.Image, caption: str) -> dict[str, Any]:
+    small, buffer = max(image.size) <= SMALL, io.BytesIO()
     image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=85)
-    return {"image": data_url(buffer.getvalue(), "jpeg"), "caption": caption}
+    kind = "png" if small else "jpeg"
+    image.convert("RGB").save(buffer, kind, quality=85)
+    return {"image": data_url(buffer.getvalue(), kind), "caption": caption, "small": small}
