@@ -267,10 +267,10 @@ def test_no_reply_raises(reply):
 
 @pytest.mark.parametrize("reply", DEEP, ids=range(len(DEEP)))
 def test_no_reply_is_too_deep_or_long(reply):
-    start = time.perf_counter()
+    start = time.process_time()
     for parse in ALL:
         parse(reply)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @given(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.text(max_size=60))
