@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from uniedit_hf.cli.parsing import CommandParser
 from uniedit_hf.cli.synthesize import run as command
 from uniedit_hf.schema import TASK_CATEGORIES
 from uniedit_hf.synthesis.settings import Balance, settings_from
+from uniedit_hf.synthesis.stages.classify import Classification
+from uniedit_hf.synthesis.stages.instruct import Writing
+from uniedit_hf.synthesis.stages.verify import Grade, Judgement
 
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +36,22 @@ def test_examples_are_parsed(path):
         given.pop(of_the_command)
     settings = settings_from(given, path.name)
     assert yaml.safe_load(path.read_text())["output_dir"].startswith("runs/") and settings.edit.backend
+
+
+REPLIES = {"classify": Classification, "instruct": Writing, "verify.judge": Judgement, "verify.quality": Grade}
+
+
+@pytest.mark.parametrize("stage", REPLIES)
+def test_the_page_has_the_fields_that_a_server_must_give(stage):
+    """Names, in their order; of lists, those of their items too."""
+    page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {stage} | `{{")]
+    schema = REPLIES[stage].model_json_schema()
+    expected = []
+    for field, kind in schema["properties"].items():
+        item = kind.get("items", {}).get("$ref", "").rpartition("/")[2]
+        expected += [field, *(schema["$defs"][item]["properties"] if item else ())]
+    assert re.findall(r'"(\w+)":', line) == expected
 
 
 def planned(**changes) -> dict:

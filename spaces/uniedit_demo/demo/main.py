@@ -230,6 +230,7 @@ def launch(
         quiet=True,
         state_session_capacity=200,
         prevent_thread_lock=True,
+        _frontend=False,  # no request to its own address, which Gradio gives up after 3 seconds on a busy machine
     )
     print("; ".join(pair.what_runs()))  # noqa: T201
     if page.mcp_server:
