@@ -111,7 +111,7 @@ def test_the_first_image_is_there_within_a_second(browser, address):
         )
         seconds.append(round(time.monotonic() - begun, 2))
         page.close()
-    print("first image after", seconds, "s")
+    print("first image after", seconds, "s")  # noqa: T201
     assert min(seconds) < 1
 
 
