@@ -213,6 +213,27 @@ def test_beams_are_not_assisted(family):
         model.generate(**inputs, max_new_tokens=2, assistant_early_exit=1)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("option", [{"prefill_chunk_size": 4}, {"token_healing": True}])
+def test_what_would_cut_or_rewrite_a_context_is_refused(family, option):
+    model, inputs = FAMILIES[family].model(), contexts(family)
+    for options in (option, {"generation_config": GenerationConfig(**option)}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is not possible.*leave it out"):
+            model.generate(**inputs, max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guidance_of_a_text_is_that_of_the_call(family):
+    model, inputs, length = FAMILIES[family].model(), contexts(family), {"max_new_tokens": 12, "do_sample": False}
+    plain = model.generate(**inputs, **length)
+    torch.testing.assert_close(model.generate(**inputs, **length, guidance_scale=1.0), plain)
+    guided = [
+        model.generate(**inputs, **length, guidance_scale=6.0, negative_prompt_ids=torch.tensor([[number]]))
+        for number in (3, 4)
+    ]
+    assert any(not torch.equal(plain, each) for each in guided)
+
+
 def test_images_beside_a_cache_that_holds_them_are_refused(model, context):
     first = model.generate(**context, max_new_tokens=2, return_dict_in_generate=True)
     inputs = context | {"input_ids": first.sequences, "past_key_values": first.past_key_values}

@@ -250,6 +250,11 @@ def test_arguments_of_trainer_that_packs_have_no_place_for(tmp_path, name, sente
         UniEditTrainer(tiny_bagel(), settings(tmp_path), edit_rows(2), **{name: lambda *arguments: None})
 
 
+def test_a_hyperparameter_search_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match="takes no model_init: make a trainer for every trial"):
+        trainer(tmp_path, edit_rows(2)).hyperparameter_search(n_trials=2)
+
+
 def test_predict_measures_the_losses_of_other_rows(tmp_path):
     ours = trainer(tmp_path, edit_rows(4), eval_dataset=edit_rows(3))
     expected, found = ours.evaluate(), ours.predict(edit_rows(3)).metrics

@@ -30,6 +30,7 @@ CONFIGURATION = "BagelConfig"
 MAPPINGS = {
     "modeling_auto": {
         "MODEL_MAPPING": "BagelModel",
+        "MODEL_FOR_CAUSAL_LM_MAPPING": "BagelForConditionalGeneration",
         "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING": "BagelForConditionalGeneration",
         "MODEL_FOR_MULTIMODAL_LM_MAPPING": "BagelForConditionalGeneration",
     },

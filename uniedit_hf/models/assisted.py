@@ -36,6 +36,21 @@ def is_assisted(options: dict[str, Any], config: GenerationConfig) -> bool:
     return options.get("assistant_model") is not None or looks_up is not None
 
 
+def check_context_is_read_at_once(options: dict[str, Any], config: GenerationConfig) -> None:
+    """Refuses what would cut or rewrite the ids of a context, which do not stand for its images.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    config = options.get("generation_config") or config
+    for name in ("prefill_chunk_size", "token_healing"):
+        if options.get(name, getattr(config, name, None)):
+            raise ValueError(
+                f"{name} is not possible with contexts of samples, whose images are read at once and not by their "
+                "ids: leave it out."
+            )
+
+
 def check_cache_choice(options: dict[str, Any]) -> None:
     """Takes `cache_implementation` out of the arguments of `generate`, whose context is read into a dynamic cache.
 

@@ -218,6 +218,14 @@ class UniEditTrainer(CheckpointMixin, EvaluationMixin, HubMixin, Trainer):
         """The data that the steps of the run train on, as far as it is known beforehand."""
         return plan_training(self.parts, self.reader, args)
 
+    def hyperparameter_search(self, *_, **__):
+        """Not supported, because it makes models with `model_init`.
+
+        Raises:
+            ValueError: Always, with what to do instead.
+        """
+        checks.check_arguments({"model_init": True})
+
     def get_train_dataloader(self) -> PackLoader:
         """The packs of this process, from the current step to the end of the run."""
         return training_loader(self.parts, self.reader, self.args, self.data, self.first_step)

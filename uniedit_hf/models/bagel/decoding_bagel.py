@@ -20,7 +20,13 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uniedit_hf.models.assisted import check_cache_choice, is_assisted, mark_read, unread
+from uniedit_hf.models.assisted import (
+    check_cache_choice,
+    check_context_is_read_at_once,
+    is_assisted,
+    mark_read,
+    unread,
+)
 from uniedit_hf.models.offloading import at_work
 from uniedit_hf.split_attention import NAME as SPLITS
 
@@ -196,8 +202,10 @@ class BagelTextGenerationMixin:
                 "There are images but no token_type_ids, which say where the images are: pass everything that "
                 "BagelProcessor returns."
             )
+        if kwargs.get("token_type_ids") is not None:
+            check_context_is_read_at_once(kwargs, self.generation_config)
         cache = kwargs.get("past_key_values")
-        if images and cache is not None and cache.get_seq_length():
+        if images and isinstance(cache, Cache) and cache.get_seq_length():
             raise ValueError(
                 "There are images beside past_key_values, which contain those of the first turn already: pass the "
                 "sequences and past_key_values alone."

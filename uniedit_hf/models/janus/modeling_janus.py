@@ -20,7 +20,13 @@ from transformers.models.janus.modeling_janus import (
 )
 
 from uniedit_hf.losses import Losses
-from uniedit_hf.models.assisted import check_cache_choice, is_assisted, mark_read, unread
+from uniedit_hf.models.assisted import (
+    check_cache_choice,
+    check_context_is_read_at_once,
+    is_assisted,
+    mark_read,
+    unread,
+)
 from uniedit_hf.models.bagel.token_step import CapturedStep
 from uniedit_hf.models.family import Criterion, ModelDefaults, PackPredictions
 
@@ -341,6 +347,7 @@ class JanusForConditionalGeneration(
                 needs is missing.
         """
         if "token_type_ids" in kwargs and kwargs.get("pixel_values") is None:
+            check_context_is_read_at_once(kwargs, self.generation_config)
             names = ("siglip_images", "vq_images", "vq_tokens", "vq_made_by")
             images = {name: kwargs.pop(name) for name in names if name in kwargs}
             inputs = kwargs.pop("input_ids", inputs)
@@ -361,7 +368,8 @@ class JanusForConditionalGeneration(
                 kwargs.pop("generation_mode", None)
                 if is_assisted(kwargs, self.generation_config):
                     mark_read(kwargs.get("past_key_values"))
-                return GenerationMixin.generate(self, inputs, guidance_scale=None, **kwargs)
+                # the scale in the model's own settings is that of drawing
+                return GenerationMixin.generate(self, inputs, **{"guidance_scale": None} | kwargs)
             return super().generate(inputs, **kwargs)
 
     def get_compiled_call(self, compile_config=None):
