@@ -125,7 +125,7 @@ class BagelConfig(PreTrainedConfig):
     }
     # The official folder has a separate file for the autoencoder; `from_pretrained` reads it as well.
     extra_files = ("ae.safetensors",)
-    # TRL reads this of classes that transformers itself lacks: nothing is remote code, so that it asks an Auto class.
+    # TRL reads this if a class is not one of transformers: nothing here is remote code, so it uses an Auto class.
     auto_map = {}
 
     text_config: dict | PreTrainedConfig | None = None
