@@ -3,6 +3,11 @@ assisted generation, second turns; and nothing ignored in silence."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
@@ -136,6 +141,31 @@ def test_attentions_are_returned_whatever_computes_them(family, attention):
     assert len(output.attentions) == model.config.text_config.num_hidden_layers
     torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
     assert decoder.config._attn_implementation == attention
+
+
+FLEX_AND_SDPA = """
+import torch
+from tiny_models import tiny_janus
+
+model, ids = tiny_janus(), torch.arange(20)[None]
+with torch.no_grad():
+    expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    model.model.language_model.set_attn_implementation("flex_attention")
+    found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_kernels_of_another_cpu_are_not_used(tmp_path):
+    """Two processes share a folder of kernels, the first with AVX2 alone."""
+    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    common = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(folders)}
+    for own in ({"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, {}):
+        run = subprocess.run(
+            [sys.executable, "-c", FLEX_AND_SDPA], env=common | own, capture_output=True, text=True, timeout=600
+        )
+        assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -54,6 +54,21 @@ def look_up_in(mapping: Any, model_type: str, module: Any) -> None:
     mapping._modules[model_type] = module
 
 
+# --- torch.compile --------------------------------------------------------------------------------------------------
+
+
+def keep_kernels_apart() -> None:
+    """Keeps what torch.compile stores on disk for one kind of CPU from processes with another. Its keys leave out the
+    instructions that a kernel was made for, and a FlexAttention kernel for AVX-512 gives wrong values in a process
+    with AVX2 alone, and the other way round (torch 2.13)."""
+    import torch
+    from torch.compiler import config
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in config.cache_key_tag:
+        config.cache_key_tag += capability
+
+
 # --- peft -----------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +263,7 @@ ATTRIBUTES = (
     Upstream(LOADING + "convert_and_load_state_dict_in_model", "models/loading.py", attribute="_weight_conversions"),
     Upstream(PRETRAINED + "enable_input_require_grads", "training/flops.py", attribute="_require_grads_hooks"),
     Upstream("accelerate.hooks:add_hook_to_module", "compat.py", attribute="_hf_hook"),
+    Upstream("torch.compiler:config", "compat.py", attribute="cache_key_tag"),
     Upstream("torch.nn:Module", "models/bagel/step_weights.py", attribute="_forward_hooks"),
     Upstream("torch.nn:Module", "models/bagel/step_weights.py", attribute="_forward_pre_hooks"),
     Upstream(
@@ -280,6 +296,10 @@ NAMES = (
         Upstream(QWEN + name, "models/bagel/decoder_bagel.py, models/bagel/step_weights.py")
         for name in ("Qwen2MLP", "Qwen2RMSNorm", "Qwen2RotaryEmbedding", "eager_attention_forward")
     ),
+    *(
+        Upstream(f"transformers.models.llama.modeling_llama:{name}", "models/janus/token_drawing.py")
+        for name in ("LlamaAttention", "LlamaDecoderLayer", "LlamaMLP", "LlamaRMSNorm")
+    ),
     Upstream("transformers.models.siglip.modeling_siglip:SiglipEncoderLayer", "models/bagel/encoders_bagel.py"),
     Upstream(
         "transformers.models.janus.modeling_janus:JanusForConditionalGeneration", "models/janus/modeling_janus.py"
@@ -289,7 +309,8 @@ NAMES = (
     Upstream("transformers.models.janus.processing_janus:JanusProcessor", "models/janus/processing_janus.py"),
     Upstream("transformers.models.janus.processing_janus:JanusProcessorKwargs", "models/janus/processing_janus.py"),
     Upstream("transformers.models.janus.processing_janus:DEFAULT_SYSTEM_PROMPT", "models/janus/layout.py"),
-    Upstream("transformers.cache_utils:StaticLayer", "models/bagel/token_step.py"),
+    Upstream("transformers.cache_utils:StaticLayer", "models/bagel/token_step.py, models/bagel/step_memory.py"),
+    Upstream("transformers.cache_utils:DynamicLayer", "models/bagel/step_memory.py"),
     Upstream("transformers.activations:ACT2FN", "models/bagel/encoders_bagel.py, models/bagel/step_weights.py"),
     Upstream("accelerate.hooks:remove_hook_from_module", "models/offloading.py", ("module",)),
     Upstream("transformers.modeling_layers:GradientCheckpointingLayer", "models/bagel/decoder_bagel.py"),

@@ -19,13 +19,14 @@ from torch import nn
 from transformers import BatchFeature
 from transformers.utils import logging
 
-from uniedit_hf.compat import QuietCheckpointing
+from uniedit_hf.compat import QuietCheckpointing, keep_kernels_apart
 from uniedit_hf.losses import Losses
 from uniedit_hf.recipes import Conditioning
 from uniedit_hf.segments import ImageSegment, Sample, View
 
 
 logger = logging.get_logger(__name__)
+keep_kernels_apart()
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

@@ -276,9 +276,14 @@ def _together(states: tuple[torch.Tensor, ...]) -> torch.Tensor:
 def rotary_tables(rotary: nn.Module, states: torch.Tensor, positions: torch.Tensor) -> Rotary:
     """Cosines and sines (tokens, 1, E) of positions (tokens,) in the dtype of `states`; the first half of the sines is
     negated, so that a rotation is `states * cos + swapped_halves * sin`."""
-    cos, sin = rotary(states, positions[None])
-    first, second = sin[0].chunk(2, dim=-1)
-    return cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None]
+    if rotary.rope_type == "default":  # as the module computes them, with fewer operations
+        angles = positions[:, None, None] * rotary.inv_freq.to(positions.device, torch.float32)
+        first, second = angles.cos(), angles.sin()
+    else:
+        cos, sin = rotary(states, positions[None])
+        first, second = (each[0, :, None].chunk(2, dim=-1)[0] for each in (cos, sin))
+    tables = torch.cat([first, first], dim=-1), torch.cat([-second, second], dim=-1)
+    return tables[0].to(states.dtype), tables[1].to(states.dtype)
 
 
 class BagelTextModel(BagelPreTrainedModel):

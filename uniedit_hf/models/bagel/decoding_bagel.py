@@ -30,11 +30,11 @@ from uniedit_hf.models.assisted import (
 from uniedit_hf.models.offloading import at_work
 from uniedit_hf.split_attention import NAME as SPLITS
 
+from .answer_step import answer_step, answering, text_experts
 from .configuration_bagel import LATENT, VIT
 from .decoder_bagel import EAGER, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
 from .reading_bagel import IMAGES, text_positions
-from .step_weights import answering, text_experts
 from .token_step import CapturedStep, is_static, token_logits
 
 
@@ -168,11 +168,14 @@ class BagelTextGenerationMixin:
         self, input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, keep
     ) -> BagelOutput:
         """Logits after text only; nothing is routed."""
-        cache = past_key_values
+        cache, decoder = past_key_values, self.model.language_model
+        step = None if self.compile_layers else answer_step(decoder)
+        if step is not None and step.takes(input_ids, position_ids, inputs_embeds, cache):
+            logits = step.logits(input_ids, position_ids, attention_mask, cache)
+            return BagelOutput(logits=logits, past_key_values=cache)
         if inputs_embeds is None and position_ids is not None and input_ids.shape[1] == 1 and is_static(cache):
             logits = token_logits(self, input_ids, position_ids, attention_mask, cache, bool(self.compile_layers))
             return BagelOutput(logits=logits, past_key_values=cache)
-        decoder = self.model.language_model
         embeds = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is not False and cache is None:
             cache = DynamicCache(config=self.config.text_config)
@@ -218,7 +221,7 @@ class BagelTextGenerationMixin:
         elif images:
             images["inputs_embeds"] = kwargs.get("inputs_embeds")
             kwargs["inputs_embeds"] = self.embed_context(input_ids, kwargs["token_type_ids"], **images)
-        with answering(self.model.language_model):
+        with answering(self.model.language_model, self.lm_head):
             return super().generate(input_ids, **kwargs)
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ from .decoder_bagel import Regions, rotary_tables
 from .encoders_bagel import grid_index
 from .flow import guide, schedule
 from .shortcuts_bagel import FirstLayer, Reuse
-from .step_weights import step_experts
+from .step_weights import PLAIN, last_norm, step_experts
 
 
 Pairs = tuple[tuple[int, int], ...]  # (context, request)
@@ -105,13 +105,23 @@ class Branches:
             for counts in ([MARKERS] * len(contexts), self.lengths)
         ]
         # all views that layers write to or read from are made here, once
+        num_queries, buffers = decoder.config.num_attention_heads, {}
         self.slots, self.seen = [], []
         for memories in zip(*(context.memory for context in contexts)):
+            device, size = memories[0].device, memories[0].shape[-1]
+            if device not in buffers:
+                shapes = [(MARKERS + length, num_queries, size) for length in self.lengths]
+                buffers[device] = [memories[0].new_empty(shape) for shape in shapes]
             ends = [context.past + MARKERS + length for context, length in zip(contexts, self.lengths)]
-            images = [memory[context.past : end] for context, memory, end in zip(contexts, memories, ends)]
-            self.slots.append([(*image[:MARKERS].unbind(1), *image[MARKERS:].unbind(1)) for image in images])
+            images = [
+                (query, *memory[context.past : end].unbind(1))
+                for query, context, memory, end in zip(buffers[device], contexts, memories, ends)
+            ]
+            parts = (slice(MARKERS), slice(MARKERS, None))
+            self.slots.append([[each[part] for part in parts for each in image] for image in images])
+            queries = [query[None].transpose(1, 2) for query in buffers[device]]  # (1, H, 2 + P, E)
             seen = [memory[None, :end].transpose(1, 3) for memory, end in zip(memories, ends)]  # (1, K, 2, end, E)
-            self.seen.append([each.unbind(2) for each in seen])
+            self.seen.append([(query, *each.unbind(2)) for query, each in zip(queries, seen)])
 
     def attend(self, layer: int, und: Sequence[torch.Tensor], gen: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Attention from queries, keys and values of both experts' tokens: (2 B, H * E) and (all P, H * E).
@@ -120,12 +130,10 @@ class Branches:
         outputs = []
         markers = [MARKERS] * len(self.lengths)
         parts = zip(*(each.split(markers) for each in und), *(each.split(self.lengths) for each in gen))
-        for part, slots, (keys, values), length in zip(parts, self.slots[layer], self.seen[layer], self.lengths):
-            und_query, und_key, und_value, gen_query, gen_key, gen_value = part
-            for slot, new in zip(slots, (und_key, und_value, gen_key, gen_value)):
+        for part, slots, seen, length in zip(parts, self.slots[layer], self.seen[layer], self.lengths):
+            for slot, new in zip(slots, part):
                 slot.copy_(new)
-            query = torch.cat([und_query, gen_query])[None].transpose(1, 2)
-            output = scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+            output = scaled_dot_product_attention(*seen, enable_gqa=True)
             outputs.append(output.transpose(1, 2).reshape(MARKERS + length, -1).split([MARKERS, length]))
         return [torch.cat(each) for each in zip(*outputs)]
 
@@ -174,6 +182,7 @@ class Denoiser:
     def __init__(self, model, settings: Sequence, rows: Sequence[Sequence[int]], contexts, regions: Regions):
         self.model, self.settings, self.rows, self.contexts = model, settings, rows, contexts
         self.experts, self.regions = step_experts(model.model.language_model, ("", "_moe_gen"), regions)
+        self.norm = last_norm(model.model.language_model, "norm_moe_gen", self.regions is PLAIN)
         self.times = torch.stack([schedule(s.num_timesteps, s.timestep_shift) for s in settings]).tolist()
         core, device = model.model, contexts[0].position.device
         grids = [model.latent_grid(s) for s in settings]
@@ -204,7 +213,7 @@ class Denoiser:
             r: core.vae2llm(latents[r].to(self.places[r].dtype)) + self.time_embeds[r, step] + self.places[r]
             for r in asked
         }
-        hidden = core.language_model.norm_moe_gen(self._hidden(pairs, embeds))
+        hidden = self.norm(self._hidden(pairs, embeds))
         by_pair = self._by_pair(pairs, core.llm2vae(hidden).float())
         found = {}
         for request, rows in wanted.items():

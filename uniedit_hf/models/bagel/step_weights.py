@@ -10,23 +10,23 @@ Shapes: n tokens of an expert, D hidden size, H query heads, K key and value hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from uniedit_hf.compat import has_forward_hooks
 
-from .decoder_bagel import EAGER, BagelAttention, BagelDecoderLayer, BagelRMSNorm, Regions
+from .decoder_bagel import EAGER, BagelAttention, BagelDecoderLayer, BagelRMSNorm, Expert, Regions
 
 
-PLAIN_MODULES = {BagelAttention, BagelDecoderLayer, BagelRMSNorm, Qwen2MLP, nn.Linear, nn.ModuleList}
-PLAIN_MODULES |= {type(ACT2FN["silu"])}
+SHARED_MODULES = frozenset({nn.Linear, nn.ModuleList, type(ACT2FN["silu"])})
+NORMS = (BagelRMSNorm, LlamaRMSNorm)
+PLAIN_MODULES = SHARED_MODULES | {BagelAttention, BagelDecoderLayer, BagelRMSNorm, Qwen2MLP}
 
 
 class Norm(NamedTuple):
@@ -57,8 +57,8 @@ class Weights(NamedTuple):
         heads: H and K.
         input_norm: Before the projections.
         qkv: (D, (H + 2 K) E).
-        qkv_bias: ((H + 2 K) E,).
-        head_norm: Weights of the norms of queries and keys, (H + K, E).
+        qkv_bias: ((H + 2 K) E,), or `None`.
+        head_norm: The norms of queries and keys, with weights (H + K, E), or `None`.
         out: (H E, D).
         post_norm: Before the MLP.
         gate_up: (D, 2 M).
@@ -68,24 +68,37 @@ class Weights(NamedTuple):
     heads: tuple[int, int]
     input_norm: Norm
     qkv: torch.Tensor
-    qkv_bias: torch.Tensor
-    head_norm: Norm
+    qkv_bias: torch.Tensor | None
+    head_norm: Norm | None
     out: torch.Tensor
     post_norm: Norm
     gate_up: torch.Tensor
     down: torch.Tensor
 
 
+def joint(weights: Weights, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Hidden states (n, D) and tables (n, 1, E) to queries, keys and values side by side, (n, (H + 2 K) E)."""
+    normed, bias = weights.input_norm(hidden), weights.qkv_bias
+    rows = torch.mm(normed, weights.qkv) if bias is None else torch.addmm(bias, normed, weights.qkv)
+    size, num_heads = cos.shape[-1], sum(weights.heads)
+    both = heads_of(rows, 0, num_heads, size)
+    normed = both if weights.head_norm is None else weights.head_norm(both)
+    # A second copy behind each head, so that swapped halves are a view.
+    swapped = torch.cat([normed, normed], -1).as_strided(normed.shape, (2 * num_heads * size, 2 * size, 1), size // 2)
+    torch.mul(normed, cos, out=both).addcmul_(swapped, sin)
+    return rows
+
+
+def heads_of(rows: torch.Tensor, first: int, count: int, size: int) -> torch.Tensor:
+    """Some heads (n, count, E) of rows with all heads side by side: a view, by one operation."""
+    return rows.as_strided((len(rows), count, size), (rows.shape[1], size, 1), first * size)
+
+
 def project(weights: Weights, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """As `decoder_bagel.project`: hidden states (n, D) to queries, keys and values (n, heads, E)."""
-    rows = torch.addmm(weights.qkv_bias, weights.input_norm(hidden), weights.qkv)
-    num_queries, num_keys = weights.heads
-    rows = rows.view(len(hidden), num_queries + 2 * num_keys, cos.shape[-1])
-    both, value = rows.split_with_sizes([num_queries + num_keys, num_keys], 1)
-    both = weights.head_norm(both)
-    swapped = both.view(*both.shape[:2], 2, -1).flip(2).view(both.shape)
-    query, key = torch.addcmul(both * cos, swapped, sin).split_with_sizes(weights.heads, 1)
-    return query, key, value
+    rows, (num_queries, num_keys) = joint(weights, hidden, cos, sin), weights.heads
+    parts = ((0, num_queries), (num_queries, num_keys), (num_queries + num_keys, num_keys))
+    return tuple(heads_of(rows, *part, cos.shape[-1]) for part in parts)
 
 
 def absorb(weights: Weights, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -108,41 +121,20 @@ def step_experts(decoder: nn.Module, suffixes: Sequence[str], regions: Regions) 
         suffixes: Suffixes of the experts, see `BagelDecoderLayer.expert`.
         regions: The regions that were asked for; compiled regions take modules.
     """
-    if regions is EAGER and _is_plain(decoder):
-        norm_of = _norms(decoder)
-        return [tuple(_weights(layer, suffix, norm_of) for suffix in suffixes) for layer in decoder.layers], PLAIN
+    if regions is EAGER and is_plain(decoder.layers):
+        norm_of, size = norms_of(decoder), decoder.layers[0].self_attn.head_dim
+        return [
+            tuple(weights_of(layer.expert(suffix), size, norm_of) for suffix in suffixes) for layer in decoder.layers
+        ], PLAIN
     return [tuple(layer.expert(suffix) for suffix in suffixes) for layer in decoder.layers], regions
 
 
-# the decoder that writes an answer, with what `step_experts` found for it
-_ANSWER: ContextVar[tuple[nn.Module, list, Regions] | None] = ContextVar("answer", default=None)
-
-
-@contextmanager
-def answering(decoder: nn.Module) -> Iterator[None]:
-    """Keeps the experts of a decoder for all tokens of an answer, in which its modules must stay what they are."""
-    experts, regions = step_experts(decoder, ("",), EAGER)
-    token = _ANSWER.set((decoder, [expert for (expert,) in experts], regions))
-    try:
-        yield
-    finally:
-        _ANSWER.reset(token)
-
-
-def text_experts(decoder: nn.Module, regions: Regions) -> tuple[list, Regions]:
-    """The understanding expert of every layer, and what the layers do with it: the kept ones within an answer."""
-    kept = _ANSWER.get()
-    if kept is not None and kept[0] is decoder and regions is EAGER:
-        return kept[1:]
-    return [layer.expert("") for layer in decoder.layers], regions
-
-
-def _is_plain(decoder: nn.Module) -> bool:
-    """Whether the layers are nothing but their modules' weights, all of one dtype."""
-    modules, parameters = list(decoder.layers.modules()), list(decoder.layers.parameters())
+def is_plain(layers: nn.ModuleList, kinds: frozenset[type] = PLAIN_MODULES) -> bool:
+    """Whether layers are nothing but the weights of modules of these kinds, all of one dtype."""
+    modules, parameters = list(layers.modules()), list(layers.parameters())
     device = parameters[0].device.type
     return (
-        {type(module) for module in modules} <= PLAIN_MODULES
+        {type(module) for module in modules} <= kinds
         and not any(map(has_forward_hooks, modules))
         and {type(parameter.data) for parameter in parameters} == {torch.Tensor}
         and len({parameter.dtype for parameter in parameters}) == 1
@@ -151,7 +143,7 @@ def _is_plain(decoder: nn.Module) -> bool:
     )
 
 
-def _norms(decoder: nn.Module) -> Callable[..., Norm]:
+def norms_of(decoder: nn.Module) -> Callable[..., Norm]:
     """A function that makes the norms. They use lengths in fp32 on a CPU, where rms_norm is a dozen operations."""
     like = decoder.norm.weight
     by_length = like.device.type == "cpu" and like.dtype == torch.float32
@@ -168,18 +160,30 @@ def _norms(decoder: nn.Module) -> Callable[..., Norm]:
     return norm_of
 
 
-def _weights(layer: nn.Module, suffix: str, norm_of: Callable[..., Norm]) -> Weights:
-    expert, size = layer.expert(suffix), layer.self_attn.head_dim
+def last_norm(decoder: nn.Module, name: str, plain: bool = True) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm of this name behind the layers, as plain weights if these are plain."""
+    module = getattr(decoder, name)
+    if plain and type(module) in NORMS and not has_forward_hooks(module):
+        return norms_of(decoder)(module.weight.data, module.variance_epsilon)
+    return module
+
+
+def weights_of(expert: Expert, size: int, norm_of: Callable[..., Norm]) -> Weights:
+    """The plain weights of an expert whose heads have this size; `nn.Identity` stands for no norm of heads."""
     projections = (expert.q_proj, expert.k_proj, expert.v_proj)
     heads = [len(each.weight) // size for each in projections]
-    head_weights = [norm.weight.expand(n, size) for norm, n in zip((expert.q_norm, expert.k_norm), heads)]
-    mlp = expert.mlp
+    head_norm, bias, mlp = None, None, expert.mlp
+    if not isinstance(expert.q_norm, nn.Identity):
+        each = [norm.weight.expand(n, size) for norm, n in zip((expert.q_norm, expert.k_norm), heads)]
+        head_norm = norm_of(torch.cat(each).data, expert.q_norm.variance_epsilon)
+    if expert.q_proj.bias is not None:
+        bias = side_by_side([each.bias for each in projections])
     return Weights(
         (heads[0], heads[1]),
         norm_of(expert.input_norm.weight.data, expert.input_norm.variance_epsilon),
         side_by_side([each.weight for each in projections]).t(),
-        side_by_side([each.bias for each in projections]),
-        norm_of(torch.cat(head_weights).data, expert.q_norm.variance_epsilon),
+        bias,
+        head_norm,
         expert.o_proj.weight.data.t(),
         norm_of(expert.post_norm.weight.data, expert.post_norm.variance_epsilon),
         side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),

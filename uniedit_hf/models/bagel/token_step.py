@@ -21,9 +21,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from uniedit_hf.models.captured import Replayed
 from uniedit_hf.models.offloading import at_work
 
+from .answer_step import text_experts
 from .decoder_bagel import EAGER, Regions, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
-from .step_weights import text_experts
 
 
 def is_static(cache: Cache | None) -> bool:

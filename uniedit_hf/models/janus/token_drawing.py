@@ -14,11 +14,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import StaticCache
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from uniedit_hf.models.bagel.decoder_bagel import Expert, rotary_tables
 from uniedit_hf.models.bagel.denoising_bagel import on_device_of
+from uniedit_hf.models.bagel.step_memory import CacheMemory
+from uniedit_hf.models.bagel.step_weights import SHARED_MODULES, Weights, is_plain, last_norm, norms_of, weights_of
 from uniedit_hf.models.bagel.token_step import compiled_code, seen_bias, token_layer
 from uniedit_hf.models.captured import Replayed
+
+
+PLAIN_MODULES = SHARED_MODULES | {LlamaDecoderLayer, LlamaAttention, LlamaRMSNorm, LlamaMLP}
 
 
 class TokenDrawing:
@@ -57,7 +63,10 @@ class TokenDrawing:
         self.temperatures = torch.tensor([each.temperature for each in settings], device=requests.device)[:, None]
         on_cpu = requests.device.type == "cpu"
         self.layer = compiled_code().layer if model.compile_layers and on_cpu else token_layer
-        self.experts = [expert_of(layer) for layer in model.model.language_model.layers]
+        weights = None if model.compile_layers else plain_experts(model.model.language_model)
+        self.experts = weights or [expert_of(layer) for layer in model.model.language_model.layers]
+        self.norm = last_norm(model.model.language_model, "norm", bool(weights))
+        self.memory = weights and CacheMemory(cache, attention_mask, weights[0].heads[0])
         self.step = Replayed(self._step, requests.device)
 
     def choose(self, hidden: torch.Tensor) -> None:
@@ -78,13 +87,16 @@ class TokenDrawing:
         last = self.tokens.index_select(1, self.number - 1)[self.requests]
         hidden = self.model.prepare_embeddings_for_image_generation(last)[:, 0]
         tables = rotary_tables(decoder.rotary_emb, hidden, self.position + self.number - 1)
+        if self.memory is not None:
+            self.choose(self.norm(self.memory.run_layers(self.experts, hidden, *tables, self.memory.bias(None))))
+            return
         place = memories[0].cumulative_length.view(1)
         bias = seen_bias(self.attention_mask, place, memories[0])
         for layer, expert, memory in zip(decoder.layers, self.experts, memories):
             hidden, tables, place, bias = on_device_of(layer, (hidden, tables, place, bias))
             hidden = self.layer(expert, hidden, *tables, memory.keys, memory.values, place, bias)
         torch._foreach_add_([memory.cumulative_length for memory in memories], 1)
-        self.choose(decoder.norm(hidden))
+        self.choose(self.norm(hidden))
 
 
 def expert_of(layer: nn.Module) -> Expert:
@@ -94,3 +106,14 @@ def expert_of(layer: nn.Module) -> Expert:
     return Expert(
         layer.input_layernorm, *projections, same, same, attention.o_proj, layer.post_attention_layernorm, layer.mlp
     )
+
+
+def plain_experts(decoder: nn.Module) -> list[Weights] | None:
+    """The weights of the layers on a CPU in fp32; `None` elsewhere and if they are not plain, see `step_weights`."""
+    layers, like = decoder.layers, decoder.norm.weight
+    biased = [linear for layer in layers for linear in (layer.self_attn.o_proj, *layer.mlp.children())]
+    if like.device.type != "cpu" or like.dtype != torch.float32 or not is_plain(layers, PLAIN_MODULES):
+        return None
+    if any(getattr(linear, "bias", None) is not None for linear in biased):
+        return None
+    return [weights_of(expert_of(layer), layer.self_attn.head_dim, norms_of(decoder)) for layer in layers]
