@@ -55,7 +55,7 @@ class AnswerStep:
 
 
 class Answer(NamedTuple):
-    """What is kept for all tokens of an answer, in which the decoder's modules must stay what they are."""
+    """Objects kept for all tokens of an answer, in which the decoder's modules must stay as they are."""
 
     decoder: nn.Module
     experts: list

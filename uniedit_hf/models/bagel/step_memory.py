@@ -47,7 +47,7 @@ class Memory:
 
 
 class StaticMemory(Memory):
-    """Of a static layer: its length is on the device, and its tensors always have the same size."""
+    """The memory of a static layer: its length is a tensor, and its keys and values always have the same size."""
 
     def __init__(self, layer: StaticLayer):
         super().__init__(layer, layer.keys.shape[2])
@@ -55,7 +55,7 @@ class StaticMemory(Memory):
         self.index = torch.arange(self.size)
 
     def later(self) -> torch.Tensor:
-        """Which keys (S,) are behind the next token."""
+        """Whether each of S keys is behind the next token."""
         return self.index > self.place
 
     def add(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,14 +65,14 @@ class StaticMemory(Memory):
 
 
 class GrowingMemory(Memory):
-    """Of a dynamic layer, whose tensors become the filled part."""
+    """The memory of a dynamic layer, whose keys and values become the filled part."""
 
     def __init__(self, layer: DynamicLayer):
         self.length = layer.keys.shape[2]
         super().__init__(layer, (self.length + self.length // 2) // 64 * 64 + 64)
 
     def moved(self) -> bool:
-        """Also if the layer was cut, or there is no more room."""
+        """As `Memory.moved`; also whether the layer was cut, or there is no more room."""
         return super().moved() or self.layer.keys.shape[2] != self.length or self.length == self.size
 
     def add(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
