@@ -12,9 +12,11 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from uniedit_hf import cli
+from uniedit_hf.cli import train
 
 
 choose_device = PartialState.set_device
+leave_processes = train.leave_processes
 
 
 def set_device(state: PartialState) -> None:
@@ -23,8 +25,12 @@ def set_device(state: PartialState) -> None:
         state.distributed_type = DistributedType.MULTI_GPU
 
 
+def say_how_and_leave(code: int = 0) -> None:
+    sys.stdout.write(f"Trained with {PartialState().distributed_type}\n")
+    leave_processes(code)
+
+
 if __name__ == "__main__":
     PartialState.set_device = set_device
-    code = cli.main(["train", *sys.argv[1:]])
-    sys.stdout.write(f"Trained with {PartialState().distributed_type}\n")
-    sys.exit(code)
+    train.leave_processes = say_how_and_leave  # here, as processes beside the first end in it
+    sys.exit(cli.main(["train", *sys.argv[1:]]))
