@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+from accelerate import cpu_offload, init_empty_weights, load_checkpoint_and_dispatch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_models import (
@@ -396,6 +396,22 @@ def test_accelerate_dispatches_empty_models(family, tmp_path):
     found = load_checkpoint_and_dispatch(empty, tmp_path, device_map={"": "cpu"}).eval()
     with torch.no_grad():
         torch.testing.assert_close(found(**inputs).logits, whole(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_accelerate_keeps_weights_elsewhere_until_they_are_called(family):
+    inputs, expected = contexts(family), FAMILIES[family].model()
+    offloaded = cpu_offload(FAMILIES[family].model(), torch.device("cpu"))
+    assert {each.device.type for each in offloaded.parameters()} == {"meta"}
+    with torch.no_grad():
+        torch.testing.assert_close(offloaded(**inputs).logits, expected(**inputs).logits)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2), (1, 1, 3, 3)])
+def test_a_mask_of_another_shape_is_refused(model, shape, gradients):
+    with pytest.raises(ValueError, match="attention_mask has the shape"), torch.set_grad_enabled(gradients):
+        model(torch.tensor([[3, 4, 5]]), attention_mask=torch.ones(shape))
 
 
 def test_accelerate_is_told_why_official_names_stay_empty(model, tmp_path):

@@ -34,7 +34,7 @@ from .answer_step import answer_step, answering, text_experts
 from .configuration_bagel import LATENT, VIT
 from .decoder_bagel import EAGER, compiled_regions, rotary_tables
 from .denoising_bagel import on_device_of
-from .reading_bagel import IMAGES, text_positions
+from .reading_bagel import IMAGES, check_mask, text_positions
 from .token_step import CapturedStep, is_static, token_logits
 
 
@@ -177,6 +177,7 @@ class BagelTextGenerationMixin:
             logits = token_logits(self, input_ids, position_ids, attention_mask, cache, bool(self.compile_layers))
             return BagelOutput(logits=logits, past_key_values=cache)
         embeds = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        check_mask(attention_mask, embeds.shape[1])
         if use_cache is not False and cache is None:
             cache = DynamicCache(config=self.config.text_config)
         if position_ids is None:

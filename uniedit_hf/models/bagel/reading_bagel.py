@@ -70,6 +70,19 @@ def check_lengths(length: int, columns: dict[str, torch.Tensor | None]) -> None:
             )
 
 
+def check_mask(attention_mask: torch.Tensor | None, length: int) -> None:
+    """Refuses a mask that does not say of every token whether it is real.
+
+    Raises:
+        ValueError: Giving its shape.
+    """
+    if attention_mask is not None and (attention_mask.ndim != 2 or attention_mask.shape[1] < length):
+        raise ValueError(
+            f"attention_mask has the shape {tuple(attention_mask.shape)} for {length} tokens: give (rows, tokens), "
+            "those in the cache included, with 1 at real tokens."
+        )
+
+
 def has_images(features: dict[str, Any]) -> bool:
     """Whether there are images among the arguments of a forward."""
     return any(features.get(name) is not None for name in IMAGES)
@@ -260,6 +273,7 @@ class BagelReadingMixin:
         """Hidden states of embedded tokens (B, L, D); missing arguments default to those of plain text."""
         rows, length = embeds.shape[:2]
         past = 0 if cache is None else cache.get_seq_length()
+        check_mask(attention_mask, length)
         positions_given = position_ids is not None
         if position_ids is None:
             position_ids = text_positions(embeds, attention_mask, cache)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from accelerate.utils import align_module_device
 from datasets import Dataset, Features, Image, List, Value
 from torch.nn import functional
 from transformers.models.janus.modeling_janus import JanusVQVAE
@@ -46,10 +47,11 @@ def nearest_codes(features: torch.Tensor, codebook: torch.Tensor) -> torch.Tenso
 @torch.no_grad()
 def encode_image_tokens(vqmodel, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, S, S) in [-1, 1] to tokens (B, T), in the precision of the autoencoder's weights."""
-    weight = vqmodel.quant_conv.weight
-    with torch.autocast(pixels.device.type, enabled=False):
-        features = vqmodel.quant_conv(vqmodel.encoder(pixels.to(weight.device, weight.dtype)))
-        return nearest_codes(features, vqmodel.quantize.embedding.weight)
+    codebook = vqmodel.quantize.embedding
+    # accelerate may keep weights elsewhere until their module is called; the codebook is read without a call
+    with torch.autocast(pixels.device.type, enabled=False), align_module_device(codebook):
+        pixels = pixels.to(codebook.weight.device, vqmodel.quant_conv.weight.dtype)
+        return nearest_codes(vqmodel.quant_conv(vqmodel.encoder(pixels)), codebook.weight)
 
 
 @torch.no_grad()
