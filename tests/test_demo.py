@@ -175,10 +175,15 @@ def test_the_page_opens_with_a_finished_example(page_of, monkeypatch):
     """Before anything is pressed, and without a model at work; an address with settings shows those instead."""
     for name in ("edit", "answer", "generate"):
         monkeypatch.setattr(UniEditPipeline, name, lambda *_, **__: pytest.fail("a model works"))
-    shown = opened(page_of)
-    assert isinstance(shown["Base"], Image.Image) and shown["Instruction"] == read_examples(True, "edit")[0].text
-    assert shown["Source image"].is_file() and shown["Status"].startswith("Stored example")
-    assert opened(page_of, tab="ask", text="what is this") == {"Question": "what is this"}
+    parts = {}
+    for part in page_of.blocks.values():
+        parts.setdefault(getattr(part, "label", None), part)
+    first = {name: parts[name].value for name in ("Base", "Tuned", "Source image", "Instruction", "Status")}
+    assert all(Path(first[name]["path"]).is_file() for name in ("Base", "Tuned", "Source image"))
+    assert first["Instruction"] == read_examples(True, "edit")[0].text and first["Status"].startswith("Stored example")
+    assert opened(page_of) == {}, "nothing that arrives later can replace what a visitor has begun"
+    linked = opened(page_of, tab="ask", text="what is this")
+    assert linked == {"Question": "what is this", "Image": None, "Base": None, "Tuned": None, "Status": ""}
 
 
 def opened(page, **parameters) -> dict:

@@ -97,9 +97,9 @@ def test_the_first_screen_shows_a_finished_example(page):
 
 
 def test_the_first_image_is_there_within_a_second(browser, address):
-    """From the request of the page to a decoded image of the stored result: the best of five openings, since other
-    programs may be busy."""
-    seconds = []
+    """From the request of the page to a decoded image of the stored result: the best of five openings, in seconds of
+    an idle machine."""
+    seconds, waits = [], []
     for _ in range(5):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         begun = time.monotonic()
@@ -111,8 +111,24 @@ def test_the_first_image_is_there_within_a_second(browser, address):
         )
         seconds.append(round(time.monotonic() - begun, 2))
         page.close()
-    print("first image after", seconds, "s")  # noqa: T201
-    assert min(seconds) < 1
+        waits.append(seconds_per_second_of_work())
+    print("first image after", seconds, "s; a second of work takes", waits, "s")  # noqa: T201
+    assert min(seconds) < max(1, min(waits))
+
+
+def until(condition, what: str) -> None:
+    end = time.monotonic() + SECONDS / 1000
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def seconds_per_second_of_work() -> float:
+    """How long this process waits for a second of a core: 1 on an idle machine, more where others work."""
+    begun, used = time.monotonic(), time.process_time()
+    while time.process_time() - used < 0.2:
+        pass
+    return round((time.monotonic() - begun) / 0.2, 2)
 
 
 def test_a_photo_is_doubted_where_the_result_would_be(page):
@@ -127,8 +143,9 @@ def test_a_photo_is_doubted_where_the_result_would_be(page):
 def test_a_link_holds_the_seed_and_a_tile_its_request(page, address):
     page.locator(".examples button:visible").last.click()
     text = page.locator(".examples button:visible").last.inner_text().strip()
+    page.wait_for_function(f"[...document.querySelectorAll('textarea')].some(t => t.value == {text!r})")
     page.get_by_role("button", name="Edit", exact=True).click()
-    page.get_by_text("Finished").first.wait_for()
+    until(lambda: status(page).startswith("Finished"), "the edit ends")
     seed = re.search(r"seed (\d+)", status(page))[1]
     page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     page.locator("button:visible", has_text="Copy link").click()
@@ -173,12 +190,12 @@ def test_edit(page):
     assert alike == (not TUNED.is_dir()), "the same seed for both: one model twice gives one picture"
     page.locator(".results .slider-wrap:visible, .results [role=slider]:visible").first.wait_for()
     handle = page.locator(".results .inner:visible").first
+    handle.hover()  # once it lies still
     box = handle.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.mouse.move(box["x"] + 60, box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
-    assert handle.bounding_box()["x"] > box["x"] + 30, "the slider follows"
+    until(lambda: handle.bounding_box()["x"] > box["x"] + 30, "the slider follows")
     page.get_by_label("Source and tuned").check()
     page.get_by_text("Why: what the models see").click()
     asked = page.get_by_role("row").filter(has_text="is the shape in the left half of the image?")

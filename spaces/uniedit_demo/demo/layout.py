@@ -1,4 +1,4 @@
-"""The layout of the page. Its components have no functions; `main.py` connects them."""
+"""The layout of the page, with a stored example in each tab. Its components have no functions; `main.py` adds them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 from .handlers import ANY_SEED, COMPARISONS, SIDES
 from .limits import Limits, number, upload
 from .models import SMALL_WORLD, Pair
-from .request_examples import Example, read_examples
+from .request_examples import Example, StoredExample, read_examples, read_stored
 
 
 @dataclass
@@ -85,16 +85,16 @@ def masthead(pair: Pair) -> None:
 
 def edit_tab(pair: Pair, limits: Limits) -> Tab:
     """Image and instruction on the left, both edits on the right."""
-    examples = _examples(pair, "edit")
+    examples, stored = _examples(pair, "edit"), read_stored("edit")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            picture = upload(limits, label="Source image", height=260, elem_id="edit-source")
-            text = _text("Instruction", examples)
+            picture = upload(limits, stored, label="Source image", height=260, elem_id="edit-source")
+            text = _text("Instruction", examples, stored)
             run, stop = _buttons("Edit")
             settings = _settings(pair, image_guidance=True)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             notice = _notice()
-            results, status, used_seed, reuse, share = _pictures()
+            results, status, used_seed, reuse, share = _pictures(stored)
             comparison, slider, fold = _comparison(COMPARISONS)
             with gr.Accordion("Why: what the models see", open=False):
                 why = gr.Markdown(
@@ -111,19 +111,22 @@ def edit_tab(pair: Pair, limits: Limits) -> Tab:
 
 def ask_tab(pair: Pair, limits: Limits) -> Tab:
     """Image and question on the left, both answers on the right."""
-    examples = _examples(pair, "ask")
+    examples, stored = _examples(pair, "ask"), read_stored("ask")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            picture = upload(limits, label="Image", height=260, elem_id="ask-source")
-            text = _text("Question", examples)
+            picture = upload(limits, stored, label="Image", height=260, elem_id="ask-source")
+            text = _text("Question", examples, stored)
             run, stop = _buttons("Ask")
             with gr.Accordion("Settings", open=False, visible=pair.thinks):
                 thinking = _thinking(pair)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             notice = _notice()
             with gr.Row(elem_classes="pair"):
-                results = [gr.Textbox(label=name, lines=4, interactive=False, buttons=["copy"]) for name in SIDES]
-            status = _status("Nothing asked yet.")
+                results = [
+                    gr.Textbox(answer, label=name, lines=4, interactive=False, buttons=["copy"])
+                    for name, answer in zip(SIDES, stored.results)
+                ]
+            status = _status(stored)
             with gr.Row(elem_classes="actions"):
                 button = _action("Copy link")
             share = Share(button, _link_note())
@@ -133,15 +136,15 @@ def ask_tab(pair: Pair, limits: Limits) -> Tab:
 
 def generate_tab(pair: Pair) -> Tab:
     """A description on the left, both drawings on the right."""
-    examples = _examples(pair, "generate")
+    examples, stored = _examples(pair, "generate"), read_stored("generate")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(scale=4, min_width=300, elem_classes="request"):
-            text = _text("Description", examples)
+            text = _text("Description", examples, stored)
             run, stop = _buttons("Generate")
             settings = _settings(pair, image_guidance=False)
         with gr.Column(scale=7, min_width=300, elem_classes="results"):
             notice = _notice()
-            results, status, used_seed, reuse, share = _pictures()
+            results, status, used_seed, reuse, share = _pictures(stored)
             comparison, slider, fold = _comparison(COMPARISONS[:1])
             thoughts = _thoughts(pair)
     return Tab(
@@ -171,8 +174,8 @@ def privacy(limits: Limits) -> None:
 # --- pieces ---------------------------------------------------------------------------------------------------------
 
 
-def _text(label: str, examples: Examples) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=examples.requests[0].text, lines=1, max_lines=6)
+def _text(label: str, examples: Examples, stored: StoredExample) -> gr.Textbox:
+    return gr.Textbox(stored.example.text, label=label, placeholder=examples.requests[0].text, lines=1, max_lines=6)
 
 
 def _examples(pair: Pair, tab: str) -> Examples:
@@ -198,8 +201,8 @@ def _link_note() -> gr.Markdown:
     return gr.Markdown("", label="Link", elem_classes="link-note")
 
 
-def _status(text: str) -> gr.Markdown:
-    return gr.Markdown(text, label="Status", elem_classes="status")
+def _status(stored: StoredExample) -> gr.Markdown:
+    return gr.Markdown(stored.status, label="Status", elem_classes="status")
 
 
 def _buttons(verb: str) -> tuple[gr.Button, gr.Button]:
@@ -234,16 +237,22 @@ def _thinking(pair: Pair) -> gr.Slider:
     return number(slider)
 
 
-def _pictures() -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button, Share]:
+def _pictures(stored: StoredExample) -> tuple[list[gr.Image], gr.Markdown, gr.Number, gr.Button, Share]:
     with gr.Row(elem_classes="pair"):
         results = [
             gr.Image(
-                label=name, type="pil", format="png", height=300, interactive=False, buttons=["download", "fullscreen"]
-            )
-            for name in SIDES
+                drawn,
+                label=name,
+                type="pil",
+                format="png",
+                height=300,
+                interactive=False,
+                buttons=["download", "fullscreen"],
+            )  # fmt: skip
+            for name, drawn in zip(SIDES, stored.results)
         ]
-    status = _status("Nothing drawn yet.")
-    used_seed = gr.Number(ANY_SEED, label="Seed of these images", precision=0, interactive=False, visible="hidden")
+    status = _status(stored)
+    used_seed = gr.Number(stored.seed, label="Seed of these images", precision=0, interactive=False, visible="hidden")
     with gr.Row(elem_classes="actions"):
         reuse, link = _action("Keep this seed"), _action("Copy link")
     share = Share(link, _link_note())

@@ -11,6 +11,8 @@ from PIL import Image
 
 from uniedit_hf.images import DECODE_ERRORS, FORMATS, is_animation, open_image
 
+from .request_examples import StoredExample
+
 
 def refusal(message: str, title: str) -> gr.Error:
     """An error shown as a toast; visitors' errors are not logged."""
@@ -122,13 +124,13 @@ def _range(place: gr.Slider | gr.Number) -> str:
     return f"please use a number from {place.minimum}{most}."
 
 
-def upload(limits: Limits, **options) -> gr.Image:
-    """A place to upload an image within limits; `options` are those of gr.Image.
+def upload(limits: Limits, stored: StoredExample, **options) -> gr.Image:
+    """A place to upload an image within limits, with the stored example's image; `options` are those of gr.Image.
 
     The image is opened here and not by gr.Image, which would decode one of any size and answer with Pillow's errors.
     A subclass would do as well, but Gradio writes a file of types beside the module of every subclass.
     """
-    place = gr.Image(type="pil", format="png", sources=["upload", "clipboard"], **options)
+    place = gr.Image(str(stored.example.picture), type="pil", format="png", sources=["upload", "clipboard"], **options)
 
     def preprocess(payload: ImageData | None) -> Image.Image | None:
         if payload is None:

@@ -9,13 +9,13 @@ from importlib.util import find_spec
 import gradio as gr
 
 from . import layout
-from .handlers import Handlers, compare
+from .handlers import ANY_SEED, Handlers, compare
 from .history import remember, source_of
 from .limits import Limits, Page
 from .links import COPY, TABS, Link, read_link
 from .models import SMALL_WORLD, Decorate, Pair, load_pair, zero_gpu
 from .notices import notice
-from .request_examples import Example, nearest, read_stored
+from .request_examples import Example, nearest
 from .theme import CSS, HEAD, SMALL_PICTURES, theme
 
 
@@ -156,8 +156,7 @@ def _connect_examples(tab: layout.Tab, pair: Pair) -> None:
 
 
 def _connect_links(page: gr.Blocks, tabs: gr.Tabs, parts: list[layout.Tab], limits: Limits) -> None:
-    """An address with settings fills the page, and buttons copy such an address; without one the page opens with the
-    stored examples."""
+    """An address with settings fills the page in place of the stored example, and buttons copy such an address."""
     nothing = gr.State(None)
     for tab in parts:
         values = [each if each is not None else nothing for each in (*tab.settings, tab.used_seed)]
@@ -166,22 +165,21 @@ def _connect_links(page: gr.Blocks, tabs: gr.Tabs, parts: list[layout.Tab], limi
     def fill(request: gr.Request) -> dict:
         link = read_link(dict(request.query_params), limits.characters)
         if link.tab is None and link == Link():
-            return {part: value for tab in parts for part, value in _stored(tab).items()}
+            return {tabs: gr.skip()}
         tab = next(each for each in parts if each.name == (link.tab or TABS[0]))
         asked = [link.text, link.seed, link.steps, link.text_guidance, link.image_guidance, link.thinking]
         values = {part: value for part, value in zip(tab.settings, asked) if None not in (part, value)}
-        return {tabs: gr.Tabs(selected=tab.name)} | values
+        return {tabs: gr.Tabs(selected=tab.name)} | _cleared(tab) | values
 
-    shown = [part for tab in parts for part in (*tab.settings, *_stored(tab)) if part is not None]
+    shown = [part for tab in parts for part in (*tab.settings, *_cleared(tab)) if part is not None]
     page.load(fill, None, [tabs, *dict.fromkeys(shown)], queue=False, **PRIVATE)
 
 
-def _stored(tab: layout.Tab) -> dict:
-    """The values that a tab shows before anything is pressed."""
-    stored = read_stored(tab.name)
-    values = {tab.text: stored.example.text, tab.status: stored.status, **dict(zip(tab.results, stored.results))}
-    values |= {} if tab.picture is None else {tab.picture: stored.example.picture}
-    return values | ({} if tab.used_seed is None else {tab.used_seed: stored.seed})
+def _cleared(tab: layout.Tab) -> dict:
+    """A tab without its stored example."""
+    values = {tab.text: "", tab.status: "", **dict.fromkeys(tab.results)}
+    values |= {} if tab.picture is None else {tab.picture: None}
+    return values | ({} if tab.used_seed is None else {tab.used_seed: ANY_SEED})
 
 
 def launch(

@@ -102,7 +102,7 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:fo
 @media (max-width: 640px) {
   .examples { display: flex !important; flex-wrap: nowrap !important; overflow-x: auto; padding-bottom: 6px; }
   .examples button { flex: 0 0 250px; }
-  .workspace { flex-direction: column; }
+  .workspace { flex-direction: column; } .workspace > * { width: 100% !important; }
   .pair { flex-wrap: nowrap !important; gap: 8px !important; }
   .pair > * { min-width: 0 !important; }
   .pair .block:has(img), .pair .block:has(.empty) { height: 180px !important; }
