@@ -30,8 +30,9 @@ def options(data: Path, folder: Path, way: str, **changes) -> dict:
     family, settings = WAYS[way]
     return {
         "model_name_or_path": str(data / family), "dataset_name": str(data / "edits"), "output_dir": str(folder),
-        "reward_funcs": ["grpo_rewards.central_redness"], "scale_rewards": "batch", "max_steps": 6, "learning_rate": 1e-3,
-        "warmup_steps": 0, "num_generations": 2, "generation_batch_size": 8, "steps_per_generation": 2,
+        "reward_funcs": ["grpo_rewards.central_redness"], "scale_rewards": "batch", "max_steps": 6,
+        "learning_rate": 1e-3, "warmup_steps": 0, "num_generations": 2, "generation_batch_size": 8,
+        "steps_per_generation": 2,
         "max_tokens_per_pack": 4000, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True,
         "report_to": "none", "beta": 0.1,
         "adam_epsilon": 1e-6,  # else Adam blows up the rounding of gradients near zero to whole steps
