@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import CpuOffload
 from tiny_models import picture, tiny_bagel, tiny_bagel_processor, tiny_janus, tiny_janus_processor
 
+from uniedit_hf.models.offloading import at_work, take_turns
 from uniedit_hf.pipeline import UniEditPipeline
 
 
@@ -61,14 +61,21 @@ def test_parts_that_take_turns_give_the_same():
     assert order[6:] == ["encoder", "decoder", "encoder", "decoder", "autoencoder"]
 
 
-def test_each_part_sends_back_the_one_before():
-    model = tiny_bagel()
-    pipe = UniEditPipeline(model, tiny_bagel_processor()).enable_model_cpu_offload("cpu")
-    pipe.enable_model_cpu_offload("cpu")  # once more changes nothing
-    parts = model.parts_in_turn
-    for part, before in zip(parts, [parts[-1], *parts]):
-        assert type(part._hf_hook) is CpuOffload and part._hf_hook.prev_module_hook.model is before
-        assert part._hf_hook.execution_device == torch.device("cpu")
+def test_only_the_part_at_work_is_on_the_device():
+    """`meta` stands for a GPU: tensors really go there, and come back without their values."""
+    parts = tiny_bagel().parts_in_turn
+    for _ in range(2):  # once more changes nothing
+        take_turns(torch.nn.ModuleList(parts), parts, torch.device("meta"))
+    for part in parts:
+        part.to = lambda device, part=part: part.to_empty(device=device)
+
+    def places() -> list[set[str]]:
+        return [{each.device.type for each in part.parameters()} for part in parts]
+
+    assert places() == [{"cpu"}] * 3
+    for number in (2, 0, 2, 1, 1, 2, 0):  # any may follow any
+        at_work(parts[number])
+        assert places() == [{"meta"} if each == number else {"cpu"} for each in range(3)]
 
 
 def test_what_cannot_take_turns():

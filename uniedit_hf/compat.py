@@ -312,7 +312,17 @@ NAMES = (
     Upstream("transformers.cache_utils:StaticLayer", "models/bagel/token_step.py, models/bagel/step_memory.py"),
     Upstream("transformers.cache_utils:DynamicLayer", "models/bagel/step_memory.py"),
     Upstream("transformers.activations:ACT2FN", "models/bagel/encoders_bagel.py, models/bagel/step_weights.py"),
-    Upstream("accelerate.hooks:remove_hook_from_module", "models/offloading.py", ("module",)),
+    *(
+        Upstream("accelerate." + name, "models/offloading.py")
+        for name in (
+            "hooks:ModelHook.pre_forward",
+            "hooks:ModelHook.init_hook",
+            "hooks:add_hook_to_module",
+            "hooks:remove_hook_from_module",
+            "utils.memory:clear_device_cache",
+            "utils:send_to_device",
+        )
+    ),
     Upstream("transformers.modeling_layers:GradientCheckpointingLayer", "models/bagel/decoder_bagel.py"),
     Upstream("transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS", "models/bagel/decoder_bagel.py"),
     Upstream("transformers.utils.generic:can_return_tuple", "models/bagel"),

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from uniedit_hf.compat import placing_hook
@@ -35,29 +38,54 @@ def offload(model: nn.Module, device: torch.device | str | None = None) -> None:
     take_turns(model, model.parts_in_turn, torch.device(device))
 
 
+class Turn(ModelHook):
+    """Moves a part to a device when it works, and the other parts back to the CPU.
+
+    Args:
+        device: Where the parts work.
+        parts: All of them.
+    """
+
+    def __init__(self, device: torch.device, parts: Sequence[nn.Module]):
+        self.device, self.parts = device, parts
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Leaves the part on the CPU."""
+        return module.to("cpu")
+
+    def pre_forward(self, module: nn.Module, *args, **kwargs) -> tuple:
+        """The arguments on the device, where the part is from now on."""
+        if _device_of(module) != self.device:
+            for part in self.parts:
+                if part is not module and _device_of(part).type != "cpu":
+                    part.to("cpu")
+            clear_device_cache()
+            module.to(self.device)
+        return send_to_device(args, self.device), send_to_device(kwargs, self.device)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
 def take_turns(model: nn.Module, parts: Sequence[nn.Module], device: torch.device) -> None:
     """Leaves the parts on the CPU until they work, and moves the rest of the model to `device`.
 
-    A part is moved when it is called, when diffusers' autoencoder encodes or decodes, or by `at_work`; then the part
-    before it in the list (before the first, the last) returns to the CPU.
+    A part is moved when it is called, when diffusers' autoencoder encodes or decodes, or by `at_work`; then the others
+    return to the CPU.
 
     Args:
         model: Holds the parts.
-        parts: In the order in which they work.
+        parts: The parts.
         device: Where they work.
     """
-    from accelerate import cpu_offload_with_hook
-    from accelerate.hooks import remove_hook_from_module
-
     in_parts = {id(tensor) for part in parts for tensor in chain(part.parameters(), part.buffers())}
     for tensor in chain(model.parameters(), model.buffers()):
         if id(tensor) not in in_parts:
             tensor.data = tensor.data.to(device)
-    before = None
     for part in parts:
         remove_hook_from_module(part)
-        _, before = cpu_offload_with_hook(part, device, prev_module_hook=before)
-    placing_hook(parts[0]).prev_module_hook = before
+        add_hook_to_module(part, Turn(device, parts))
 
 
 def at_work(part: nn.Module) -> None:
