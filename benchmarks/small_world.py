@@ -7,10 +7,10 @@ Tunes the small base in several ways and measures all of them on the same test i
     both      intelligent edits, source by the ViT and the VAE view
     gen only  like paper, the understanding expert frozen
     LoRA      like paper, adapters alone
-    replay    intelligent edits with drawings, answers and plain edits beside them: the quickstart's recipe
-    plans     what instructions come down to, in words, and edits after such plans, with replay; tune it longer
-              (`--steps 1000`)
-    plans in small steps  likewise, in packs of the paper's size
+    replay    intelligent edits with drawings, answers and plain edits beside them
+    thinking  what instructions come down to, in words, and edits after that, with replay; one expert is frozen:
+              the quickstart's recipe. Tune it longer, on more edits, in a folder of its own:
+              `--ways thinking --steps 2400 --edits 20000 --data_sets 1`
 
 Intelligent edits are measured twice: drawn at once, and after a plan that the model writes (rows `planned`).
 
@@ -44,27 +44,30 @@ from uniedit_hf.arithmetic import best_arithmetic
 from uniedit_hf.evaluation.intervals import paired_difference
 from uniedit_hf.evaluation.running import differing
 from uniedit_hf.pipeline import UniEditPipeline
-from uniedit_hf.small_world.quickstart.edit_data import EDIT_KINDS, intelligent_settings, load_edits, make_edits
-from uniedit_hf.small_world.quickstart.tuning import REPLAY_SHARES, TUNING_SETTINGS, base_folder, replay_settings, tune
+from uniedit_hf.small_world.quickstart.edit_data import EDIT_KINDS, load_edits, make_edits
+from uniedit_hf.small_world.quickstart.tuning import (
+    REPLAY_SETTINGS,
+    TUNING_SETTINGS,
+    base_folder,
+    replay_settings,
+    replay_shares,
+    tune,
+)
 from uniedit_hf.small_world.replay import with_replay
 from uniedit_hf.small_world.suite import groups, outputs_of, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, planned, test_items
-from uniedit_hf.synthesis.run import run as synthesize
 
 
 Way = Callable[[dict[str, Dataset]], tuple[object, dict]]
 TuningSetup = Callable[
     [str, Path], tuple[object, dict]
 ]  # from a way and the folder of a seed's data to data and settings
-REPLAY = replay_settings(base_folder(None, "bagel"))
+BASE = base_folder(None, "bagel")
 
 
-def replayed(shares: Sequence[float], **settings) -> Way:
-    """Intelligent edits with what the base knows beside them, in these shares (`uniedit_hf/small_world/replay.py`)."""
-    return lambda data: (
-        with_replay(data["intelligent"], data["plain"], data["plan"], shares=shares),
-        REPLAY | settings,
-    )
+def replayed(shares: Mapping[str, float], **settings) -> Way:
+    """Edits and plans with what the base knows beside them, in these shares (`uniedit_hf/small_world/replay.py`)."""
+    return lambda data: (with_replay(*(data[kind] for kind in EDIT_KINDS), shares=shares), settings)
 
 
 WAYS: dict[str, Way] = {
@@ -76,9 +79,11 @@ WAYS: dict[str, Way] = {
         data["intelligent"],
         {"peft_config": LoraConfig(r=16, lora_alpha=32), "learning_rate": 1e-3},
     ),
-    "replay": replayed(REPLAY_SHARES),
-    "plans": replayed((0, 4, 1, 3, 10, 3), learning_rate=3e-4, max_tokens_per_pack=4096),
-    "plans in small steps": replayed((0, 2, 1, 1, 6, 3), learning_rate=5e-4, max_tokens_per_pack=1536),
+    "replay": replayed(
+        {"edits": 6, "drawings": 3, "questions": 3, "plain": 2},
+        **REPLAY_SETTINGS | {"timestep_shift": 3.0, "max_tokens_per_pack": 2048},
+    ),
+    "thinking": replayed(replay_shares(BASE), **replay_settings(BASE)),
 }
 
 
@@ -102,11 +107,12 @@ def tune_and_measure(options: argparse.Namespace, recipe: TuningSetup, run: tupl
     if (folder / "items.jsonl").is_file():
         return
     torch.set_num_threads(1)
-    dataset, settings = recipe(way, data_folder(options.output_dir, seed))
+    dataset, settings = recipe(way, data_folder(options.output_dir, seed % options.data_sets))
     settings = {"learning_rate": options.learning_rate} | settings
     tune(base_folder(options.base, "bagel"), dataset, folder / "model", steps=options.steps, seed=seed, **settings)
     measured(folder, items_of(options), folder / "model")
-    shutil.rmtree(folder / "model")
+    if not options.keep_models:
+        shutil.rmtree(folder / "model")
 
 
 def items_of(options: argparse.Namespace) -> list[SmallWorldItem]:
@@ -125,11 +131,10 @@ def data_folder(output_dir: Path, seed: int) -> Path:
 
 def write_edits(folder: Path, seed: int, size: int) -> None:
     make_edits(folder, seed=seed, size=size)
-    synthesize(intelligent_settings(folder / "plan", seed=seed, size=size, asking="plan"))
 
 
 def recipe(way: str, folder: Path) -> tuple[object, dict]:
-    return WAYS[way]({kind: load_edits(folder, kind) for kind in (*EDIT_KINDS, "plan")})
+    return WAYS[way]({kind: load_edits(folder, kind) for kind in EDIT_KINDS})
 
 
 def run_all(
@@ -148,12 +153,12 @@ def run_all(
     Raises:
         ValueError: The folder holds a benchmark with other settings.
     """
-    decisive = ("base", "steps", "edits", "items", "learning_rate", "split")
+    decisive = ("base", "steps", "edits", "data_sets", "items", "learning_rate", "split")
     settings = {name: getattr(options, name) for name in decisive}
     open_benchmark(options.output_dir, settings | {"dtype": best_arithmetic().dtype_name})
     items = items_of(options)
     scores = {"base": [measured(options.output_dir / "base", items, base_folder(options.base, "bagel"))]}
-    for seed in range(options.seeds):
+    for seed in range(min(options.seeds, options.data_sets)):
         folder = data_folder(options.output_dir, seed)
         if not folder.is_dir():
             unfinished = folder.with_suffix(".part")
@@ -218,10 +223,12 @@ def arguments(description: str, output_dir: str, ways: Sequence[str]) -> argpars
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--edits", type=int, default=3000)
+    parser.add_argument("--data_sets", type=int, default=5, help="sets of edits; seeds beyond take them in turn again")
     parser.add_argument("--items", type=int, default=100, help="test items of each kind")
     parser.add_argument("--ways", nargs="+", choices=list(ways), default=list(ways))
     parser.add_argument("--learning_rate", type=float, default=TUNING_SETTINGS["learning_rate"])
     parser.add_argument("--split", choices=["train", "test"], default="test", help="whose items are measured")
+    parser.add_argument("--keep_models", action="store_true", help="keep the tuned models")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     return parser
 

@@ -25,7 +25,7 @@ from uniedit_hf.small_world.base.export_base import export
 from uniedit_hf.small_world.base.static_model import ModelShape, fresh_weights
 from uniedit_hf.small_world.quickstart.edit_data import load_edits
 from uniedit_hf.small_world.quickstart.estimate import in_words, makespan
-from uniedit_hf.small_world.quickstart.summary import COLUMNS, verdict
+from uniedit_hf.small_world.quickstart.summary import verdict
 from uniedit_hf.small_world.quickstart.tuning import base_folder, tune
 from uniedit_hf.small_world.suite import EDIT_SETTINGS
 from uniedit_hf.small_world.vocabulary import vocabulary
@@ -54,6 +54,11 @@ def report(folder):
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def columns(family) -> list[str]:
+    return ["base", "tuned", *(["long"] if family == "bagel" else []), "paper"]
+
+
 def test_the_page_is_one_file(folder):
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 2 and page.count("data:image/png;base64,") >= 5
@@ -68,7 +73,7 @@ def test_data_and_model_load(family, folder):
     assert drawn.size == (64, 64)
 
 
-def test_the_report_follows_from_the_items(folder, report):
+def test_the_report_follows_from_the_items(folder, report, columns):
     lines = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
     by_ability = defaultdict(list)
     for line in lines:
@@ -77,10 +82,14 @@ def test_the_report_follows_from_the_items(folder, report):
     for ability, items in by_ability.items():
         stated = report["abilities"][ability]
         assert stated["n"] == len(items) == (4 if ability == "planned editing" else 8)
-        for column in COLUMNS:
+        for column in columns:
             assert stated[column] == pytest.approx(sum(item[column] for item in items) / len(items))
         difference, low, high = paired_difference([i["tuned"] for i in items], [i["base"] for i in items])
         assert (stated["difference"], stated["ci95"]) == (pytest.approx(difference), pytest.approx([low, high]))
+        if "long" in columns:
+            found = paired_difference([i["long"] for i in items], [i["base"] for i in items])
+            stated = stated["long_difference"]
+            assert (stated["difference"], *stated["ci95"]) == tuple(map(pytest.approx, found))
 
 
 def test_figures_are_means_over_the_seeds(folder, report):
@@ -92,7 +101,7 @@ def test_figures_are_means_over_the_seeds(folder, report):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_same_seed_gives_the_same_files(family, folder, report, tmp_path):
+def test_the_same_seed_gives_the_same_files(family, folder, report, columns, tmp_path):
     quickstart.run(str(tmp_path), model=family, jobs=1, **SMALL)
     for file in ("data/intelligent/dataset", "data/plain/dataset"):
         for name in [path.name for path in (folder / file).rglob("*.parquet")]:
@@ -103,7 +112,7 @@ def test_the_same_seed_gives_the_same_files(family, folder, report, tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first)
     again = json.loads((tmp_path / "report.json").read_text())
     for ability, row in again["abilities"].items():
-        for column in COLUMNS:
+        for column in columns:
             assert row[column] == report["abilities"][ability]["seeds"][column][0], (ability, column)
     assert again["losses"] == report["losses"]
 
@@ -183,6 +192,16 @@ def test_the_verdict_names_what_moved():
         "After tuning, generation fell from 50.0 to 25.0 % and understanding and editing did not change measurably. "
         "The share of intelligent edits that are right went from 50.0 to 75.0 %; of those that change something, from "
         "25.0 to 50.0 %."
+    )
+
+
+def test_the_verdict_names_edits_after_a_plan():
+    row = {"base": 0.25, "tuned": 0.5, "difference": 0.0, "ci95": [-0.1, 0.1], "n": 4}
+    after = row | {"rows": {"planned, to change": row | {"long": 0.75}}}
+    said = verdict({"editing": row | {"rows": {"intelligent": row}}, "planned editing": after})
+    assert said.endswith(
+        "After a plan that the model writes, the share of those that change something went from 25.0 to 50.0 %, and "
+        "with the shipped model, which was tuned for longer, 75.0 %."
     )
 
 

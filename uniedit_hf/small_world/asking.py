@@ -1,16 +1,18 @@
-"""Three ways to ask for the same edit of the same image, and a plan that leads from the first to the last.
+"""Three ways to ask for the same edit of the same image, and two plans that lead from the first to the last.
 
     question   if the shape is red, give it the color of grass; otherwise shrink it.
     answer     the shape is red, the color of grass is green, so make it green.
     plain      make it green.
     plan       the shape is red, yes, the color of grass is green, so make it green.
+    thinking   what color is the shape? red, red? yes, the color of grass is green, so make it green.
 
 `question` is how intelligent edits are written. `answer` states the facts that decide: what is true of the image for
 every condition on the path, then the fact on which the action depends; branches that are not taken are omitted.
 `plain` is the last part of that. An action that names its result keeps its words from the instruction. Leaving the
 image unchanged counts as an action. "The other side" and "the opposite corner" stay, because no other words name that
-place; `answer` says on which side or in which corner the shape is. `plan` also states whether each condition holds; a
-model can write it for itself before it draws.
+place; `answer` says on which side or in which corner the shape is. `plan` also states whether each condition holds.
+`thinking` is a plan that asks each condition's question in words that the base can answer, and answers it. A model can
+write a plan for itself before it draws.
 """
 
 from __future__ import annotations
@@ -35,10 +37,17 @@ from uniedit_hf.small_world.program import (
     taken_action,
 )
 from uniedit_hf.small_world.scene import Scene
-from uniedit_hf.small_world.wording import NOUNS, NUMBER_WORDS, action_phrases, condition_phrases
+from uniedit_hf.small_world.wording import (
+    CORNERS_QUESTION,
+    NOUNS,
+    NUMBER_WORDS,
+    action_phrases,
+    condition_phrases,
+    question_of,
+)
 
 
-AskingStyle = Literal["question", "answer", "plain", "plan"]
+AskingStyle = Literal["question", "answer", "plain", "plan", "thinking"]
 ASKING_STYLES: tuple[AskingStyle, ...] = ("question", "answer", "plain")
 OTHER_HALF = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
@@ -49,7 +58,7 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
     """An instruction asked in one of three ways, in the words of the closed vocabulary.
 
     Args:
-        asking: The way, or `plan`.
+        asking: The way, `plan` or `thinking`.
         instruction: The instruction with its question.
         program: Its meaning.
         scene: The scene in its image.
@@ -63,9 +72,10 @@ def rephrased(asking: AskingStyle, instruction: str, program: Program, scene: Sc
     plain = f"{max(there, key=len) if there else rng.choice(phrases)}."
     if asking == "plain":
         return plain
-    if asking == "plan":
+    if asking in ("plan", "thinking"):
+        decided = verdicts(program, scene) if asking == "plan" else answered_questions(program, scene)
         first = [each[0] for each in reasons]
-        return ", ".join((*verdicts(program, scene), *first, f"so {plain if there else phrases[0] + '.'}"))
+        return ", ".join((*decided, *first, f"so {plain if there else phrases[0] + '.'}"))
     known = dict.fromkeys((*facts(program, scene), *reasons))
     return ", ".join((*map(rng.choice, known), f"so {plain}"))
 
@@ -79,6 +89,34 @@ def verdicts(program: Program, scene: Scene) -> list[str]:
         found += [fact(program.condition, scene)[0], "yes" if holds else "no"]
         program = program.then if holds else program.otherwise
     return found
+
+
+def answered_questions(program: Program, scene: Scene) -> list[str]:
+    """For every condition on the path that the scene takes, the question that it asks, in the words of the base's own
+    training, and its answer."""
+    found = []
+    while isinstance(program, If):
+        holds = program.condition.is_true(scene)
+        *facts, question = question_steps(program.condition, scene)
+        found += [*facts, f"{question} {'yes' if holds else 'no'}"]
+        program = program.then if holds else program.otherwise
+    return found
+
+
+def question_steps(condition: Condition, scene: Scene) -> tuple[str, ...]:
+    """The steps to the answer of a condition: what a thing in it stands for, an open question with its answer, and
+    last a test of that answer; or a single yes/no question."""
+    match condition:
+        case Is("color", value, negated, thing):
+            known = (f"the color of {thing} is {value}",) if thing else ()
+            return *known, f"what color is the shape? {scene.color}", f"{'not ' if negated else ''}{value}?"
+        case Is("shape", value, negated, thing):
+            known = (f"the shape of {thing} is a {value}",) if thing else ()
+            return *known, f"what shape is in the image? {scene.shape}", f"{'not ' if negated else ''}{value}?"
+        case HasCorners(number, relation):
+            words = NUMBER_WORDS[number] if relation == "exactly" else f"{relation} {NUMBER_WORDS[number]}"
+            return f"{CORNERS_QUESTION} {NUMBER_WORDS[scene.corners]}", f"{words}?"
+    return (question_of(condition),)
 
 
 def facts(program: Program, scene: Scene) -> list[Phrases]:

@@ -4,21 +4,22 @@ down to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from datasets import Dataset
 
+from uniedit_hf.randomness import python_random
 from uniedit_hf.recipes import NamedRecipe
 from uniedit_hf.segments import DRAWING, UNDERSTANDING
 from uniedit_hf.small_world.easy_vqa import load_easy_vqa, load_image, one_row_per_image
-from uniedit_hf.small_world.questions import drawing_of
+from uniedit_hf.small_world.questions import composed_questions, drawing_of
 from uniedit_hf.small_world.reader import read
 from uniedit_hf.training import TrainingPart
 
 
-QUESTION_STEP = 8  # every eighth question: as many as images
+QUESTION_STEP = 4  # every fourth question: twice as many as images
+COMPOSED_OF_AN_IMAGE = 4
 EDIT = NamedRecipe("edit")
-EDIT_BY_BOTH_VIEWS = NamedRecipe("edit", {"source_views": [UNDERSTANDING, DRAWING]})
 EDIT_BY_EITHER_VIEW = NamedRecipe("edit", {"source_views": [UNDERSTANDING, DRAWING], "drawing_dropout": 0.5})
 
 
@@ -37,6 +38,27 @@ def questions() -> Dataset:
             for i, row in enumerate(rows[::QUESTION_STEP])
         ]
     )
+
+
+def composed() -> Dataset:
+    """Composed questions about every image, with their answers."""
+    rows = []
+    for row in one_row_per_image(load_easy_vqa("train")):
+        image = load_image(row.image_path)
+        asked = composed_questions(read(image))
+        drawn = python_random("composed", row.image_id).sample(asked, min(COMPOSED_OF_AN_IMAGE, len(asked)))
+        rows += [
+            {"id": f"composed-{row.image_id}-{i}", "source_image": image, "question": each.text, "answer": each.answer}
+            for i, each in enumerate(drawn)
+        ]
+    return Dataset.from_list(rows)
+
+
+def embedded(edits: Dataset) -> Dataset:
+    """The questions that intelligent edits ask about their images, with their answers."""
+    columns = [name for name in ("source_image", "source_size", "question", "answer") if name in edits.column_names]
+    asked = edits.select_columns(columns).add_column("id", [f"embedded-{each}" for each in edits["id"]])
+    return asked.select([row for row, question in enumerate(edits["question"]) if question])
 
 
 def drawings() -> Dataset:
@@ -68,23 +90,32 @@ def plans(edits: Dataset, told: Dataset) -> Dataset:
 
 
 def with_replay(
-    edits: Dataset, plain: Dataset, told: Dataset | None = None, *, shares: Sequence[float]
+    edits: Dataset, plain: Dataset, told: Dataset | None = None, *, shares: Mapping[str, float]
 ) -> list[TrainingPart]:
     """Intelligent edits with what the base knows beside them; train them with a text loss.
 
     Args:
         edits: Intelligent edits.
-        plain: Plain edits, whose source is shown by both views.
+        plain: Plain edits.
         told: The intelligent edits with a plan in place of the instruction.
-        shares: Shares of edits, drawings, questions and plain edits in the samples; with `told` also the shares of
-            plans and of edits after a plan.
+        shares: Shares in the samples, by name. Of edits: `edits`, and `planned` after a plan. Of texts: `plans`, and
+            `embedded` for the questions that instructions ask. Of what the base knows: `drawings`, `questions` of
+            easy-VQA, `composed` ones, and `plain` edits.
+
+    Raises:
+        ValueError: If a name is unknown, or there are no plans for `plans` or `planned`.
     """
-    parts = [
-        (edits, EDIT),
-        (drawings(), NamedRecipe("generate")),
-        (questions(), NamedRecipe("answer")),
-        (plain, EDIT_BY_BOTH_VIEWS),
-    ]
+    parts = {
+        "edits": lambda: (edits, EDIT),
+        "drawings": lambda: (drawings(), NamedRecipe("generate")),
+        "questions": lambda: (questions(), NamedRecipe("answer")),
+        "composed": lambda: (composed(), NamedRecipe("answer")),
+        "embedded": lambda: (embedded(edits), NamedRecipe("answer")),
+        "plain": lambda: (plain, EDIT_BY_EITHER_VIEW),
+    }
     if told is not None:
-        parts += [(plans(edits, told), NamedRecipe("answer")), (told, EDIT_BY_EITHER_VIEW)]
-    return [TrainingPart(rows, recipe, share) for (rows, recipe), share in zip(parts, shares) if share]
+        parts["plans"] = lambda: (plans(edits, told), NamedRecipe("answer"))
+        parts["planned"] = lambda: (told, EDIT_BY_EITHER_VIEW)
+    if unknown := [name for name in shares if name not in parts]:
+        raise ValueError(f"There are no samples of {', '.join(unknown)}: choose from {', '.join(parts)}.")
+    return [TrainingPart(*parts[name](), share) for name, share in shares.items() if share]

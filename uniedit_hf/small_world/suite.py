@@ -34,7 +34,7 @@ SETTINGS = {}  # its own settings below, for any preset
 ABILITIES: tuple[Ability, ...] = ("understanding", "generation", "editing")
 NUM_EACH = 100
 PLAN = "plan"  # the text of an image that holds what the model wrote before it drew
-PLAN_TOKENS = 60  # the longest plan of the small world has 53
+PLAN_TOKENS = 100  # the longest plan of 40,000 has 86
 DRAWING_SETTINGS = {
     "bagel": {"num_timesteps": 12, "text_guidance_scale": 2.5, "guidance_interval": (0.0, 1.0), "size": (64, 64)},
     "janus": {"text_guidance_scale": 1.5, "temperature": 0.5},

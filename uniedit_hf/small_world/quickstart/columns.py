@@ -21,7 +21,7 @@ from uniedit_hf.training.checkpoints import checkpoints, last_whole_checkpoint
 from .dependence import NUM_ITEMS, dependence
 from .edit_data import EDIT_KINDS, load_edits
 from .side_by_side import Tell
-from .tuning import REPLAY_SHARES, replay_settings, tune
+from .tuning import replay_settings, replay_shares, tune
 
 
 BATCH = 50
@@ -33,9 +33,10 @@ class Column:
     """One model and the paths of its files.
 
     Args:
-        name: `"base"`, `"tuned"` (with replay) or `"paper"` (on intelligent edits alone).
-        seed: The seed of its tuning; the base has the seed of the run.
-        start: Folder of the model that is tuned, or that is the base.
+        name: `"tuned"` (with plans and replay) or `"paper"` (on intelligent edits alone), which are tuned here;
+            `"base"`, or `"long"`, the shipped model that was tuned as `"tuned"` is, but for longer.
+        seed: The seed of its tuning; one that is not tuned here has the seed of the run.
+        start: Folder of the model that is tuned, or that is measured as it is.
         folder: Folder of the run.
         number: Number of the seed, from 0.
         steps: Steps of its tuning.
@@ -56,9 +57,14 @@ class Column:
         return f"{self.name}, seed {self.seed}" if self.number else self.name
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether it is tuned here."""
+        return self.name in FOLDERS
+
+    @property
     def model(self) -> Path:
         """The folder of the finished model."""
-        if self.name == "base":
+        if not self.is_tuned:
             return self.start
         return self.folder / (f"{FOLDERS[self.name]}-{self.number}" if self.number else FOLDERS[self.name])
 
@@ -83,8 +89,10 @@ class Column:
 
     def steps_done(self) -> int:
         """Steps done according to the last checkpoint or the finished model."""
-        if self.name == "base" or self.curve_file.is_file():
-            return 0 if self.name == "base" else self.steps
+        if not self.is_tuned:
+            return 0
+        if self.curve_file.is_file():
+            return self.steps
         newest, _ = last_whole_checkpoint(self.model)
         return int(newest.name.rsplit("-", 1)[1]) if newest else 0
 
@@ -111,7 +119,7 @@ def make_column(column: Column, tell: Tell) -> None:
         tell: Called with the progress: parts `"step"` and `"item"`.
     """
     with one_thread():
-        if column.name != "base" and not column.curve_file.is_file():
+        if column.is_tuned and not column.curve_file.is_file():
             _tune(column, tell)
         items = items_of(column.items)
         pipeline = UniEditPipeline.from_pretrained(column.model, batch_size=BATCH).to(best_arithmetic().device)
@@ -131,7 +139,7 @@ def _tune(column: Column, tell: Tell) -> None:
     edits = {kind: load_edits(column.folder / "data", kind) for kind in EDIT_KINDS}
     data, settings = edits["intelligent"], {}
     if column.name == "tuned":
-        data = with_replay(edits["intelligent"], edits["plain"], shares=REPLAY_SHARES)
+        data = with_replay(*edits.values(), shares=replay_shares(column.start))
         settings = replay_settings(column.start)
     curve = tune(
         column.start,

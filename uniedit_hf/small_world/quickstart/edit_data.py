@@ -1,5 +1,5 @@
-"""Edits of easy-VQA's training images, as data sets on disk: intelligent ones to tune on, and plain ones of the same
-images to replay beside them. Each is a run of `uniedit synthesize`."""
+"""Edits of easy-VQA's training images, as data sets on disk: intelligent ones, the same with a plan in place of the
+instruction, and plain ones of the same images. Each is a run of `uniedit synthesize`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uniedit_hf.synthesis.writer import Merged
 
 CHOICES = ("depth", "condition", "changed", "edit")
 ROWS_PER_FILE = 10_000
-EDIT_KINDS = ("intelligent", "plain")
+EDIT_KINDS = ("intelligent", "plain", "thinking")
 BY_RULES = {
     "decontaminate": {"near_duplicates": False},  # images of single flat shapes look alike
     "instruct": {"backend": "rules"},
@@ -30,16 +30,17 @@ BY_RULES = {
 
 
 def make_edits(folder: Path, *, seed: int, size: int) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Makes `intelligent` and `plain` edits, each in its own folder with `dataset/`, `report.html`, `rejects.parquet`
-    and `contact_sheet.png`, and loads them as a user would.
+    """Makes `intelligent`, `plain` and `thinking` edits, each in its own folder with `dataset/`, `report.html`,
+    `rejects.parquet` and `contact_sheet.png`, and loads them as a user would.
 
     Returns:
         The data sets by name, and the counts of each.
     """
     intelligent = intelligent_settings(folder / "intelligent", seed=seed, size=size)
     plain = plain_settings(folder / "plain", seed=seed, of=data_folder(folder, "intelligent"))
+    thinking = intelligent_settings(folder / "thinking", seed=seed, size=size, asking="thinking")
     datasets, counts = {}, {}
-    for name, settings in zip(EDIT_KINDS, (intelligent, plain)):
+    for name, settings in zip(EDIT_KINDS, (intelligent, plain, thinking)):
         merged = synthesize(settings)
         datasets[name] = load_edits(folder, name)
         counts[name] = _counts(merged, datasets[name])

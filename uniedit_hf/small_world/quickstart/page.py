@@ -18,7 +18,7 @@ from uniedit_hf.small_world.scoring import Score
 from uniedit_hf.small_world.suite import PLAN, Output, score, write_items
 from uniedit_hf.small_world.suite_items import SmallWorldItem, blind_answers
 
-from .summary import COLUMNS, mean_scores, summary, verdict
+from .summary import mean_scores, summary, verdict
 
 
 NOTE = (
@@ -26,7 +26,7 @@ NOTE = (
     "world; it says nothing about the 7B model."
 )
 NUM_EXAMPLES = 12
-COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "paper": "#d98b2b"}
+COLORS = {"base": "#8a8f98", "tuned": "#2f6fdd", "long": "#1b3f86", "paper": "#d98b2b"}
 
 
 def write_report(
@@ -84,10 +84,11 @@ def write_report(
         "uniedit_hf.small_world.quickstart",
         "report.html.j2",
         **facts,
-        bars=ability_bars(facts["abilities"]),
+        bars=ability_bars(facts["abilities"], list(scores)),
         curve=loss_curves(losses),
         rows=_examples(items, outputs, {column: runs[0] for column, runs in of_seeds.items()}),
-        columns=COLUMNS,
+        columns=list(scores),
+        planner="long" if "long" in scores else "tuned",
         minutes=sum(seconds.values()) / 60,
     )
     path = folder / "report.html"
@@ -96,39 +97,40 @@ def write_report(
 
 
 def _examples(items: Sequence[SmallWorldItem], outputs, scores) -> list[dict[str, Any]]:
-    """The first intelligent edits, drawn from the ViT view at once and, by the tuned model, after a plan: nothing is
+    """The first intelligent edits, drawn from the ViT view at once and, by the best model, after a plan: nothing is
     picked."""
+    planner = "long" if "long" in outputs else "tuned"
     chosen = [i for i, item in enumerate(items) if item.kind == "intelligent" and item.view == "vit"][:NUM_EXAMPLES]
     after_plan = [i for i, item in enumerate(items) if item.kind == "planned" and item.view == "vit"][:NUM_EXAMPLES]
     return [
         {
             "instruction": items[i].prompt,
-            "plan": outputs["tuned"][j].info.get(PLAN, ""),
-            "planned": data_url(encoded(outputs["tuned"][j])),
-            "planned_right": scores["tuned"][j].right,
+            "plan": outputs[planner][j].info.get(PLAN, ""),
+            "planned": data_url(encoded(outputs[planner][j])),
+            "planned_right": scores[planner][j].right,
             "source": data_url(encoded(items[i].source)),
             "target": data_url(encoded(items[i].expected)),
-            **{column: data_url(encoded(outputs[column][i])) for column in COLUMNS},
-            "right": {column: scores[column][i].right for column in COLUMNS},
+            **{column: data_url(encoded(outputs[column][i])) for column in outputs},
+            "right": {column: scores[column][i].right for column in outputs},
         }
         for i, j in zip(chosen, after_plan)
     ]
 
 
-def ability_bars(abilities: Mapping[str, Any]) -> str:
+def ability_bars(abilities: Mapping[str, Any], columns: Sequence[str]) -> str:
     """The share of right items by ability and column with 95 % intervals, as an SVG element."""
     figure, axes = _figure(7, 2.8)
-    width = 0.26
-    for offset, column in enumerate(COLUMNS):
+    width = 0.8 / len(columns)
+    for offset, column in enumerate(columns):
         heights = np.array([row[column] for row in abilities.values()])
         intervals = np.array([row["interval"][column] for row in abilities.values()], dtype=float)
-        places = np.arange(len(abilities)) + (offset - 1) * width
+        places = np.arange(len(abilities)) + (offset - (len(columns) - 1) / 2) * width
         errors = np.abs(intervals.T - heights)
         axes.bar(places, heights, width * 0.92, yerr=errors, label=column, color=COLORS[column], capsize=3)
     axes.set_xticks(range(len(abilities)), list(abilities))
     axes.set_ylim(0, 1)
     axes.set_ylabel("right")
-    axes.legend(frameon=False, ncols=3, loc="upper right")
+    axes.legend(frameon=False, ncols=4, loc="upper right")
     return _svg(figure)
 
 

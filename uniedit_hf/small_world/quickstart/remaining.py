@@ -33,7 +33,7 @@ class RemainingTime:
         self.seconds = {"step": speed.step, "item": speed.item}
         self.left = {
             column.label: {
-                "step": column.steps - column.steps_done() if column.name != "base" else 0,
+                "step": column.steps - column.steps_done() if column.is_tuned else 0,
                 "item": len(items) - column.items_done(items),
             }
             for column in columns

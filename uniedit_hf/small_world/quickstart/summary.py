@@ -1,4 +1,5 @@
-"""The results of the base, the tuned model and the model tuned by the paper's recipe, with intervals."""
+"""The results of the base, the tuned model, the one tuned for longer and the one tuned by the paper's recipe, with
+intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from uniedit_hf.small_world.suite_items import SmallWorldItem
 
 
 KINDS_OF_EDITS = ("plain", "intelligent", "planned, ")
-COLUMNS = ("base", "tuned", "paper")
+COLUMNS = ("base", "tuned", "long", "paper")
+TUNED = ("tuned", "paper")  # in the run itself
 
 
 def mean_scores(runs: Sequence[Sequence[Score]]) -> list[Score]:
@@ -69,9 +71,10 @@ def _row(indices: Sequence[int], scores: Mapping[str, Sequence[Score]]) -> dict[
     row: dict[str, Any] = {name: float(np.mean(values)) for name, values in columns.items()}
     row |= {"interval": {name: _known(mean_interval(values)) for name, values in columns.items()}}
     row |= {"difference": difference, "ci95": _known((low, high)), "n": len(indices)}
-    if "paper" in columns:
-        against, low, high = paired_difference(columns["tuned"], columns["paper"])
-        row["against_paper"] = {"difference": against, "ci95": _known((low, high))}
+    for name, (column, other) in {"against_paper": ("tuned", "paper"), "long_difference": ("long", "base")}.items():
+        if column in columns and other in columns:
+            found, low, high = paired_difference(columns[column], columns[other])
+            row[name] = {"difference": found, "ci95": _known((low, high))}
     return row
 
 
@@ -97,7 +100,20 @@ def verdict(abilities: Mapping[str, Any]) -> str:
     detail = f"; of those that change something, {_from_to(changing)}" if changing else ""
     return (
         f"After tuning, {_and(parts)}. The share of intelligent edits that are right went "
-        f"{_from_to(rows['intelligent'])}{detail}."
+        f"{_from_to(rows['intelligent'])}{detail}.{_after_a_plan(abilities)}"
+    )
+
+
+def _after_a_plan(abilities: Mapping[str, Any]) -> str:
+    """The result of edits that change something, after a plan; empty without such items."""
+    row = abilities.get("planned editing", {"rows": {}})["rows"].get("planned, to change")
+    if not row:
+        return ""
+    longer = (
+        f", and with the shipped model, which was tuned for longer, {100 * row['long']:.1f} %" if "long" in row else ""
+    )
+    return (
+        f" After a plan that the model writes, the share of those that change something went {_from_to(row)}{longer}."
     )
 
 

@@ -20,6 +20,8 @@ from uniedit_hf.training.checkpoints import last_whole_checkpoint
 
 ASSETS = Path(__file__).resolve().parents[3] / "assets"
 BASES = {"bagel": "small_bagel", "janus": "small_janus"}
+LONG = {"bagel": "small_bagel_tuned"}
+LONG_STEPS, LONG_EDITS = 2400, 20_000  # of its tuning
 
 
 def base_folder(base: str | None, model: str) -> Path:
@@ -40,14 +42,26 @@ def base_folder(base: str | None, model: str) -> Path:
     return folder
 
 
+def long_folder(base: str | None, model: str) -> Path | None:
+    """The folder of the shipped model that was tuned for longer; None for another base, or if there is none."""
+    folder = ASSETS / LONG[model] if base is None and model in LONG else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
 # Settings that depend on the scale of the model. Chosen on items of training images (docs/evaluation.md) and fixed
 # before the first run that was measured on test images.
 TUNING_SETTINGS = {"learning_rate": 1e-4, "warmup_steps": 0.05, "ema_decay": 0.99}
-# Settings of tuning with replay (`replay.py`), chosen likewise. The base was trained with that shift of the flow time,
-# and larger steps keep more of what it knows.
+# The tuning with replay (`replay.py`), chosen likewise. A BAGEL learns to write what an instruction comes down to; its
+# generation expert stays as it is, so that drawings are kept. The base was trained with this shift of the flow time.
+# The small Janus has not been taught any plans.
 REPLAY_SETTINGS = {"recipe": "interleaved", "text_loss_weight": 1.0, "lr_scheduler_type": "cosine"}
-REPLAY_OF_FAMILY = {"bagel": {"timestep_shift": 3.0, "max_tokens_per_pack": 2048}}
-REPLAY_SHARES = (6, 3, 3, 2)  # of intelligent edits, drawings, questions and plain edits
+REPLAY_OF_FAMILY = {
+    "bagel": {"learning_rate": 8e-4, "freeze_gen": True, "timestep_shift": 3.0, "max_tokens_per_pack": 2048},
+}
+REPLAY_SHARES = {
+    "bagel": {"plans": 12, "planned": 2, "embedded": 1, "drawings": 3, "questions": 1, "composed": 2, "plain": 2},
+    "janus": {"edits": 6, "drawings": 3, "questions": 3, "plain": 2},
+}
 # About 25 edits; an image of the small Janus has four times the tokens in each view, and its source two views.
 PACK_TOKENS = {"bagel": 1536, "janus": 5120}
 SAVE_STEPS = 100
@@ -61,6 +75,11 @@ def small_world(base: Path) -> dict[str, float | int]:
 def replay_settings(base: Path) -> dict[str, Any]:
     """The settings that differ in the tuning with replay."""
     return REPLAY_SETTINGS | REPLAY_OF_FAMILY.get(family_of(base), {})
+
+
+def replay_shares(base: Path) -> dict[str, float]:
+    """The shares of `with_replay` in the tuning with replay."""
+    return REPLAY_SHARES[family_of(base)]
 
 
 def family_of(base: Path) -> str:

@@ -22,8 +22,8 @@ from .estimate import PAGE, Speed, in_words, measured_speed
 from .page import write_report
 from .remaining import RemainingTime
 from .side_by_side import run_side_by_side
-from .summary import COLUMNS
-from .tuning import base_folder, replay_settings, small_world
+from .summary import COLUMNS, TUNED
+from .tuning import LONG_EDITS, LONG_STEPS, base_folder, long_folder, replay_settings, replay_shares, small_world
 
 
 SETTINGS, DATA, PAGE_NAME = "settings.json", "data.json", "report.html"
@@ -55,13 +55,14 @@ def whole_run(options: QuickstartRun, started: float, say: Callable[[str], None]
     run_side_by_side([partial(make_column, column) for column in columns], jobs, progress)
     progress.close()
     seconds["tuning and measuring"] = time.perf_counter() - begun - seconds["data"]
-    by_name = {name: [each for each in columns if each.name == name] for name in COLUMNS}
+    names = [name for name in COLUMNS if any(each.name == name for each in columns)]
+    by_name = {name: [each for each in columns if each.name == name] for name in names}
     bounds = by_name["base"][0].read_side_figures()
     page, verdict = write_report(
         folder,
         settings=_settings(options, arithmetic, start),
         data=data,
-        losses={name: by_name[name][0].curve() for name in COLUMNS[1:]},
+        losses={name: by_name[name][0].curve() for name in TUNED},
         items=items,
         outputs={name: each[0].read_outputs(items) for name, each in by_name.items()},
         scores={name: [scores_of(column, items) for column in each] for name, each in by_name.items()},
@@ -106,11 +107,11 @@ def columns_of(options: QuickstartRun, start: Path, folder: Path) -> list[Column
     """All models, longest first."""
     rest = {"start": start, "folder": folder, "steps": options.steps, "items": options.items}
     tuned = [
-        Column(name, options.seed + number, number=number, **rest)
-        for number in range(options.seeds)
-        for name in COLUMNS[1:]
+        Column(name, options.seed + number, number=number, **rest) for number in range(options.seeds) for name in TUNED
     ]
-    return [*tuned, Column("base", options.seed, number=0, **rest)]
+    long = long_folder(options.base, options.model)
+    given = {"base": start} | ({} if long is None else {"long": long})
+    return [*tuned, *(Column(name, options.seed, number=0, **rest | {"start": at}) for name, at in given.items())]
 
 
 def _data(options: QuickstartRun, folder: Path) -> dict[str, Any]:
@@ -140,5 +141,8 @@ def _settings(options: QuickstartRun, arithmetic: Arithmetic, start: Path) -> di
         "device": arithmetic.device,
         "dtype": arithmetic.dtype_name,
         **small_world(start),
+        "long_steps": LONG_STEPS,
+        "long_edits": LONG_EDITS,
         "replay": replay_settings(start),
+        "replay_shares": replay_shares(start),
     }

@@ -83,12 +83,13 @@ class PlannedEdits(Section):
     Args:
         asking: How edits are asked for: by a question that has to be answered ("question"), by the resulting edit with
             its reasons ("answer"), by the edit alone ("plain"), or by a plan that says which conditions hold and what
-            to do ("plan"). Everything except the instruction stays the same.
+            to do: by facts ("plan"), or by questions and answers ("thinking"). Everything except the instruction
+            stays the same.
         limit: Maximum number of questions to use.
     """
 
     kind: Literal["planned_edits"]
-    asking: Literal["question", "answer", "plain", "plan"] = "question"
+    asking: Literal["question", "answer", "plain", "plan", "thinking"] = "question"
     limit: PositiveInt | None = None
 
 
