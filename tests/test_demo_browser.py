@@ -86,7 +86,8 @@ def shot(page, name: str) -> None:
 def test_the_first_screen_shows_a_finished_example(page):
     """Before anything is pressed: request, both results, whose they are, and the examples above the fold."""
     page.locator(".results .pair img:visible").nth(1).wait_for()
-    assert page.get_by_label("Instruction").input_value() and status(page).startswith("Stored example")
+    assert page.get_by_label("Instruction").input_value()
+    until(lambda: status(page).startswith("Stored example"), "whose results they are")
     boxes = [
         each.bounding_box() for each in page.locator(".results .pair img:visible, .examples button:visible").all()
     ]
@@ -154,7 +155,7 @@ def test_a_link_holds_the_seed_and_a_tile_its_request(page, address):
     page.get_by_label("Instruction").fill("something else")
     page.locator(".gallery .thumbnail-lg").first.click()
     page.wait_for_function(f"[...document.querySelectorAll('textarea')].some(t => t.value == {text!r})")
-    assert page.locator(".gallery .preview img").first.bounding_box()["height"] > 200, "it opens large"
+    until(lambda: page.locator(".gallery .preview img").first.bounding_box()["height"] > 200, "it opens large")
     shot(page, "tile")
 
 
