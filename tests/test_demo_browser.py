@@ -191,7 +191,7 @@ def test_edit(page):
     assert alike == (not TUNED.is_dir()), "the same seed for both: one model twice gives one picture"
     page.locator(".results .slider-wrap:visible, .results [role=slider]:visible").first.wait_for()
     handle = page.locator(".results .inner:visible").first
-    handle.hover()  # once it lies still
+    page.locator(".results .icon-wrap:visible").first.hover()  # once it lies still
     box = handle.bounding_box()
     page.mouse.down()
     page.mouse.move(box["x"] + 60, box["y"] + box["height"] / 2, steps=5)

@@ -61,12 +61,11 @@ def build(pair: Pair, limits: Limits | None = None, gpu=None) -> gr.Blocks:
 def _connect_edit(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
     settings = [tab.seed, tab.steps, tab.text_guidance, tab.image_guidance, tab.thinking]
     run = _run(tab, on_gpu(handlers.edit), [tab.picture, tab.text, *settings], [tab.used_seed])
-    _after_drawing(tab, run, tab.picture)
+    tab.finished = _after_drawing(tab, run, tab.picture)
     run.success(
         on_gpu(handlers.why), [tab.picture, tab.text], tab.why, api_name="why", concurrency_limit=1,
         concurrency_id=QUEUE, show_progress="hidden",
     )  # fmt: skip
-    tab.finished = run
 
 
 def _connect_ask(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
@@ -76,8 +75,7 @@ def _connect_ask(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
 def _connect_generate(tab: layout.Tab, handlers: Handlers, on_gpu: Decorate) -> None:
     settings = [tab.seed, tab.steps, tab.text_guidance, tab.thinking]
     run = _run(tab, on_gpu(handlers.generate), [tab.text, *settings], [tab.used_seed])
-    _after_drawing(tab, run, gr.State(None))
-    tab.finished = run
+    tab.finished = _after_drawing(tab, run, gr.State(None))
 
 
 def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
@@ -100,13 +98,16 @@ def _run(tab: layout.Tab, handler, inputs: list, more_outputs: list):
     return run
 
 
-def _after_drawing(tab: layout.Tab, run, source) -> None:
-    """Slider and seed of finished images."""
+def _after_drawing(tab: layout.Tab, run, source):
+    """Slider and seed of finished images. What reads them next has to follow the returned event: Gradio writes the
+    slider's images over the files of the same images, which can be read only before or after.
+    """
     pictures = [tab.comparison, source, *tab.results]
-    run.success(compare, pictures, tab.slider, **PRIVATE)
+    compared = run.success(compare, pictures, tab.slider, **PRIVATE)
     run.success(lambda: gr.Accordion(open=True), None, tab.fold, **PRIVATE)
     tab.comparison.change(compare, pictures, tab.slider, **PRIVATE)
     tab.reuse.click(None, tab.used_seed, tab.seed, js="(seed) => seed", api_visibility="private")
+    return compared
 
 
 def _connect_history(tabs: gr.Tabs, parts: list[layout.Tab], limits: Limits) -> None:
