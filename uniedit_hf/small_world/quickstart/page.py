@@ -130,7 +130,7 @@ def ability_bars(abilities: Mapping[str, Any], columns: Sequence[str]) -> str:
     axes.set_xticks(range(len(abilities)), list(abilities))
     axes.set_ylim(0, 1)
     axes.set_ylabel("right")
-    axes.legend(frameon=False, ncols=4, loc="upper right")
+    axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))  # above the bars and intervals
     return _svg(figure)
 
 

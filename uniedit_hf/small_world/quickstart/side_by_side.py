@@ -16,7 +16,9 @@ from queue import Empty
 Tell = Callable[[str, str, int], None]
 Task = Callable[[Tell], None]
 
-_events = None  # in a worker: the queue for its progress
+# In a worker: the queue for its progress, whether it runs a task, and whether it was told to stop.
+_events = None
+_busy = _stopped = False
 
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int, tell: Tell) -> None:
@@ -57,12 +59,33 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int, tell: Tell) -> None:
 
 
 def _run(task: Task) -> None:
-    task(lambda *progress: _events.put(progress))
+    global _busy, _stopped
+    if _stopped:  # a task that was handed out already
+        raise SystemExit(128 + signal.SIGTERM)
+    _busy = True
+    try:
+        task(lambda *progress: _events.put(progress))
+    except (SystemExit, KeyboardInterrupt):  # of a trainer, which has handlers of its own
+        _stopped = True
+        raise
+    finally:
+        _busy = False
+
+
+def _stop(number, frame) -> None:
+    """Ends the task. A worker without one waits for the end of the pool: it may hold the lock of the queue of tasks,
+    and the other workers would wait for that lock forever if it ended here.
+    """
+    global _stopped
+    _stopped = True
+    if _busy:
+        raise SystemExit(128 + number)
 
 
 def _begin_worker(events) -> None:
     global _events
     _events = events
+    signal.signal(signal.SIGTERM, _stop)
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; the parent shows one line for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
